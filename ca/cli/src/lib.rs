@@ -1,0 +1,1 @@
+//! Admin verbs over the admin API: tables for people, JSON for programs.

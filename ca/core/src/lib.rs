@@ -1,0 +1,1 @@
+//! Every decision of the authority, without clock, randomness or I/O.

@@ -1,0 +1,1 @@
+//! Where private keys live: memory and sealed files behind one conformance suite.

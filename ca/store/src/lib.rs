@@ -1,0 +1,1 @@
+//! Where state and the ledger live: SQLite and memory behind one conformance suite.

@@ -1,0 +1,1 @@
+//! Stories, judges and measurements: end to end, interoperability, simulation, benchmarks, tidy.
