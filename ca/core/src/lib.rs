@@ -1,1 +1,5 @@
 //! Every decision of the authority, without clock, randomness or I/O.
+
+pub mod documents;
+pub mod ledger;
+pub mod ports;
