@@ -1,0 +1,3 @@
+module rhizome.test/judge
+
+go 1.19

@@ -1,0 +1,12 @@
+//! The stories that need the real binary or other people's programs, in one integration test binary.
+//!
+//! Laws: loopback only; what a test starts dies with it; scratch space is a temporary directory. A program that is
+//! not installed is a failure when `CI=true` and a loud skip elsewhere; `tests/run e2e` installs them all.
+//! Not here: rules about the source text (`tidy.rs`), tests that need one crate only (they sit in that crate).
+
+#[cfg(test)]
+mod interop;
+#[cfg(test)]
+mod judges;
+#[cfg(test)]
+mod support;
