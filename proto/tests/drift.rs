@@ -1,4 +1,5 @@
 //! The committed code is what the `.proto` files give, byte for byte. `RHIZOME_BLESS=1` rewrites it.
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
