@@ -1,0 +1,84 @@
+//! Every number that bounds a decision, each with the reason it has that value.
+//!
+//! Laws: a limit is a constant here or beside the type that enforces it, never a literal in a condition; each one is
+//! tested on both sides of its boundary. Not here: limits of messages and connections (`rhizome_server`), of CSRs
+//! and certificates (`rhizome_x509`), of names (`rhizome_id`).
+//! Sources: given per constant.
+
+use rhizome_id::Ttl;
+
+/// Values one set of attributes may hold. A Kubernetes pod yields about 8 plus its labels, of which an agent sends
+/// those that rules mention; SPIRE's selectors of a pod stay below 40.
+pub const ATTRIBUTE_VALUES: usize = 64;
+
+/// Bytes of one attribute value. Kubernetes names are at most 253 bytes (RFC 1123 subdomain), label values 63.
+/// Longer Unix paths are not worth a rule; their SHA-256 is.
+pub const ATTRIBUTE_VALUE_BYTES: usize = 256;
+
+/// Bytes of a label key: a DNS subdomain (253), a slash and a name (63), as Kubernetes defines label keys.
+pub const LABEL_KEY_BYTES: usize = 253 + 1 + 63;
+
+/// Conditions of one rule: there are 13 closed attributes; more labels than this is a list, not a rule.
+pub const RULE_CONDITIONS: usize = 32;
+
+/// Values one condition may list. A rule is filed under each value of one condition, so this bounds what a single
+/// edit costs.
+pub const RULE_VALUES: usize = 64;
+
+/// DNS names one rule may grant. A Kubernetes service has four usual spellings; TLS peers pay for each byte.
+pub const RULE_DNS_NAMES: usize = 16;
+
+/// Trust domains one rule may federate with. Each costs a bundle on every subscriber.
+pub const RULE_FEDERATES_WITH: usize = 32;
+
+/// Bytes of a rule's comment: a sentence or two, and a ticket's address.
+pub const RULE_COMMENT_BYTES: usize = 1024;
+
+/// Bytes of a template. SPIFFE-ID §2.3 caps an ID at 2048 bytes; a template that needs half of it is a mistake.
+pub const TEMPLATE_BYTES: usize = 1024;
+
+/// Identities named when a request is ambiguous; the caller must pick one, a longer list helps nobody.
+pub const AMBIGUOUS_CANDIDATES: usize = 16;
+
+/// Rules shown as near misses by `explain`: one screen.
+pub const NEAR_MISSES: usize = 10;
+
+/// Bytes of a join token's secret: 256 bits, so that its unsalted SHA-256 may be stored and may be public.
+pub const JOIN_TOKEN_SECRET_BYTES: usize = 32;
+
+/// Lifetime of a workload's certificate when neither rule nor request says otherwise (SPIRE's default is 1 h).
+pub const WORKLOAD_DEFAULT_TTL: Ttl = Ttl::hours(1);
+/// Longest lifetime of a workload's certificate: a day, Istio's default; revocation is expiry (X509-SVID has none).
+pub const WORKLOAD_MAX_TTL: Ttl = Ttl::hours(24);
+/// Lifetime of a node's certificate: an outage of half a day leaves it able to renew.
+pub const NODE_DEFAULT_TTL: Ttl = Ttl::hours(24);
+/// Longest lifetime of a node's certificate: a machine may be suspended for a few days and still come back.
+pub const NODE_MAX_TTL: Ttl = Ttl::hours(7 * 24);
+/// Lifetime of an administrator's certificate: a working day.
+pub const ADMIN_DEFAULT_TTL: Ttl = Ttl::hours(12);
+/// Longest lifetime of an administrator's certificate: a day; it is issued locally and costs nothing to replace.
+pub const ADMIN_MAX_TTL: Ttl = Ttl::hours(24);
+/// Lifetime of a server's own certificate, which it renews itself.
+pub const SERVER_TTL: Ttl = Ttl::hours(24);
+
+/// Most seconds a certificate is backdated against slow clocks (architecture §5 step 4); SPIRE backdates 10 s,
+/// Istio 2 min.
+pub const BACKDATE_SECONDS: i64 = 60;
+/// A short-lived certificate is backdated by at most this fraction of its lifetime (architecture §5 step 4).
+pub const BACKDATE_FRACTION: i64 = 10;
+
+/// Renewal happens at this fraction of a certificate's life (rhizome reference, spiffe.md §10: by half life).
+pub const RENEW_AT_FRACTION: i64 = 2;
+/// The renewal instant is spread over ± life / this (10 %), drawn once per certificate (spiffe.md §11.10).
+pub const RENEW_JITTER_FRACTION: i64 = 10;
+
+/// A successor is prepared when this fraction of an authority's life remains, or [`PREPARE_CAP_SECONDS`]
+/// (SPIRE `slot.go`: preparation threshold, at most 30 days).
+pub const PREPARE_FRACTION: i64 = 2;
+/// Upper cap of the preparation threshold: 30 days (SPIRE `slot.go`).
+pub const PREPARE_CAP_SECONDS: i64 = 30 * 86_400;
+/// A successor is activated when this fraction of the active authority's life remains, or [`ACTIVATE_CAP_SECONDS`]
+/// (SPIRE `slot.go`: activation threshold, at most 7 days).
+pub const ACTIVATE_FRACTION: i64 = 6;
+/// Upper cap of the activation threshold: 7 days (SPIRE `slot.go`).
+pub const ACTIVATE_CAP_SECONDS: i64 = 7 * 86_400;
