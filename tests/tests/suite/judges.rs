@@ -207,7 +207,13 @@ fn openssl(directory: &Path, purpose: &str) -> Verdict {
 
 fn certtool(directory: &Path, purpose: &str) -> Verdict {
     let mut command = Command::new("certtool");
-    command.args(["--verify", "--verify-profile", "medium", "--verify-purpose", purpose]);
+    command.args([
+        "--verify",
+        "--verify-profile",
+        "medium",
+        "--verify-purpose",
+        purpose,
+    ]);
     command
         .arg("--load-ca-certificate")
         .arg(directory.join("bundle.pem"));

@@ -1,0 +1,328 @@
+//! What the text of the tracked files must and must not hold.
+//!
+//! Laws: a rule sees paths as git names them and whole texts; an item under `#[cfg(test)]` is no product code. Words that may not stand in the repository are spelled in two halves here, or this file would break its rule.
+
+use std::path::Path;
+use std::process::Command;
+
+/// One tracked text file.
+#[derive(Debug, Clone)]
+struct Source {
+    path: String,
+    text: String,
+}
+
+const MAX_LINES: usize = 600;
+
+/// Files that may call a constructor named `assertion`: the doors where evidence becomes a fact. Each call states
+/// something nobody else checks, so a new caller is a decision and a line here.
+const ASSERTERS: &[&str] = &[
+    "ca/core/src/nodes.rs",
+    "ca/core/src/tokens.rs",
+    "ca/server/src/authn.rs",
+    "ca/store/src/memory.rs",
+    "ca/store/src/sqlite.rs",
+];
+
+/// The one file that turns our errors into the wire's.
+const STATUS_FILE: &str = "ca/server/src/status.rs";
+
+/// Machine paths and registry hosts, each in two halves.
+const FOREIGN_WORDS: &[(&str, &str)] = &[
+    ("/wo", "rk/"),
+    ("/tmp/ba", "sh"),
+    ("index.crates", ".io"),
+    ("static.crates", ".io"),
+    ("pypi", ".org"),
+    ("registry.npm", "js.org"),
+    ("proxy.go", "lang.org"),
+    ("repo1.mav", "en.org"),
+    ("deb.deb", "ian.org"),
+    ("artifact", "ory"),
+];
+
+impl Source {
+    fn is_rust(&self) -> bool {
+        self.path.ends_with(".rs")
+    }
+
+    fn is_generated(&self) -> bool {
+        self.path.starts_with("proto/src/gen/")
+    }
+
+    /// Written by hand and shipped: the sources of `ca/` and `proto/` that are no tests.
+    fn is_product(&self) -> bool {
+        let ships = self.path.starts_with("ca/") || self.path.starts_with("proto/");
+        let test_files = ["/tests.rs", "/testing.rs", "_tests.rs"];
+        let tests = self.path.contains("/tests/") || test_files.iter().any(|name| self.path.ends_with(name));
+        self.is_rust() && ships && !tests && !self.is_generated()
+    }
+
+    /// The lines that ship, numbered from 1, without comments: an item under `#[cfg(test)]` at the margin does not.
+    fn product_lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        let mut lines = self.text.lines().enumerate();
+        std::iter::from_fn(move || {
+            let (mut at, mut line) = lines.next()?;
+            while line == "#[cfg(test)]" {
+                let ends_item = |line: &str| line == "}" || (line.ends_with(';') && !line.starts_with(' '));
+                lines.find(|(_, line)| ends_item(line))?;
+                (at, line) = lines.next()?;
+            }
+            Some((at + 1, line.split("//").next().unwrap_or_default()))
+        })
+    }
+}
+
+fn long_files(sources: &[Source]) -> Vec<String> {
+    let ours = sources
+        .iter()
+        .filter(|source| source.is_rust() && !source.is_generated());
+    let long = ours
+        .map(|source| (source, source.text.lines().count()))
+        .filter(|(_, lines)| *lines > MAX_LINES);
+    long.map(|(source, lines)| format!("{} has {lines} lines of {MAX_LINES}", source.path))
+        .collect()
+}
+
+fn modules_without_a_duty(sources: &[Source]) -> Vec<String> {
+    let product = sources.iter().filter(|source| source.is_product());
+    let mute = product.filter(|source| !source.text.starts_with("//!"));
+    mute.map(|source| format!("{} does not open with //!", source.path))
+        .collect()
+}
+
+fn unfinished_or_silenced(sources: &[Source]) -> Vec<String> {
+    const WORDS: [&str; 5] = ["todo!", "unimplemented!", "#[allow(", "#![allow(", "unsafe {"];
+    let mut complaints = Vec::new();
+    for source in sources.iter().filter(|source| source.is_product()) {
+        for (at, line) in source.product_lines() {
+            if let Some(word) = WORDS.iter().find(|word| line.contains(**word)) {
+                complaints.push(format!("{}:{at} has {word}", source.path));
+            }
+        }
+    }
+    complaints
+}
+
+fn wire_errors_outside_their_file(sources: &[Source]) -> Vec<String> {
+    let server = sources
+        .iter()
+        .filter(|source| source.path.starts_with("ca/server/src/"));
+    let elsewhere = server.filter(|source| source.path != STATUS_FILE && names_wire_status(&source.text));
+    elsewhere
+        .map(|source| format!("{} names tonic::Status; only {STATUS_FILE} does", source.path))
+        .collect()
+}
+
+/// `tonic::Status`, or `Status` in the braces of a `use tonic::{…}`.
+fn names_wire_status(text: &str) -> bool {
+    let imports = text.split("use tonic::{").skip(1);
+    let mut lists = imports.map(|rest| rest.split(';').next().unwrap_or_default());
+    let names = |list: &str| {
+        list.split(|c: char| !c.is_alphanumeric())
+            .any(|word| word == "Status")
+    };
+    text.contains("tonic::Status") || lists.any(names)
+}
+
+fn unlisted_asserters(sources: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for source in sources.iter().filter(|source| source.is_product()) {
+        for (at, line) in source.product_lines() {
+            if line.contains("::assertion(") && !ASSERTERS.contains(&source.path.as_str()) {
+                complaints.push(format!(
+                    "{}:{at} asserts; list it in ASSERTERS or prove it",
+                    source.path
+                ));
+            }
+        }
+    }
+    complaints
+}
+
+fn foreign_words(sources: &[Source]) -> Vec<String> {
+    let words: Vec<String> = FOREIGN_WORDS
+        .iter()
+        .map(|(first, second)| format!("{first}{second}"))
+        .collect();
+    let mut complaints = Vec::new();
+    for source in sources {
+        for (at, line) in source.text.lines().enumerate() {
+            if let Some(word) = words.iter().find(|word| line.contains(word.as_str())) {
+                complaints.push(format!("{}:{} holds {word}", source.path, at + 1));
+            }
+        }
+    }
+    complaints
+}
+
+/// Every tracked file that is text. Read from git, so that scratch files of the day do not matter.
+fn tracked() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let listing = Command::new("git")
+        .arg("-C")
+        .arg(&root)
+        .args(["ls-files", "-z"])
+        .output()
+        .unwrap();
+    assert!(
+        listing.status.success(),
+        "git ls-files: {}",
+        String::from_utf8_lossy(&listing.stderr)
+    );
+    let listing = String::from_utf8(listing.stdout).unwrap();
+    let paths = listing.split('\0').filter(|path| !path.is_empty());
+    let read = |path: &str| {
+        let text = std::fs::read_to_string(root.join(path)).ok()?;
+        Some(Source {
+            path: path.to_owned(),
+            text,
+        })
+    };
+    paths.filter_map(read).collect()
+}
+
+#[test]
+fn the_tracked_files_are_found() {
+    let sources = tracked();
+    assert!(sources.iter().any(Source::is_product));
+    assert!(sources.iter().any(|source| source.path == "Cargo.lock"));
+}
+
+#[test]
+fn no_file_is_longer_than_one_sitting() {
+    assert_eq!(long_files(&tracked()), [""; 0]);
+}
+
+#[test]
+fn every_module_says_its_duty_first() {
+    assert_eq!(modules_without_a_duty(&tracked()), [""; 0]);
+}
+
+#[test]
+fn product_code_is_finished_and_silences_no_lint() {
+    assert_eq!(unfinished_or_silenced(&tracked()), [""; 0]);
+}
+
+#[test]
+fn one_file_of_the_server_names_the_wires_error() {
+    assert_eq!(wire_errors_outside_their_file(&tracked()), [""; 0]);
+}
+
+#[test]
+fn only_listed_files_assert_what_nobody_else_checks() {
+    assert_eq!(unlisted_asserters(&tracked()), [""; 0]);
+}
+
+#[test]
+fn no_tracked_file_names_a_machine_or_a_registry() {
+    assert_eq!(foreign_words(&tracked()), [""; 0]);
+}
+
+mod planted {
+    use super::*;
+
+    fn source(path: &str, text: &str) -> [Source; 1] {
+        [Source {
+            path: path.to_owned(),
+            text: text.to_owned(),
+        }]
+    }
+
+    #[test]
+    fn a_long_file_is_found_and_a_generated_one_is_not() {
+        let long = "x\n".repeat(MAX_LINES + 1);
+        assert_eq!(
+            long_files(&source("ca/id/src/a.rs", &long)),
+            ["ca/id/src/a.rs has 601 lines of 600"]
+        );
+        assert_eq!(long_files(&source("proto/src/gen/a.rs", &long)), [""; 0]);
+        assert_eq!(
+            long_files(&source("ca/id/src/a.rs", &"x\n".repeat(MAX_LINES))),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn a_module_without_a_duty_is_found() {
+        assert_eq!(
+            modules_without_a_duty(&source("ca/id/src/a.rs", "use x;\n")).len(),
+            1
+        );
+        assert_eq!(
+            modules_without_a_duty(&source("ca/id/src/a.rs", "//! Duty.\n")),
+            [""; 0]
+        );
+        assert_eq!(
+            modules_without_a_duty(&source("ca/id/tests/a.rs", "use x;\n")),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn unfinished_and_silenced_code_is_found() {
+        for word in [
+            "todo!()",
+            "unimplemented!()",
+            "#[allow(dead_code)]",
+            "#![allow(x)]",
+            "unsafe { x }",
+        ] {
+            let found = unfinished_or_silenced(&source("ca/id/src/a.rs", &format!("\n{word}\n")));
+            assert_eq!(found.len(), 1, "{word}");
+        }
+        let around =
+            "// todo!\n#[cfg(test)]\nuse x::y;\n#[cfg(test)]\nmod tests {\n    todo!()\n}\ntodo!()\n";
+        let found = unfinished_or_silenced(&source("ca/id/src/a.rs", around));
+        assert_eq!(found, ["ca/id/src/a.rs:8 has todo!"]);
+    }
+
+    #[test]
+    fn a_wire_error_outside_its_file_is_found() {
+        for text in [
+            "fn a() -> tonic::Status",
+            "use tonic::{Request, Status};",
+            "use tonic::{\n    Status,\n};",
+        ] {
+            assert_eq!(
+                wire_errors_outside_their_file(&source("ca/server/src/a.rs", text)).len(),
+                1,
+                "{text}"
+            );
+            assert_eq!(
+                wire_errors_outside_their_file(&source(STATUS_FILE, text)),
+                [""; 0]
+            );
+        }
+        let other = "use tonic::{Request, Response};\nuse crate::status::Status;";
+        assert_eq!(
+            wire_errors_outside_their_file(&source("ca/server/src/a.rs", other)),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn an_unlisted_assertion_is_found() {
+        let call = "let caller = AttestedCaller::assertion(principal);";
+        assert_eq!(
+            unlisted_asserters(&source("ca/server/src/api/sign.rs", call)).len(),
+            1
+        );
+        assert_eq!(
+            unlisted_asserters(&source("ca/server/src/authn.rs", call)),
+            [""; 0]
+        );
+        assert_eq!(
+            unlisted_asserters(&source("ca/core/src/a.rs", &format!("#[cfg(test)]\n{call}"))),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn a_machine_path_and_a_registry_are_found() {
+        for (first, second) in FOREIGN_WORDS {
+            let found = foreign_words(&source("README.md", &format!("see {first}{second}x")));
+            assert_eq!(found.len(), 1, "{first}{second}");
+        }
+    }
+}
