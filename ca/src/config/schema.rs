@@ -1,0 +1,406 @@
+//! The schema: which fields a configuration has, their defaults, and how they bear on each other.
+//!
+//! Laws: reading a section asks for every field it has, so what is not asked for is unknown; relations are checked
+//! only between fields that are sound in themselves, so one mistake gives one fault.
+//! Not here: what a value looks like (`values`). The commented sample is `deploy/config/rhizome.yaml`.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use rhizome_core::limits;
+use rhizome_id::{ReplicaName, TrustDomain, Ttl};
+
+use super::faults::{Faults, Position, quoted};
+use super::section::{Refusal, Scalar, Section};
+use super::tree::Node;
+use super::values::{self, Endpoint, Host};
+use super::{Admin, Authority, Config, Limits, Log, LogFormat, LogLevel, Policy, Sealing, Warning};
+
+/// Values in one list: replicas, names and administrators are counted in tens.
+const MAX_LIST: usize = 64;
+
+/// Where the server listens unless told otherwise: all IPv4 addresses, port 8443.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443);
+
+/// Where state lives unless told otherwise (systemd's `StateDirectory=rhizome`).
+const DATA: &str = "/var/lib/rhizome";
+
+/// Where administrators connect unless told otherwise (systemd's `RuntimeDirectory=rhizome`).
+const SOCKET: &str = "/run/rhizome/admin.sock";
+
+/// Ten years: a root outlives several rotations of everything below it.
+const ROOT_TTL: Ttl = Ttl::hours(3650 * 24);
+/// Thirty days: an issuer is replaced by itself at half of that.
+const ISSUER_TTL: Ttl = Ttl::hours(30 * 24);
+
+/// How often followers of the bundle without a stream should look (SPIFFE bundle `spiffe_refresh_hint`).
+const REFRESH_HINT_SECONDS: i64 = 300;
+/// A join token is pasted at once or never.
+const TOKEN_TTL_SECONDS: i64 = 600;
+/// Longest life a join token may be given.
+const TOKEN_MAX_TTL: Ttl = Ttl::hours(24);
+
+/// Requests a second from one source address: an agent needs a few, a scanner wants thousands.
+const PER_SOURCE: u32 = 50;
+/// Requests a second of one identity: what one agent on a large host may need when everything restarts at once.
+const PER_IDENTITY: u32 = 5_000;
+/// Connections at once.
+const CONNECTIONS: u32 = 20_000;
+/// Upper bound of every rate: no server issues faster.
+const MAX_RATE: u32 = 1_000_000;
+/// Upper bound of connections: file descriptors are the real limit.
+const MAX_CONNECTIONS: u32 = 1_000_000;
+/// Upper bound of worker threads.
+const MAX_WORKERS: usize = 1_024;
+
+type Shared<'n> = &'n RefCell<Faults>;
+
+/// Reads a configuration out of a tree. `None` when there are faults.
+pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, Vec<Warning>)> {
+    let mut file = Section::root(root, faults);
+    let trust_domain = file
+        .required(
+            "trust_domain",
+            "add `trust_domain: example.org`",
+            values::trust_domain,
+        )
+        .given();
+    let replica = file
+        .value("replica", values::replica)
+        .given()
+        .or_else(|| "r1".parse().ok());
+    let reach = reach(&mut file);
+    let data = file.value("data", values::path).or(PathBuf::from(DATA));
+    let admin = admin(file.section("admin"));
+    let mut web = file.section("web");
+    let web_listen = web.value("listen", values::listen).given();
+    web.finish();
+    let sealing = sealing(file.section("keys"));
+    let (authority, issuer_ttl) = authority(file.section("authority"));
+    let policy = policy(file.section("policy"), issuer_ttl);
+    let limits = read_limits(file.section("limits"));
+    let mut bundle = file.section("bundle");
+    let refresh_hint = bundle
+        .value("refresh_hint", values::ttl)
+        .or(seconds(REFRESH_HINT_SECONDS));
+    bundle.finish();
+    let log = log(file.section("log"));
+    file.finish();
+    if !faults.borrow().is_empty() {
+        return None;
+    }
+    let mut warnings = Vec::new();
+    if matches!(sealing, Some((Sealing::DangerUnsealed, _))) {
+        let at = sealing.as_ref().and_then(|(_, at)| *at);
+        warnings.push(Warning {
+            at,
+            text: "keys.danger_unsealed: private keys are stored in the clear".to_owned(),
+        });
+    }
+    let Reach {
+        listen,
+        advertise,
+        names,
+    } = reach;
+    let (dns_names, ip_addresses) = split(&names);
+    let (sealing, _) = sealing?;
+    let (trust_domain, replica): (TrustDomain, ReplicaName) = (trust_domain?, replica?);
+    let web = web_listen;
+    let config = Config {
+        trust_domain,
+        replica,
+        listen,
+        advertise,
+        dns_names,
+        ip_addresses,
+        data,
+        admin,
+        web,
+        sealing,
+        authority,
+        policy,
+        limits,
+        refresh_hint,
+        log,
+    };
+    Some((config, warnings))
+}
+
+/// Where the server is and what it is called.
+struct Reach {
+    listen: SocketAddr,
+    advertise: Vec<Endpoint>,
+    names: Vec<Host>,
+}
+
+fn reach(file: &mut Section<'_>) -> Reach {
+    let listen_field = file.value("listen", values::listen);
+    let advertise_field = file.list("advertise", MAX_LIST, values::endpoint);
+    let names_field = file.list("names", MAX_LIST, values::host);
+    let faulty = listen_field.is_faulty() || advertise_field.is_faulty() || names_field.is_faulty();
+    let at = advertise_field.position().or_else(|| listen_field.position());
+    let listen = listen_field.or(LISTEN);
+    let mut names = names_field.or(Vec::new());
+    let mut advertise = advertise_field.or(Vec::new());
+    if advertise.is_empty() && listen.port() > 0 {
+        let hosts = if listen.ip().is_unspecified() {
+            names.clone()
+        } else {
+            vec![Host::Ip(listen.ip())]
+        };
+        advertise = hosts
+            .into_iter()
+            .map(|host| Endpoint {
+                host,
+                port: listen.port(),
+            })
+            .collect();
+    }
+    if advertise.is_empty() && !faulty {
+        let problem =
+            format!("agents cannot dial {listen}, and nothing else says where they reach this server");
+        let remedy = "add `advertise: [ca.example.org:8443]` with the host and port they dial";
+        file.fault("advertise", at, Refusal::new(problem, remedy));
+    }
+    for endpoint in &advertise {
+        if !names.contains(&endpoint.host) {
+            names.push(endpoint.host.clone());
+        }
+    }
+    Reach {
+        listen,
+        advertise,
+        names,
+    }
+}
+
+fn split(names: &[Host]) -> (Vec<rhizome_x509::DnsName>, Vec<IpAddr>) {
+    let mut dns_names = Vec::new();
+    let mut ip_addresses = Vec::new();
+    for name in names {
+        match name {
+            Host::Dns(name) if !dns_names.contains(name) => dns_names.push(name.clone()),
+            Host::Ip(address) if !ip_addresses.contains(address) => ip_addresses.push(*address),
+            Host::Dns(_) | Host::Ip(_) => {}
+        }
+    }
+    (dns_names, ip_addresses)
+}
+
+fn admin(mut section: Section<'_>) -> Admin {
+    let socket = section
+        .value("socket", values::socket_path)
+        .or(PathBuf::from(SOCKET));
+    let uid = |value: Scalar<'_>| {
+        values::number(0..=u32::MAX - 1)(value).map_err(|_refusal| {
+            Refusal::new(
+                format!("{} is not a user id", quoted(value.text)),
+                "write the number that `id -u USER` prints",
+            )
+        })
+    };
+    let field = section.pairs("uids", MAX_LIST, uid, values::one_of(values::ROLES));
+    let at = field.position();
+    let pairs = field.or(Vec::new());
+    let uids: BTreeMap<u32, _> = pairs.iter().copied().collect();
+    if uids.len() < pairs.len() {
+        // Two spellings of one number, such as 7 and 007; the same spelling twice is found by the tree.
+        section.fault(
+            "uids",
+            at,
+            Refusal::new("one user id is given twice", "keep one of the two"),
+        );
+    }
+    section.finish();
+    Admin { socket, uids }
+}
+
+fn sealing(mut section: Section<'_>) -> Option<(Sealing, Option<Position>)> {
+    let file = section.value("sealing_key_file", values::path);
+    let environment = section.value("sealing_key_env", values::variable);
+    let unsealed = section.value("danger_unsealed", values::boolean);
+    let faulty = file.is_faulty() || environment.is_faulty() || unsealed.is_faulty();
+    let mut choices = Vec::new();
+    let (at_file, at_environment, at_unsealed) =
+        (file.position(), environment.position(), unsealed.position());
+    choices.extend(file.given().map(|path| (Sealing::KeyFile(path), at_file)));
+    choices.extend(
+        environment
+            .given()
+            .map(|name| (Sealing::KeyEnvironment(name), at_environment)),
+    );
+    if unsealed.given() == Some(true) {
+        choices.push((Sealing::DangerUnsealed, at_unsealed));
+    }
+    if choices.len() > 1 {
+        let at = choices.get(1).and_then(|(_, at)| *at);
+        let problem = "more than one way to seal private keys is given";
+        section.fault(
+            "",
+            at,
+            Refusal::new(
+                problem,
+                "keep one of sealing_key_file, sealing_key_env, danger_unsealed",
+            ),
+        );
+    }
+    if choices.is_empty() && !faulty {
+        let remedy = "add `sealing_key_file: /etc/rhizome/sealing.key` (made on first start) or `sealing_key_env: NAME`; \
+                      `danger_unsealed: true` stores them in the clear";
+        section.fault(
+            "",
+            None,
+            Refusal::new("nothing says how private keys are sealed at rest", remedy),
+        );
+    }
+    section.finish();
+    choices.into_iter().next()
+}
+
+/// The authority's settings, and the lifetime of its issuers when that is sound.
+fn authority(mut section: Section<'_>) -> (Authority, Option<Ttl>) {
+    let algorithm = section.value("algorithm", values::one_of(values::ALGORITHMS));
+    let root = section.value("root_ttl", values::ttl);
+    let issuer = section.value("issuer_ttl", values::ttl);
+    let sound = !root.is_faulty() && !issuer.is_faulty();
+    let at = issuer.position().or_else(|| root.position());
+    let (root_ttl, issuer_ttl) = (root.or(ROOT_TTL), issuer.or(ISSUER_TTL));
+    if sound && issuer_ttl >= root_ttl {
+        let problem =
+            format!("issuers would live {issuer_ttl}, no shorter than the root above them ({root_ttl})");
+        section.fault(
+            "issuer_ttl",
+            at,
+            Refusal::new(problem, "make issuer_ttl shorter than root_ttl"),
+        );
+    }
+    section.finish();
+    let algorithm = algorithm.given().unwrap_or_default();
+    (
+        Authority {
+            algorithm,
+            root_ttl,
+            issuer_ttl,
+        },
+        sound.then_some(issuer_ttl),
+    )
+}
+
+fn policy(mut section: Section<'_>, issuer_ttl: Option<Ttl>) -> Policy {
+    let mut pair = |name, max_name, default, max, issued: bool| {
+        let (usual, longest) = (
+            section.value(name, values::ttl),
+            section.value(max_name, values::ttl),
+        );
+        let sound = !usual.is_faulty() && !longest.is_faulty();
+        let (at, at_longest) = (
+            usual.position().or_else(|| longest.position()),
+            longest.position(),
+        );
+        let given = at.is_some();
+        let (usual, longest) = (usual.or(default), longest.or(max));
+        if sound && usual > longest {
+            let problem = format!("{usual} is more than {max_name} ({longest})");
+            section.fault(
+                name,
+                at,
+                Refusal::new(problem, format!("shorten {name} or lengthen {max_name}")),
+            );
+        }
+        if let Some(issuer) = issuer_ttl.filter(|issuer| sound && issued && given && longest > *issuer) {
+            let problem = format!(
+                "{longest} is more than authority.issuer_ttl ({issuer}), which no certificate outlives"
+            );
+            let remedy = format!("shorten {max_name} or lengthen authority.issuer_ttl");
+            section.fault(max_name, at_longest.or(at), Refusal::new(problem, remedy));
+        }
+        (usual, longest)
+    };
+    let (workload_ttl, workload_max_ttl) = pair(
+        "workload_ttl",
+        "workload_max_ttl",
+        limits::WORKLOAD_DEFAULT_TTL,
+        limits::WORKLOAD_MAX_TTL,
+        true,
+    );
+    let (node_ttl, node_max_ttl) = pair(
+        "node_ttl",
+        "node_max_ttl",
+        limits::NODE_DEFAULT_TTL,
+        limits::NODE_MAX_TTL,
+        true,
+    );
+    let (admin_ttl, admin_max_ttl) = pair(
+        "admin_ttl",
+        "admin_max_ttl",
+        limits::ADMIN_DEFAULT_TTL,
+        limits::ADMIN_MAX_TTL,
+        true,
+    );
+    let (token_ttl, token_max_ttl) = pair(
+        "token_ttl",
+        "token_max_ttl",
+        seconds(TOKEN_TTL_SECONDS),
+        TOKEN_MAX_TTL,
+        false,
+    );
+    let server_ttl = section.value("server_ttl", values::ttl).or(limits::SERVER_TTL);
+    section.finish();
+    Policy {
+        workload_ttl,
+        workload_max_ttl,
+        node_ttl,
+        node_max_ttl,
+        admin_ttl,
+        admin_max_ttl,
+        server_ttl,
+        token_ttl,
+        token_max_ttl,
+    }
+}
+
+fn read_limits(mut section: Section<'_>) -> Limits {
+    let rate = values::number(1..=MAX_RATE);
+    let per_source_per_second = section.value("per_source_per_second", &rate).or(PER_SOURCE);
+    let per_identity_per_second = section.value("per_identity_per_second", &rate).or(PER_IDENTITY);
+    let connections = section
+        .value("connections", values::number(1..=MAX_CONNECTIONS))
+        .or(CONNECTIONS);
+    let workers = section.value("workers", values::number(0..=MAX_WORKERS)).or(0);
+    section.finish();
+    Limits {
+        per_source_per_second,
+        per_identity_per_second,
+        connections,
+        workers,
+    }
+}
+
+fn log(mut section: Section<'_>) -> Log {
+    let format = section.value(
+        "format",
+        values::one_of(&[("json", LogFormat::Json), ("text", LogFormat::Text)]),
+    );
+    let level = section.value(
+        "level",
+        values::one_of(&[
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+        ]),
+    );
+    section.finish();
+    Log {
+        format: format.or(LogFormat::Json),
+        level: level.or(LogLevel::Info),
+    }
+}
+
+/// A constant of this file as a lifetime.
+fn seconds(count: i64) -> Ttl {
+    Ttl::from_seconds(count).unwrap_or(Ttl::MAX)
+}
