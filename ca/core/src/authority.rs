@@ -1,0 +1,547 @@
+//! Authorities: which key signs, which is only trusted, and when each changes. One slot machine for roots and issuers.
+//!
+//! Laws, each a test of that name: while the root lives there is an active issuer; at most one authority of a kind is
+//! active in a replica; an issuer never outlives its root; `step` is a function of its arguments, and performing an
+//! effect twice, or crashing between any two, ends in the same state; a tainted authority never returns; time alone
+//! never makes, activates or ends a *root*, except the very first one: what verifiers trust changes by decision.
+//! Not here: keys, certificates and storage (effects; `rhizome_server::rotate` performs them), the acknowledged change
+//! of roots (`rotation`).
+//! Sources: rotation.md; spiffe/spire `pkg/server/ca/manager/slot.go` (thresholds); RFC 5280 §6.1.
+
+use std::cmp::Reverse;
+use std::fmt;
+
+use rhizome_id::{AuthorityId, KeyId, ReplicaName, Timestamp, Ttl};
+use rhizome_x509::{CaCertificate, SigningAlgorithm};
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{ACTIVATE_CAP_SECONDS, ACTIVATE_FRACTION, PREPARE_CAP_SECONDS, PREPARE_FRACTION};
+use crate::renewal::{Validity, validity};
+
+/// What an authority is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthorityKind {
+    /// Trusted by verifiers; signs issuers. One for all replicas.
+    Root,
+    /// Signs leaves. Each replica has its own.
+    Issuer,
+}
+
+/// Where an authority stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthorityState {
+    /// It exists and does not sign yet.
+    Prepared,
+    /// It signs.
+    Active,
+    /// It signs no more; what it signed is still valid.
+    Old,
+    /// It must not be trusted any more. There is no way back.
+    Tainted,
+}
+
+impl fmt::Display for AuthorityKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Root => "root",
+            Self::Issuer => "issuer",
+        })
+    }
+}
+
+impl fmt::Display for AuthorityState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Prepared => "prepared",
+            Self::Active => "active",
+            Self::Old => "old",
+            Self::Tainted => "tainted",
+        })
+    }
+}
+
+/// A signing authority as it is stored. JSON, the certificate as base64 DER; unknown fields are ignored (schema N
+/// and N−1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authority {
+    /// Its name, never used again.
+    pub id: AuthorityId,
+    /// What it is for.
+    pub kind: AuthorityKind,
+    /// The replica that signs with it; for a root, the one that made it.
+    pub replica: ReplicaName,
+    /// Its key in the key ring.
+    pub key: KeyId,
+    /// How it signs.
+    pub algorithm: SigningAlgorithm,
+    /// Its certificate.
+    pub certificate: CaCertificate,
+    /// Who signed its certificate; `None` for a root that signed itself.
+    pub issuer: Option<AuthorityId>,
+    /// Where it stands.
+    pub state: AuthorityState,
+    /// When it was made.
+    pub prepared_at: Timestamp,
+    /// When it began to sign.
+    pub activated_at: Option<Timestamp>,
+}
+
+/// How long new authorities live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RotationPolicy {
+    /// Roots.
+    pub root_ttl: Ttl,
+    /// Issuers; never beyond their root.
+    pub issuer_ttl: Ttl,
+}
+
+/// Something to be done. Each is idempotent when performed as [`still_due`] and [`changes`] say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Make a key and a self-signed root with [`root_validity`], and store it as `Prepared`.
+    MakeRoot {
+        /// Why.
+        reason: Reason,
+    },
+    /// Make a key and an issuer for this replica under the active root with [`issuer_validity`], and store it as
+    /// `Prepared`.
+    MakeIssuer {
+        /// Why.
+        reason: Reason,
+    },
+    /// Let it sign, and let no other of its kind and replica: [`changes`] has both in one.
+    Activate {
+        /// Which.
+        id: AuthorityId,
+        /// Why.
+        reason: Reason,
+    },
+    /// It signs no more.
+    Retire {
+        /// Which.
+        id: AuthorityId,
+        /// Why.
+        reason: Reason,
+    },
+    /// Remove its record, then destroy its key.
+    Forget {
+        /// Which.
+        id: AuthorityId,
+        /// Why.
+        reason: Reason,
+    },
+    /// Nothing to do until then. Comes alone.
+    WakeAt(Timestamp),
+}
+
+/// Why something is to be done: for the ledger and for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// There has never been a root.
+    FirstRoot,
+    /// Nothing of this kind signs.
+    NothingActive,
+    /// The active one has passed its preparation threshold.
+    SuccessorDue,
+    /// The active one has passed its activation threshold.
+    ActivationDue,
+    /// The active root is another one now.
+    RootChanged,
+    /// A newer one of its kind is active.
+    Superseded,
+    /// Its last second has passed.
+    Expired,
+    /// Its root is gone or tainted, or ends before it.
+    RootUnusable,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FirstRoot => "there has never been a root",
+            Self::NothingActive => "nothing of its kind signs",
+            Self::SuccessorDue => "the active one passed its preparation threshold",
+            Self::ActivationDue => "the active one passed its activation threshold",
+            Self::RootChanged => "the active root is another one now",
+            Self::Superseded => "another one of its kind serves",
+            Self::Expired => "its last second has passed",
+            Self::RootUnusable => "its root is gone, tainted, or ends before it",
+        })
+    }
+}
+
+/// What `replica` has to do at `now`, in an order in which it can be done: perform the effects, then step again, until
+/// the answer is nothing or a single [`Effect::WakeAt`]. `authorities` are those of all replicas; issuers of others
+/// are left to them.
+pub fn step(
+    authorities: &[Authority],
+    replica: &ReplicaName,
+    now: Timestamp,
+    policy: &RotationPolicy,
+) -> Vec<Effect> {
+    let slots: Vec<Slot<'_>> = authorities.iter().map(Slot::of).collect();
+    plan(&slots, replica, now, policy)
+}
+
+/// Whether `effect` is still to be done. To be asked on the records read in the transaction that performs it: a crash,
+/// a retry or another process may have done it already.
+pub fn still_due(
+    effect: &Effect,
+    authorities: &[Authority],
+    replica: &ReplicaName,
+    now: Timestamp,
+    policy: &RotationPolicy,
+) -> bool {
+    step(authorities, replica, now, policy).contains(effect)
+}
+
+/// A change of one stored record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Write this.
+    Put(Box<Authority>),
+    /// Delete the record; then, and only then, destroy the key.
+    Delete {
+        /// Which record.
+        id: AuthorityId,
+        /// Which key.
+        key: KeyId,
+    },
+}
+
+/// The changes of records that perform `effect`, to be committed in one transaction. Records that are as they should
+/// be already are not among them, so performing an effect twice changes nothing. Empty for effects that make keys.
+pub fn changes(effect: &Effect, authorities: &[Authority], now: Timestamp) -> Vec<Change> {
+    let slots: Vec<Slot<'_>> = authorities.iter().map(Slot::of).collect();
+    let moves = transitions(effect, &slots);
+    let change = |authority: &Authority| {
+        let (_, to) = moves.iter().find(|(id, _)| **id == authority.id)?;
+        Some(match to {
+            None => Change::Delete {
+                id: authority.id.clone(),
+                key: authority.key.clone(),
+            },
+            Some(state) => {
+                let activated = (*state == AuthorityState::Active).then_some(now);
+                Change::Put(Box::new(Authority {
+                    state: *state,
+                    activated_at: activated.or(authority.activated_at),
+                    ..authority.clone()
+                }))
+            }
+        })
+    };
+    authorities.iter().filter_map(change).collect()
+}
+
+/// When the successor of an authority valid from `not_before` to `not_after` is prepared: when half of its life
+/// remains, or 30 days.
+pub fn prepare_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
+    threshold(not_before, not_after, PREPARE_FRACTION, PREPARE_CAP_SECONDS)
+}
+
+/// When its successor is activated: when a sixth of its life remains, or 7 days.
+pub fn activate_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
+    threshold(not_before, not_after, ACTIVATE_FRACTION, ACTIVATE_CAP_SECONDS)
+}
+
+fn threshold(not_before: Timestamp, not_after: Timestamp, fraction: i64, cap: i64) -> Timestamp {
+    let life = not_after.since(not_before).saturating_add(1);
+    let remaining = life.checked_div(fraction).unwrap_or(life).min(cap);
+    not_after.minus(remaining)
+}
+
+/// The validity of a root made at `now`.
+pub fn root_validity(now: Timestamp, policy: &RotationPolicy) -> Option<Validity> {
+    validity(now, policy.root_ttl, Timestamp::EPOCH, Timestamp::MAX)
+}
+
+/// The validity of an issuer made at `now` under `root`: within the root's. `None` when the root is not valid now.
+pub fn issuer_validity(root: &CaCertificate, now: Timestamp, policy: &RotationPolicy) -> Option<Validity> {
+    validity(now, policy.issuer_ttl, root.not_before(), root.not_after())
+}
+
+/// What the machine looks at in an authority.
+#[derive(Clone, Debug)]
+struct Slot<'a> {
+    id: &'a AuthorityId,
+    kind: AuthorityKind,
+    replica: &'a ReplicaName,
+    issuer: Option<&'a AuthorityId>,
+    state: AuthorityState,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    prepared_at: Timestamp,
+    activated_at: Option<Timestamp>,
+}
+
+impl<'a> Slot<'a> {
+    fn of(authority: &'a Authority) -> Self {
+        Slot {
+            id: &authority.id,
+            kind: authority.kind,
+            replica: &authority.replica,
+            issuer: authority.issuer.as_ref(),
+            state: authority.state,
+            not_before: authority.certificate.not_before(),
+            not_after: authority.certificate.not_after(),
+            prepared_at: authority.prepared_at,
+            activated_at: authority.activated_at,
+        }
+    }
+
+    fn is_expired(&self, now: Timestamp) -> bool {
+        now > self.not_after
+    }
+
+    /// The first second in which it is expired.
+    fn gone_at(&self) -> Timestamp {
+        self.not_after.plus(1)
+    }
+}
+
+/// Effects due now, and the next instant at which something may become due.
+#[derive(Debug, Default)]
+struct Plan {
+    effects: Vec<Effect>,
+    wake_at: Option<Timestamp>,
+}
+
+impl Plan {
+    fn wake(&mut self, at: Timestamp) {
+        self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
+    }
+}
+
+fn plan(slots: &[Slot<'_>], replica: &ReplicaName, now: Timestamp, policy: &RotationPolicy) -> Vec<Effect> {
+    let mut plan = Plan::default();
+    let root = plan_roots(slots, now, &mut plan);
+    plan_issuers(slots, replica, root, now, policy, &mut plan);
+    match plan.wake_at {
+        // Times that have passed need no waking; a step that has effects is followed by another step anyway.
+        Some(at) if plan.effects.is_empty() && at > now => vec![Effect::WakeAt(at)],
+        Some(_) | None => plan.effects,
+    }
+}
+
+/// Roots: the first one is made and activated here; every other change of an active root is a decision (law). So an
+/// expired or tainted root stays where it is, and a clock that jumped does no harm that its return does not undo.
+fn plan_roots<'s, 'a>(slots: &'s [Slot<'a>], now: Timestamp, plan: &mut Plan) -> Option<&'s Slot<'a>> {
+    let roots = || slots.iter().filter(|slot| slot.kind == AuthorityKind::Root);
+    let active = roots()
+        .filter(|slot| slot.state == AuthorityState::Active)
+        .max_by_key(|slot| (slot.activated_at, slot.id));
+    let Some(active) = active else {
+        let first = roots().min_by_key(|slot| (slot.prepared_at, slot.id));
+        let never_active = roots().all(|slot| slot.state == AuthorityState::Prepared);
+        match first {
+            None => plan.effects.push(Effect::MakeRoot {
+                reason: Reason::FirstRoot,
+            }),
+            Some(first) if never_active => plan.effects.push(Effect::Activate {
+                id: first.id.clone(),
+                reason: Reason::FirstRoot,
+            }),
+            Some(_) => {}
+        }
+        return None;
+    };
+    for slot in roots() {
+        let finished = matches!(slot.state, AuthorityState::Old | AuthorityState::Tainted);
+        let superseded = slot.state == AuthorityState::Active && slot.id != active.id;
+        if superseded {
+            plan.effects.push(Effect::Retire {
+                id: slot.id.clone(),
+                reason: Reason::Superseded,
+            });
+        } else if finished && slot.is_expired(now) && !active.is_expired(now) {
+            plan.effects.push(Effect::Forget {
+                id: slot.id.clone(),
+                reason: Reason::Expired,
+            });
+        } else if finished && !slot.is_expired(now) {
+            plan.wake(slot.gone_at());
+        }
+    }
+    if now < active.not_before {
+        plan.wake(active.not_before);
+        return None;
+    }
+    (!active.is_expired(now)).then_some(active)
+}
+
+fn plan_issuers(
+    slots: &[Slot<'_>],
+    replica: &ReplicaName,
+    root: Option<&Slot<'_>>,
+    now: Timestamp,
+    policy: &RotationPolicy,
+    plan: &mut Plan,
+) {
+    let (mut active, mut prepared) = (Vec::new(), Vec::new());
+    let mine = |slot: &&Slot<'_>| slot.kind == AuthorityKind::Issuer && slot.replica == replica;
+    for slot in slots.iter().filter(mine) {
+        let serves = match slot.state {
+            AuthorityState::Prepared => &mut prepared,
+            AuthorityState::Active => &mut active,
+            AuthorityState::Old | AuthorityState::Tainted => {
+                if slot.is_expired(now) {
+                    plan.effects.push(Effect::Forget {
+                        id: slot.id.clone(),
+                        reason: Reason::Expired,
+                    });
+                } else {
+                    plan.wake(slot.gone_at());
+                }
+                continue;
+            }
+        };
+        match unusable(slot, slots, root, now) {
+            Some(reason) => plan.effects.push(Effect::Retire {
+                id: slot.id.clone(),
+                reason,
+            }),
+            None => serves.push(slot),
+        }
+    }
+    // After a race there may be two. The newest active one serves, the oldest prepared one waits.
+    active.sort_by_key(|slot| Reverse((slot.activated_at, slot.id)));
+    prepared.sort_by_key(|slot| (slot.prepared_at, slot.id));
+    for extra in active.iter().skip(1).chain(prepared.iter().skip(1)) {
+        plan.effects.push(Effect::Retire {
+            id: extra.id.clone(),
+            reason: Reason::Superseded,
+        });
+    }
+    plan_succession(
+        (active.first().copied(), prepared.first().copied()),
+        root,
+        now,
+        policy,
+        plan,
+    );
+}
+
+/// Why an issuer can serve no more. Never because the clock says it is not valid *yet*: a clock that stepped back
+/// comes forward again.
+fn unusable(slot: &Slot<'_>, slots: &[Slot<'_>], root: Option<&Slot<'_>>, now: Timestamp) -> Option<Reason> {
+    if slot.is_expired(now) {
+        return Some(Reason::Expired);
+    }
+    let above = slots
+        .iter()
+        .find(|other| other.kind == AuthorityKind::Root && Some(other.id) == slot.issuer);
+    let Some(above) = above else {
+        return Some(Reason::RootUnusable);
+    };
+    if above.state == AuthorityState::Tainted || slot.not_after > above.not_after {
+        return Some(Reason::RootUnusable);
+    }
+    let waits = slot.state == AuthorityState::Prepared;
+    let other_root = root.is_some_and(|root| root.id != above.id);
+    (waits && other_root).then_some(Reason::RootChanged)
+}
+
+fn plan_succession(
+    (active, prepared): (Option<&Slot<'_>>, Option<&Slot<'_>>),
+    root: Option<&Slot<'_>>,
+    now: Timestamp,
+    policy: &RotationPolicy,
+    plan: &mut Plan,
+) {
+    if let Some(active) = active {
+        plan.wake(active.gone_at());
+    }
+    // Without a root that is valid now nothing new can be made; what serves goes on serving.
+    let Some(root) = root else { return };
+    plan.wake(root.gone_at());
+    let changed = active.is_some_and(|active| active.issuer != Some(root.id));
+    match (active, prepared) {
+        (None, None) => plan.effects.push(Effect::MakeIssuer {
+            reason: Reason::NothingActive,
+        }),
+        (None, Some(next)) => plan.effects.push(activate(next, Reason::NothingActive)),
+        (Some(_), None) if changed => plan.effects.push(Effect::MakeIssuer {
+            reason: Reason::RootChanged,
+        }),
+        (Some(_), Some(next)) if changed => plan.effects.push(activate(next, Reason::RootChanged)),
+        (Some(active), None) => match successor_due(active, root, policy) {
+            Some(at) if now >= at => plan.effects.push(Effect::MakeIssuer {
+                reason: Reason::SuccessorDue,
+            }),
+            Some(at) => plan.wake(at),
+            None => {}
+        },
+        (Some(active), Some(next)) => {
+            let at = activate_at(active.not_before, active.not_after);
+            if now >= at {
+                plan.effects.push(activate(next, Reason::ActivationDue));
+            } else {
+                plan.wake(at);
+            }
+        }
+    }
+}
+
+/// When a successor is worth making: past the threshold, and not before it would live longer than the active one.
+/// Towards the end of a root no successor can, so none is made, instead of ever more of ever shorter life.
+fn successor_due(active: &Slot<'_>, root: &Slot<'_>, policy: &RotationPolicy) -> Option<Timestamp> {
+    if root.not_after <= active.not_after {
+        return None;
+    }
+    let outlives_from = active
+        .gone_at()
+        .minus(policy.issuer_ttl.seconds().saturating_sub(1));
+    Some(prepare_at(active.not_before, active.not_after).max(outlives_from))
+}
+
+fn activate(slot: &Slot<'_>, reason: Reason) -> Effect {
+    Effect::Activate {
+        id: slot.id.clone(),
+        reason,
+    }
+}
+
+/// The states that performing `effect` leaves behind, `None` for removal; only for slots that are not there yet.
+fn transitions<'a>(effect: &Effect, slots: &[Slot<'a>]) -> Vec<(&'a AuthorityId, Option<AuthorityState>)> {
+    let find = |id: &AuthorityId| slots.iter().find(|slot| slot.id == id);
+    match effect {
+        Effect::MakeRoot { .. } | Effect::MakeIssuer { .. } | Effect::WakeAt(_) => Vec::new(),
+        Effect::Activate { id, .. } => match find(id) {
+            // A tainted authority never returns, and an old one only through the rotation of roots.
+            Some(chosen) if chosen.state == AuthorityState::Prepared => slots
+                .iter()
+                .filter_map(|slot| {
+                    let rival = slot.kind == chosen.kind
+                        && (slot.kind == AuthorityKind::Root || slot.replica == chosen.replica);
+                    if slot.id == chosen.id {
+                        Some((slot.id, Some(AuthorityState::Active)))
+                    } else if rival && slot.state == AuthorityState::Active {
+                        Some((slot.id, Some(AuthorityState::Old)))
+                    } else {
+                        None
+                    }
+                })
+                .collect(),
+            Some(_) | None => Vec::new(),
+        },
+        Effect::Retire { id, .. } => match find(id) {
+            Some(slot) if matches!(slot.state, AuthorityState::Prepared | AuthorityState::Active) => {
+                vec![(slot.id, Some(AuthorityState::Old))]
+            }
+            Some(_) | None => Vec::new(),
+        },
+        Effect::Forget { id, .. } => match find(id) {
+            Some(slot) if matches!(slot.state, AuthorityState::Old | AuthorityState::Tainted) => {
+                vec![(slot.id, None)]
+            }
+            Some(_) | None => Vec::new(),
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "authority_tests.rs"]
+mod tests;
