@@ -1,0 +1,390 @@
+//! State: everything the issuing path reads, as one immutable value that is replaced when something changes.
+//!
+//! Laws: a state is built from documents alone, and applying the same documents in any order gives the same state:
+//! each document counts at its newest version, and a deletion leaves a tombstone so that an older write arriving late
+//! does not bring it back. Cloning is cheap (shared structure), so a change costs the change and not the size.
+//! Not here: reading documents (`rhizome-store`), swapping the pointer (`rhizome_server`).
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use rhizome_id::{AdminName, AuthorityId, Digest, ReplicaName, RuleName, Serial, SerialCounter, SpiffeId, Timestamp, TrustDomain, Ttl};
+use rhizome_x509::{Bundle, BundleError, CaCertificate, Issuer, TrustAnchors};
+use serde::{Deserialize, Serialize};
+
+use crate::authority::{Authority, AuthorityKind, AuthorityState};
+use crate::caller::Role;
+use crate::documents::{BadDocument, Document, DocumentKey, Kind, Stored, Version, Versioned};
+use crate::issuance::ActiveIssuer;
+use crate::nodes::NodeRecord;
+use crate::rules::{Rule, RuleSet};
+use crate::tokens::JoinToken;
+
+/// The published bundle, as a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleRecord {
+    /// Whose roots these are.
+    pub trust_domain: TrustDomain,
+    /// Only grows.
+    pub sequence: u64,
+    /// How often followers without a stream should look.
+    pub refresh_hint: Ttl,
+    /// The roots.
+    pub anchors: Vec<CaCertificate>,
+}
+
+/// An administrator, as a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminRecord {
+    /// Who.
+    pub name: AdminName,
+    /// What they may do.
+    pub role: Role,
+    /// Serial of the newest certificate.
+    pub serial: Serial,
+    /// Its last second.
+    pub not_after: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+/// A revoked certificate, as a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// Which.
+    pub serial: Serial,
+    /// Why.
+    pub reason: String,
+    /// By whom.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// When it stops mattering.
+    pub not_after: Timestamp,
+    /// Whose identity it carries.
+    pub spiffe_id: SpiffeId,
+    /// Who had asked for it: the stable text of a principal, so that the right agent is told to stop serving it.
+    pub holder: String,
+}
+
+/// Whoever verifies or presents on behalf of workloads, and which bundle it holds, as a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscriber {
+    /// The stable text of its principal.
+    pub principal: String,
+    /// Sequence of the bundle it has in force.
+    pub sequence: u64,
+    /// Digest of that bundle.
+    pub digest: Digest,
+    /// When it said so.
+    pub at: Timestamp,
+}
+
+/// The one setting that can never change: whose authority this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// When it was founded.
+    pub founded_at: Timestamp,
+}
+
+macro_rules! stored {
+    ($($type:ty, $kind:ident, |$it:ident| $id:expr;)*) => {$(
+        impl Stored for $type {
+            const KIND: Kind = Kind::$kind;
+
+            fn id(&self) -> String {
+                let $it = self;
+                $id
+            }
+        }
+    )*};
+}
+
+stored! {
+    Rule, Rule, |it| it.name().to_string();
+    JoinToken, Token, |it| it.id.to_string();
+    NodeRecord, Node, |it| it.id();
+    Authority, Authority, |it| it.id.to_string();
+    BundleRecord, Bundle, |it| it.trust_domain.to_string();
+    AdminRecord, Admin, |it| it.name.to_string();
+    Revocation, Revocation, |it| it.serial.to_string();
+    Subscriber, Subscriber, |it| it.principal.clone();
+    Identity, Setting, |_it| "identity".to_owned();
+}
+
+/// A bundle with the trust anchors already parsed for verification.
+#[derive(Debug)]
+pub struct PublishedBundle {
+    /// The bundle.
+    pub bundle: Bundle,
+    /// The same roots, ready to verify with.
+    pub anchors: Arc<TrustAnchors>,
+}
+
+/// One immutable view of everything.
+#[derive(Clone, Debug)]
+pub struct State {
+    trust_domain: TrustDomain,
+    replica: ReplicaName,
+    version: Version,
+    rule_set: RuleSet,
+    rules: OrdMap<RuleName, Versioned<Arc<Rule>>>,
+    authorities: OrdMap<AuthorityId, Versioned<Arc<Authority>>>,
+    issuer: Option<Arc<ActiveIssuer>>,
+    bundle: Option<Versioned<Arc<PublishedBundle>>>,
+    nodes: OrdMap<String, Versioned<Arc<NodeRecord>>>,
+    admins: OrdMap<AdminName, Versioned<Arc<AdminRecord>>>,
+    revocations: OrdMap<SerialCounter, Versioned<Arc<Revocation>>>,
+    subscribers: OrdMap<String, Versioned<Arc<Subscriber>>>,
+    tombstones: OrdMap<DocumentKey, Version>,
+}
+
+/// Why documents do not make a state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// A document cannot be read.
+    #[error(transparent)]
+    Document(#[from] BadDocument),
+    /// The bundle is not one.
+    #[error("the stored bundle is not usable: {0}")]
+    Bundle(#[from] BundleError),
+    /// An active authority's chain does not fit together.
+    #[error("authority {id} cannot be used: {cause}")]
+    Authority {
+        /// Which.
+        id: AuthorityId,
+        /// What does not fit.
+        cause: String,
+    },
+}
+
+impl State {
+    /// An empty state of `trust_domain`, as replica `replica` sees it.
+    pub fn empty(trust_domain: TrustDomain, replica: ReplicaName) -> Self {
+        Self {
+            trust_domain,
+            replica,
+            version: Version(0),
+            rule_set: RuleSet::default(),
+            rules: OrdMap::new(),
+            authorities: OrdMap::new(),
+            issuer: None,
+            bundle: None,
+            nodes: OrdMap::new(),
+            admins: OrdMap::new(),
+            revocations: OrdMap::new(),
+            subscribers: OrdMap::new(),
+            tombstones: OrdMap::new(),
+        }
+    }
+
+    /// Takes in a document that was created or replaced. An older version than the one held changes nothing.
+    ///
+    /// # Errors
+    /// [`StateError`]; the state is then unchanged.
+    pub fn put(&mut self, document: &Document) -> Result<(), StateError> {
+        if self.known(&document.key).is_some_and(|known| known >= document.version) {
+            return Ok(());
+        }
+        match document.key.kind {
+            Kind::Rule => {
+                let rule = shared(document.read::<Rule>()?);
+                self.rule_set = self.rule_set.with(Arc::clone(&rule.value));
+                self.rules.insert(rule.value.name().clone(), rule);
+            }
+            Kind::Authority => {
+                let authority = shared(document.read::<Authority>()?);
+                let mut next = self.authorities.clone();
+                next.insert(authority.value.id.clone(), authority);
+                self.issuer = issuer_of(&next, &self.replica)?;
+                self.authorities = next;
+            }
+            Kind::Bundle => self.put_bundle(document)?,
+            Kind::Node => {
+                self.nodes.insert(document.key.id.clone(), shared(document.read::<NodeRecord>()?));
+            }
+            Kind::Admin => {
+                let admin = shared(document.read::<AdminRecord>()?);
+                self.admins.insert(admin.value.name.clone(), admin);
+            }
+            Kind::Revocation => {
+                let revocation = shared(document.read::<Revocation>()?);
+                self.revocations.insert(revocation.value.serial.counter(), revocation);
+            }
+            Kind::Subscriber => {
+                self.subscribers.insert(document.key.id.clone(), shared(document.read::<Subscriber>()?));
+            }
+            // Tokens are looked up where they are redeemed, once each; settings are read at start.
+            Kind::Token | Kind::Setting => {}
+        }
+        self.version = self.version.max(document.version);
+        Ok(())
+    }
+
+    fn put_bundle(&mut self, document: &Document) -> Result<(), StateError> {
+        let Versioned { version, value } = document.read::<BundleRecord>()?;
+        if value.trust_domain != self.trust_domain {
+            return Ok(());
+        }
+        let bundle = Bundle::new(value.trust_domain, value.sequence, value.refresh_hint, value.anchors)?;
+        let anchors = Arc::new(TrustAnchors::from_bundle(&bundle));
+        self.bundle = Some(Versioned { version, value: Arc::new(PublishedBundle { bundle, anchors }) });
+        Ok(())
+    }
+
+    /// Takes in that the document `key` was deleted at `version`.
+    ///
+    /// # Errors
+    /// [`StateError`] when what remains does not fit together.
+    pub fn delete(&mut self, key: &DocumentKey, version: Version) -> Result<(), StateError> {
+        if self.known(key).is_some_and(|known| known >= version) {
+            return Ok(());
+        }
+        let id = key.id.as_str();
+        match key.kind {
+            Kind::Rule => {
+                if let Ok(name) = id.parse::<RuleName>() {
+                    self.rules.remove(&name);
+                    self.rule_set = self.rule_set.without(&name);
+                }
+            }
+            Kind::Authority => {
+                if let Ok(name) = id.parse::<AuthorityId>() {
+                    self.authorities.remove(&name);
+                    self.issuer = issuer_of(&self.authorities, &self.replica)?;
+                }
+            }
+            Kind::Bundle => self.bundle = None,
+            Kind::Node => drop(self.nodes.remove(id)),
+            Kind::Admin => {
+                if let Ok(name) = id.parse::<AdminName>() {
+                    self.admins.remove(&name);
+                }
+            }
+            Kind::Revocation => {
+                if let Ok(serial) = id.parse::<Serial>() {
+                    self.revocations.remove(&serial.counter());
+                }
+            }
+            Kind::Subscriber => drop(self.subscribers.remove(id)),
+            Kind::Token | Kind::Setting => {}
+        }
+        self.tombstones.insert(key.clone(), version);
+        self.version = self.version.max(version);
+        Ok(())
+    }
+
+    /// The newest version known of `key`, whether it lives or was deleted.
+    fn known(&self, key: &DocumentKey) -> Option<Version> {
+        let id = key.id.as_str();
+        let living = match key.kind {
+            Kind::Rule => id.parse::<RuleName>().ok().and_then(|name| self.rules.get(&name).map(|it| it.version)),
+            Kind::Authority => {
+                id.parse::<AuthorityId>().ok().and_then(|name| self.authorities.get(&name).map(|it| it.version))
+            }
+            Kind::Bundle => self.bundle.as_ref().map(|it| it.version),
+            Kind::Node => self.nodes.get(id).map(|it| it.version),
+            Kind::Admin => id.parse::<AdminName>().ok().and_then(|name| self.admins.get(&name).map(|it| it.version)),
+            Kind::Revocation => {
+                let counter = id.parse::<Serial>().ok().map(|serial| serial.counter());
+                counter.and_then(|counter| self.revocations.get(&counter).map(|it| it.version))
+            }
+            Kind::Subscriber => self.subscribers.get(id).map(|it| it.version),
+            Kind::Token | Kind::Setting => None,
+        };
+        living.max(self.tombstones.get(key).copied())
+    }
+
+    /// The trust domain.
+    pub const fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The newest version taken in: the cursor of every follower.
+    pub const fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The rules, indexed.
+    pub const fn rule_set(&self) -> &RuleSet {
+        &self.rule_set
+    }
+
+    /// The rules with their versions, by name.
+    pub const fn rules(&self) -> &OrdMap<RuleName, Versioned<Arc<Rule>>> {
+        &self.rules
+    }
+
+    /// All authorities, by id.
+    pub const fn authorities(&self) -> &OrdMap<AuthorityId, Versioned<Arc<Authority>>> {
+        &self.authorities
+    }
+
+    /// The authority that this replica signs leaves with, if there is one.
+    pub const fn issuer(&self) -> Option<&Arc<ActiveIssuer>> {
+        self.issuer.as_ref()
+    }
+
+    /// The published bundle, if there is one.
+    pub const fn bundle(&self) -> Option<&Versioned<Arc<PublishedBundle>>> {
+        self.bundle.as_ref()
+    }
+
+    /// Nodes by `CLUSTER/METHOD/NAME`.
+    pub const fn nodes(&self) -> &OrdMap<String, Versioned<Arc<NodeRecord>>> {
+        &self.nodes
+    }
+
+    /// Administrators by name.
+    pub const fn admins(&self) -> &OrdMap<AdminName, Versioned<Arc<AdminRecord>>> {
+        &self.admins
+    }
+
+    /// Revoked certificates by serial counter.
+    pub const fn revocations(&self) -> &OrdMap<SerialCounter, Versioned<Arc<Revocation>>> {
+        &self.revocations
+    }
+
+    /// Whether the certificate of that serial was revoked.
+    pub fn is_revoked(&self, serial: &Serial) -> bool {
+        self.revocations.get(&serial.counter()).is_some_and(|it| it.value.serial == *serial)
+    }
+
+    /// Subscribers by principal.
+    pub const fn subscribers(&self) -> &OrdMap<String, Versioned<Arc<Subscriber>>> {
+        &self.subscribers
+    }
+
+    /// Names of rules deleted after `cursor`, as far back as this state remembers.
+    pub fn rules_deleted_since(&self, cursor: Version) -> impl Iterator<Item = &str> {
+        self.tombstones
+            .iter()
+            .filter(move |(key, version)| key.kind == Kind::Rule && **version > cursor)
+            .map(|(key, _)| key.id.as_str())
+    }
+}
+
+fn shared<T>(Versioned { version, value }: Versioned<T>) -> Versioned<Arc<T>> {
+    Versioned { version, value: Arc::new(value) }
+}
+
+/// The active issuer of `replica` with the chain above it, or `None` while there is none.
+fn issuer_of(
+    authorities: &OrdMap<AuthorityId, Versioned<Arc<Authority>>>,
+    replica: &ReplicaName,
+) -> Result<Option<Arc<ActiveIssuer>>, StateError> {
+    let active = authorities.values().map(|it| &it.value).find(|it| {
+        it.kind == AuthorityKind::Issuer && it.state == AuthorityState::Active && it.replica == *replica
+    });
+    let Some(active) = active else { return Ok(None) };
+    let broken = |cause: String| StateError::Authority { id: active.id.clone(), cause };
+    let root = active.issuer.as_ref().and_then(|id| authorities.get(id));
+    let Some(root) = root else { return Err(broken("the root that issued it is not stored".to_owned())) };
+    let chain = vec![active.certificate.clone()];
+    let issuer = Issuer::new(chain, root.value.certificate.clone()).map_err(|cause| broken(cause.to_string()))?;
+    Ok(Some(Arc::new(ActiveIssuer { id: active.id.clone(), key: active.key.clone(), issuer })))
+}
