@@ -1,1 +1,22 @@
 //! Where state and the ledger live: SQLite and memory behind one conformance suite.
+//!
+//! Laws: a commit is whole or nothing, and durable when it returns; what is true of one backend is true of all,
+//! because [`conformance`] says so; no byte of a damaged file makes a store panic; a store never decides.
+//! Not here: what the documents and entries mean (`rhizome_core`), when to write them (`rhizome_server`), the
+//! semantic marks of a restore, such as revoked tokens and a raised bundle sequence (the `restore` command writes them
+//! as ordinary transactions).
+//! Sources: ADR 0003; design/limits.md (why serials are not indexed and commits are gathered).
+
+pub mod conformance;
+mod faulty;
+mod limits;
+mod memory;
+mod rules;
+mod sqlite;
+mod verify;
+
+pub use faulty::{FaultyStore, Moment};
+pub use limits::{MAX_DOCUMENT_BYTES, MAX_ENTRY_BYTES, MAX_ID_BYTES, MAX_TRANSACTION_PARTS};
+pub use memory::MemoryStore;
+pub use sqlite::{Options, SqliteStore, Statistics};
+pub use verify::verify_ledger;

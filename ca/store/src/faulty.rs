@@ -1,0 +1,169 @@
+//! A store that fails on demand: the tests' way to meet a full disk, a lost answer and an unknown outcome.
+//!
+//! Laws: what it does not fail it hands to the store below, unchanged. Not here: what a caller does about it.
+//! Sources: attacks.md §1.3 (state durable before effect; fail the 1st, 2nd, … store call).
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use rhizome_core::documents::{Document, DocumentKey, Kind, Transaction};
+use rhizome_core::ledger::{Head, Position, Record};
+use rhizome_core::ports::{Committed, Store, StoreError};
+use rhizome_id::{SerialCounter, Timestamp};
+
+use crate::limits::RETRY_AFTER;
+
+/// When a commit or a reservation fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Nothing happened.
+    Before,
+    /// It happened, durably, but the caller is told that it failed: the unknown outcome.
+    After,
+}
+
+/// A store that fails on demand.
+#[derive(Debug)]
+pub struct FaultyStore<S> {
+    inner: S,
+    plan: Mutex<Plan>,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    commits: u64,
+    reservations: u64,
+    failing_commits: Vec<(u64, Moment, StoreError)>,
+    failing_reservations: Vec<(u64, Moment, StoreError)>,
+    failing_reads: Option<StoreError>,
+}
+
+impl<S: Store> FaultyStore<S> {
+    /// A wrapper that fails nothing yet.
+    pub fn new(inner: S) -> Self {
+        Self {
+            inner,
+            plan: Mutex::default(),
+        }
+    }
+
+    /// The store below.
+    pub const fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    /// Commits asked for so far, failed ones too.
+    pub fn commits(&self) -> u64 {
+        self.plan().commits
+    }
+
+    /// Makes the `nth` commit from now fail as unavailable; 1 is the next one.
+    pub fn fail_commit(&self, nth: u64, moment: Moment) {
+        self.fail_commit_with(nth, moment, unavailable());
+    }
+
+    /// Makes the `nth` commit from now fail with `error`; 1 is the next one.
+    pub fn fail_commit_with(&self, nth: u64, moment: Moment, error: StoreError) {
+        let mut plan = self.plan();
+        let at = plan.commits.saturating_add(nth);
+        plan.failing_commits.push((at, moment, error));
+    }
+
+    /// Makes the `nth` reservation of serials from now fail as unavailable; 1 is the next one.
+    pub fn fail_reservation(&self, nth: u64, moment: Moment) {
+        let mut plan = self.plan();
+        let at = plan.reservations.saturating_add(nth);
+        plan.failing_reservations.push((at, moment, unavailable()));
+    }
+
+    /// Makes every read, backup and check fail with `error`, until it is set to `None`.
+    pub fn fail_reads(&self, error: Option<StoreError>) {
+        self.plan().failing_reads = error;
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> Result<&S, StoreError> {
+        self.plan().failing_reads.clone().map_or(Ok(&self.inner), Err)
+    }
+}
+
+fn unavailable() -> StoreError {
+    StoreError::Unavailable {
+        cause: "a test made it fail".to_owned(),
+        retry_after: RETRY_AFTER,
+    }
+}
+
+fn due(failing: &mut Vec<(u64, Moment, StoreError)>, now: u64) -> Option<(Moment, StoreError)> {
+    let index = failing.iter().position(|(at, ..)| *at == now)?;
+    let (_, moment, error) = failing.swap_remove(index);
+    Some((moment, error))
+}
+
+#[async_trait]
+impl<S: Store> Store for FaultyStore<S> {
+    async fn commit(&self, transaction: Transaction) -> Result<Committed, StoreError> {
+        let fault = {
+            let mut plan = self.plan();
+            plan.commits = plan.commits.saturating_add(1);
+            let now = plan.commits;
+            due(&mut plan.failing_commits, now)
+        };
+        match fault {
+            None => self.inner.commit(transaction).await,
+            Some((Moment::Before, error)) => Err(error),
+            Some((Moment::After, error)) => self.inner.commit(transaction).await.and(Err(error)),
+        }
+    }
+
+    async fn document(&self, key: &DocumentKey) -> Result<Option<Document>, StoreError> {
+        self.read()?.document(key).await
+    }
+
+    async fn documents(
+        &self,
+        kind: Kind,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Document>, StoreError> {
+        self.read()?.documents(kind, after, limit).await
+    }
+
+    async fn records(&self, from: Position, limit: usize) -> Result<Vec<Record>, StoreError> {
+        self.read()?.records(from, limit).await
+    }
+
+    async fn record_of_serial(&self, counter: SerialCounter) -> Result<Option<Record>, StoreError> {
+        self.read()?.record_of_serial(counter).await
+    }
+
+    async fn head(&self) -> Result<Head, StoreError> {
+        self.read()?.head().await
+    }
+
+    async fn reserve_serials(&self, count: u32, now: Timestamp) -> Result<SerialCounter, StoreError> {
+        let fault = {
+            let mut plan = self.plan();
+            plan.reservations = plan.reservations.saturating_add(1);
+            let at = plan.reservations;
+            due(&mut plan.failing_reservations, at)
+        };
+        match fault {
+            None => self.inner.reserve_serials(count, now).await,
+            Some((Moment::Before, error)) => Err(error),
+            Some((Moment::After, error)) => self.inner.reserve_serials(count, now).await.and(Err(error)),
+        }
+    }
+
+    async fn backup(&self, to: &Path) -> Result<(), StoreError> {
+        self.read()?.backup(to).await
+    }
+
+    async fn check_integrity(&self) -> Result<(), StoreError> {
+        self.read()?.check_integrity().await
+    }
+}
