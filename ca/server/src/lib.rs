@@ -1,1 +1,35 @@
-//! The shell around the core: one issue(), one authn, one error-to-status file, and the APIs.
+//! The shell around the core: it listens, authenticates, calls the one issuance, keeps authorities in order, and
+//! answers. Reading order: `issue` (the flow), `gate` (who may call), `rotate` (authorities), `status` (errors).
+//!
+//! Laws: nothing is decided here that the core can decide; no store, key ring or Kubernetes is named here, only their
+//! ports. Time, randomness and tasks come from `system` and `spawn` alone.
+//! Not here: the configuration file and the choice of backends (`rhizome`), the wire's shape (`rhizome-proto`).
+
+mod api;
+mod ca;
+mod error;
+mod gate;
+mod health;
+mod issue;
+mod listen;
+mod metrics;
+mod peer;
+mod presence;
+mod quota;
+mod roles;
+mod rotate;
+mod run;
+mod selfcheck;
+mod serials;
+mod serving;
+mod settings;
+mod spawn;
+mod status;
+mod system;
+mod web;
+
+pub use error::{ApiError, AuthError, IssueError, Needed};
+pub use roles::METHODS;
+pub use run::{Running, StartError, start};
+pub use settings::{DoorLimits, Ports, Settings};
+pub use system::{Stopwatch, SystemClock, SystemEntropy};

@@ -1,0 +1,143 @@
+//! The trust bundle: read once, or followed with acknowledgements.
+//!
+//! Laws: a bundle is public, so reading it asks for no credential. An acknowledgement counts only for the bundle that
+//! is published: right sequence, right digest; it is kept durably, since root rotation waits for it.
+
+use std::sync::Arc;
+
+use rhizome_core::documents::Transaction;
+use rhizome_core::state::Subscriber;
+use rhizome_id::TrustDomain;
+use rhizome_proto::ca::v1 as wire;
+use rhizome_proto::ca::v1::bundle_service_server::BundleService;
+use rhizome_proto::ca::v1::watch_bundle_request::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Streaming};
+
+use super::{Api, convert};
+use crate::ca::Ca;
+use crate::error::{ApiError, IssueError};
+use crate::gate;
+use crate::status::{Answer, Broken, Outgoing};
+
+#[tonic::async_trait]
+impl BundleService for Api {
+    async fn get_bundle(&self, request: Request<wire::GetBundleRequest>) -> Answer<wire::GetBundleResponse> {
+        let asked = convert::read_optional::<TrustDomain>("trust_domain", &request.get_ref().trust_domain)?;
+        self.0.check_domain(asked.as_ref())?;
+        let bundle = self.0.wire_bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        Ok(Response::new(wire::GetBundleResponse { bundle: Some(wire::Bundle::clone(&bundle)) }))
+    }
+
+    type WatchBundleStream = Outgoing<wire::WatchBundleResponse>;
+
+    async fn watch_bundle(
+        &self,
+        request: Request<Streaming<wire::WatchBundleRequest>>,
+    ) -> Answer<Self::WatchBundleStream> {
+        let who = gate::caller(&request)?.principal().to_string();
+        let mut incoming = request.into_inner();
+        let opening = match incoming.message().await?.and_then(|first| first.message) {
+            Some(Message::Opening(opening)) => opening,
+            Some(Message::Acknowledgement(_)) | None => {
+                let problem = "the first message opens the stream".to_owned();
+                return Err(ApiError::Invalid { field: "message", problem }.into());
+            }
+        };
+        let asked = convert::read_optional::<TrustDomain>("trust_domain", &opening.trust_domain)?;
+        self.0.check_domain(asked.as_ref())?;
+        let (answers, outgoing) = mpsc::channel(1);
+        let ca = Arc::clone(&self.0);
+        self.0.spawner.spawn_until_stop("watch bundle", async move {
+            if let Err(error) = ca.follow_bundle(&who, opening.known_sequence, incoming, &answers).await {
+                drop(answers.send(Err(error)).await);
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+type Answers = mpsc::Sender<Result<wire::WatchBundleResponse, Broken>>;
+
+impl Ca {
+    fn check_domain(&self, asked: Option<&TrustDomain>) -> Result<(), ApiError> {
+        match asked {
+            Some(other) if *other != self.settings.trust_domain => {
+                Err(ApiError::NotFound { what: "bundle of trust domain", name: other.to_string() })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn follow_bundle(
+        self: &Arc<Self>,
+        who: &str,
+        known: u64,
+        mut incoming: Streaming<wire::WatchBundleRequest>,
+        answers: &Answers,
+    ) -> Result<(), Broken> {
+        let present = self.presence.enter(who, "", self.ports.clock.now());
+        let mut changes = self.changes();
+        let mut sent = known;
+        loop {
+            changes.mark_unchanged();
+            if let Some(bundle) = self.wire_bundle().filter(|bundle| bundle.sequence > sent) {
+                sent = bundle.sequence;
+                let answer = wire::WatchBundleResponse { bundle: Some(wire::Bundle::clone(&bundle)) };
+                if answers.send(Ok(answer)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() {
+                    return Ok(());
+                },
+                message = incoming.message() => match message?.map(|it| it.message) {
+                    None => return Ok(()),
+                    Some(Some(Message::Acknowledgement(acknowledgement))) => {
+                        present.seen(self.ports.clock.now());
+                        self.acknowledge(who, &acknowledgement).await?;
+                    }
+                    Some(Some(Message::Opening(_)) | None) => {
+                        let problem = "only acknowledgements follow the opening".to_owned();
+                        return Err(ApiError::Invalid { field: "message", problem }.into());
+                    }
+                },
+            }
+        }
+    }
+
+    /// Keeps durably that `who` has the published bundle in force. An acknowledgement of an older bundle is late, not
+    /// wrong, and changes nothing; one of a bundle that was never published is refused.
+    pub(crate) async fn acknowledge(
+        self: &Arc<Self>,
+        who: &str,
+        acknowledgement: &wire::BundleAcknowledgement,
+    ) -> Result<(), ApiError> {
+        let digest = convert::read_digest("digest", &acknowledgement.digest)?;
+        let bundle = self.bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        let published = &bundle.bundle;
+        if acknowledgement.sequence < published.sequence() {
+            return Ok(());
+        }
+        if acknowledgement.sequence != published.sequence() || digest != published.digest() {
+            let problem = format!(
+                "bundle {} with digest {digest} is not the published one ({}, {}); fetch the bundle again",
+                acknowledgement.sequence,
+                published.sequence(),
+                published.digest(),
+            );
+            return Err(ApiError::Invalid { field: "acknowledgement", problem });
+        }
+        let state = self.state();
+        let known = state.subscribers().get(who);
+        if known.is_some_and(|it| it.value.sequence == published.sequence() && it.value.digest == digest) {
+            return Ok(());
+        }
+        let at = self.ports.clock.now();
+        let subscriber = Subscriber { principal: who.to_owned(), sequence: published.sequence(), digest, at };
+        self.commit(Transaction::named("acknowledge bundle").put(&subscriber)).await?;
+        Ok(())
+    }
+}

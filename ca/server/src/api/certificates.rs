@@ -1,0 +1,91 @@
+//! The CSR API: one certificate for one call, or many over one stream.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use rhizome_core::caller::AttestedCaller;
+use rhizome_core::policy::Wish;
+use rhizome_proto::ca::v1 as wire;
+use rhizome_proto::ca::v1::certificate_service_server::CertificateService;
+use rhizome_proto::ca::v1::sign_certificates_response::Outcome;
+use tonic::{Request, Response, Streaming};
+
+use super::{Api, convert};
+use crate::error::{ApiError, IssueError};
+use crate::gate;
+use crate::issue::{Ask, Csr};
+use crate::status::{self, Answer, Outgoing};
+
+/// Requests of one stream that are worked on at once; the next ones wait in the transport's window.
+const PIPELINE: usize = 128;
+
+#[tonic::async_trait]
+impl CertificateService for Api {
+    async fn sign_certificate(
+        &self,
+        request: Request<wire::SignCertificateRequest>,
+    ) -> Answer<wire::SignCertificateResponse> {
+        let caller = gate::caller(&request)?;
+        let issued = self.sign(&caller, request.into_inner().certificate).await?;
+        Ok(Response::new(wire::SignCertificateResponse { issued: Some(issued) }))
+    }
+
+    type SignCertificatesStream = Outgoing<wire::SignCertificatesResponse>;
+
+    async fn sign_certificates(
+        &self,
+        request: Request<Streaming<wire::SignCertificatesRequest>>,
+    ) -> Answer<Self::SignCertificatesStream> {
+        let caller = gate::caller(&request)?;
+        let who = caller.principal().to_string();
+        let api = self.clone();
+        let answers = request.into_inner().map(move |item| {
+            let (api, caller, who) = (api.clone(), Arc::clone(&caller), who.clone());
+            async move {
+                let item = item?;
+                let counted = api.0.quota.admit_identity(&who);
+                let outcome = match counted {
+                    Ok(()) => api.sign(&caller, item.certificate).await,
+                    Err(retry_after) => Err(ApiError::Limited { who, retry_after }),
+                };
+                let outcome = match outcome {
+                    Ok(issued) => Outcome::Issued(issued),
+                    Err(error) => Outcome::Problem(status::problem(&error)),
+                };
+                Ok(wire::SignCertificatesResponse { correlation: item.correlation, outcome: Some(outcome) })
+            }
+        });
+        Ok(Response::new(Box::pin(answers.buffer_unordered(PIPELINE))))
+    }
+}
+
+impl Api {
+    async fn sign(
+        &self,
+        caller: &AttestedCaller,
+        request: Option<wire::CertificateRequest>,
+    ) -> Result<wire::IssuedCertificate, ApiError> {
+        let missing = |field: &'static str| ApiError::Invalid { field, problem: "it is missing".to_owned() };
+        let request = request.ok_or_else(|| missing("certificate"))?;
+        let wish = Wish::Workload {
+            attributes: convert::read_attributes(&request.attributes)?,
+            spiffe_id: convert::read_spiffe_id(&request.spiffe_id)?,
+            ttl: convert::read_ttl("ttl_seconds", request.ttl_seconds)?,
+            dns_names: convert::read_dns_names(&request.dns_names)?,
+        };
+        let csr = match request.csr.as_ref().ok_or_else(|| missing("csr"))? {
+            wire::certificate_request::Csr::CsrDer(der) => Csr::Der(der),
+            wire::certificate_request::Csr::CsrPem(pem) => Csr::Pem(pem),
+        };
+        let request = convert::read_optional("request_id", &request.request_id)?;
+        match self.0.issue(caller, Ask { csr, wish, request }).await {
+            Ok(leaf) => Ok(convert::issued(&leaf, self.0.wire_bundle().as_deref())),
+            Err(error) => {
+                if let IssueError::Denied(denial) = &error {
+                    self.0.note_refusal(caller, "certificate.sign", denial.code(), &denial.to_string());
+                }
+                Err(error.into())
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The authority as one process holds it: ports, the current state behind one atomic pointer, and how it changes.
+//!
+//! Laws: the issuing path reads the state and never the database. A change is committed to the store first and taken
+//! into the state after; when the outcome of a commit is unknown, the documents it wrote are read back before anybody
+//! relies on them. Followers are told the new version and look for themselves.
+//! Not here: issuing (`issue`), rotating (`rotate`), who may ask (`gate`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use moka::sync::Cache;
+use rhizome_core::caller::AttestedCaller;
+use rhizome_core::documents::{Document, Kind, Transaction, Version, Write};
+use rhizome_core::issuance::{IssuedLeaf, Recorded};
+use rhizome_core::ledger::{Entry, Event};
+use rhizome_core::ports::{Committed, StoreError};
+use rhizome_core::state::{PublishedBundle, State};
+use rhizome_id::{Digest, ReplicaNumber, Timestamp, TrustDomain};
+use rhizome_proto::ca::v1 as wire;
+use tokio::sync::{mpsc, watch};
+
+use crate::api::convert;
+use crate::error::{ApiError, IssueError};
+use crate::metrics::Metrics;
+use crate::presence::Presence;
+use crate::quota::Quota;
+use crate::selfcheck::Lately;
+use crate::serials::Serials;
+use crate::settings::{Ports, Settings};
+use crate::spawn::Spawner;
+
+/// Documents read in one go while loading.
+const PAGE: usize = 1_000;
+/// Certificates remembered for retries with the same request id, and for how long.
+const REMEMBERED_REQUESTS: u64 = 100_000;
+const REMEMBERED_FOR: Duration = Duration::from_secs(600);
+/// How far the clock may lie behind the ledger before issuing stops: above any step of a well-kept clock.
+const CLOCK_TOLERANCE_SECONDS: i64 = 120;
+/// Refusals waiting to be recorded; more are counted and dropped, so that a flood of refusals costs no memory.
+const WAITING_REFUSALS: usize = 1_024;
+
+/// A request that was answered: what a retry with the same id gets.
+pub(crate) struct Remembered {
+    pub(crate) key: Digest,
+    pub(crate) leaf: Arc<Recorded<IssuedLeaf>>,
+}
+
+/// One authority process.
+pub(crate) struct Ca {
+    pub(crate) settings: Settings,
+    pub(crate) ports: Ports,
+    pub(crate) serials: Serials,
+    pub(crate) metrics: Metrics,
+    pub(crate) quota: Quota,
+    pub(crate) presence: Presence,
+    pub(crate) lately: Lately,
+    pub(crate) spawner: Spawner,
+    pub(crate) recent: Cache<(String, String), Arc<Remembered>>,
+    pub(crate) started_at: Timestamp,
+    state: ArcSwap<State>,
+    wire_bundle: ArcSwap<Option<Arc<wire::Bundle>>>,
+    changes: watch::Sender<u64>,
+    remembers_since: Version,
+    newest: AtomicI64,
+    refusals: mpsc::Sender<Entry>,
+}
+
+impl Ca {
+    /// Loads everything from the store.
+    pub(crate) async fn load(
+        settings: Settings,
+        ports: Ports,
+        spawner: Spawner,
+    ) -> Result<(Arc<Self>, mpsc::Receiver<Entry>), ApiError> {
+        let state = load_state(&ports, settings.trust_domain.clone(), &settings).await?;
+        let newest = newest_instant(&ports).await?;
+        let (refusals, waiting) = mpsc::channel(WAITING_REFUSALS);
+        let (changes, _) = watch::channel(state.version().0);
+        let ca = Self {
+            serials: Serials::new(ReplicaNumber::new(0).ok_or_else(|| ApiError::Bug("replica 0".into()))?),
+            metrics: Metrics::new(),
+            quota: Quota::new(settings.limits),
+            presence: Presence::default(),
+            lately: Lately::default(),
+            recent: Cache::builder().max_capacity(REMEMBERED_REQUESTS).time_to_live(REMEMBERED_FOR).build(),
+            started_at: ports.clock.now(),
+            wire_bundle: ArcSwap::from_pointee(wire_bundle(&state)),
+            remembers_since: state.version(),
+            state: ArcSwap::from_pointee(state),
+            newest: AtomicI64::new(newest.unix()),
+            settings,
+            ports,
+            spawner,
+            changes,
+            refusals,
+        };
+        Ok((Arc::new(ca), waiting))
+    }
+
+    /// The current state: one atomic load.
+    pub(crate) fn state(&self) -> Arc<State> {
+        self.state.load_full()
+    }
+
+    /// The current bundle as it goes over the wire.
+    pub(crate) fn wire_bundle(&self) -> Option<Arc<wire::Bundle>> {
+        self.wire_bundle.load().as_ref().clone()
+    }
+
+    /// The current bundle.
+    pub(crate) fn bundle(&self) -> Option<Arc<PublishedBundle>> {
+        self.state.load().bundle().map(|it| Arc::clone(&it.value))
+    }
+
+    /// From which version on this process remembers every deletion.
+    pub(crate) const fn remembers_since(&self) -> Version {
+        self.remembers_since
+    }
+
+    /// Tells of every change of the state.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// One reading of the clock, checked against the newest instant the ledger knows: a clock that went back would
+    /// issue certificates that are not valid yet, or outlive what they should.
+    ///
+    /// # Errors
+    /// [`IssueError::ClockWentBack`] beyond two minutes.
+    pub(crate) fn now(&self) -> Result<Timestamp, IssueError> {
+        let now = self.ports.clock.now();
+        let seen = Timestamp::from_unix(self.newest.fetch_max(now.unix(), Ordering::Relaxed));
+        if seen.since(now) > CLOCK_TOLERANCE_SECONDS {
+            return Err(IssueError::ClockWentBack { now, seen });
+        }
+        Ok(now)
+    }
+
+    /// Commits `transaction` and takes what it wrote into the state.
+    pub(crate) async fn commit(self: &Arc<Self>, transaction: Transaction) -> Result<Committed, StoreError> {
+        if transaction.writes.is_empty() {
+            return self.ports.store.commit(transaction).await;
+        }
+        let writes = transaction.writes.clone();
+        match self.ports.store.commit(transaction).await {
+            Ok(committed) => {
+                self.take_in(&writes, &committed);
+                Ok(committed)
+            }
+            Err(conflict @ StoreError::Conflict { .. }) => Err(conflict),
+            Err(unknown) => {
+                let ca = Arc::clone(self);
+                self.spawner.spawn_until_stop("read back", async move { ca.read_back(writes).await });
+                Err(unknown)
+            }
+        }
+    }
+
+    fn take_in(&self, writes: &[Write], committed: &Committed) {
+        self.replace_state(|state| {
+            for write in writes {
+                let outcome = match write {
+                    Write::Put(key, body) => {
+                        let (key, version, body) = (key.clone(), committed.version, Arc::clone(body));
+                        state.put(&Document { key, version, body })
+                    }
+                    Write::Delete(key) => state.delete(key, committed.version),
+                };
+                if let Err(cause) = outcome {
+                    tracing::error!(%cause, "a change was committed but cannot be used; this is a bug");
+                }
+            }
+        });
+    }
+
+    fn replace_state(&self, change: impl Fn(&mut State)) {
+        self.state.rcu(|old| {
+            let mut next = State::clone(old);
+            change(&mut next);
+            next
+        });
+        let state = self.state.load();
+        self.wire_bundle.store(Arc::new(wire_bundle(&state)));
+        self.changes.send_if_modified(|version| {
+            let newer = state.version().0 > *version;
+            *version = state.version().0.max(*version);
+            newer
+        });
+    }
+
+    /// After a commit of unknown outcome: reads the documents until the store answers, and believes what it says.
+    async fn read_back(self: Arc<Self>, writes: Vec<Write>) {
+        for write in writes {
+            loop {
+                match self.ports.store.document(write.key()).await {
+                    Ok(Some(document)) => {
+                        self.replace_state(|state| drop(state.put(&document)));
+                        break;
+                    }
+                    Ok(None) => {
+                        self.replace_state(|state| drop(state.delete(write.key(), state.version())));
+                        break;
+                    }
+                    Err(cause) => {
+                        tracing::warn!(key = %write.key(), %cause, "cannot read back after a failed commit; retrying");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notes that an authenticated caller was refused: in the log now, in the ledger soon. At most a few a second for
+    /// each caller reach the ledger, so that a refused caller cannot fill it.
+    pub(crate) fn note_refusal(&self, caller: &AttestedCaller, action: &str, code: &'static str, detail: &str) {
+        let by = caller.principal().to_string();
+        tracing::info!(caller = %by, action, code, detail, "refused");
+        if !self.quota.may_record_refusal(&by) {
+            self.metrics.refusals_not_recorded.inc();
+            return;
+        }
+        let event =
+            Event::Refused { by, action: action.to_owned(), code: code.to_owned(), detail: detail.to_owned() };
+        if self.refusals.try_send(Entry::new(self.ports.clock.now(), &event)).is_err() {
+            self.metrics.refusals_not_recorded.inc();
+        }
+    }
+
+    /// Writes noted refusals to the ledger, many at a time.
+    pub(crate) async fn record_refusals(self: Arc<Self>, mut waiting: mpsc::Receiver<Entry>) {
+        let mut batch = Vec::new();
+        while waiting.recv_many(&mut batch, 64).await > 0 {
+            let mut transaction = Transaction::named("record refusals");
+            transaction.entries.append(&mut batch);
+            if let Err(cause) = self.ports.store.commit(transaction).await {
+                tracing::warn!(%cause, "refusals could not be recorded");
+            }
+        }
+    }
+
+    /// A ledger entry saying that `caller` changed something.
+    pub(crate) fn changed(&self, by: &str, action: &str, subject: &str, detail: &str) -> Entry {
+        let event = Event::Changed {
+            by: by.to_owned(),
+            action: action.to_owned(),
+            subject: subject.to_owned(),
+            detail: detail.to_owned(),
+        };
+        Entry::new(self.ports.clock.now(), &event)
+    }
+}
+
+async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> Result<State, ApiError> {
+    let mut state = State::empty(domain, settings.replica.clone());
+    let mut authorities = Vec::new();
+    for kind in Kind::ALL {
+        if matches!(kind, Kind::Token | Kind::Setting) {
+            continue;
+        }
+        let mut after: Option<String> = None;
+        loop {
+            let page = ports.store.documents(kind, after.as_deref(), PAGE).await?;
+            after = page.last().map(|document| document.key.id.clone());
+            // Roots before the issuers below them: an issuer is only usable with its root at hand.
+            if kind == Kind::Authority {
+                authorities.extend(page);
+            } else {
+                page.iter().try_for_each(|document| state.put(document)).map_err(|bad| ApiError::Bug(bad.to_string()))?;
+            }
+            if after.is_none() {
+                break;
+            }
+        }
+    }
+    authorities.sort_by_key(|document| !document.body.contains("\"kind\":\"root\""));
+    authorities.iter().try_for_each(|document| state.put(document)).map_err(|bad| ApiError::Bug(bad.to_string()))?;
+    Ok(state)
+}
+
+async fn newest_instant(ports: &Ports) -> Result<Timestamp, ApiError> {
+    let head = ports.store.head().await?;
+    let last = ports.store.records(head.position, 1).await?;
+    Ok(last.first().and_then(|record| record.read().ok()).map_or(Timestamp::EPOCH, |(at, _)| at))
+}
+
+fn wire_bundle(state: &State) -> Option<Arc<wire::Bundle>> {
+    state.bundle().map(|it| Arc::new(convert::bundle(&it.value.bundle)))
+}

@@ -1,0 +1,176 @@
+//! The gate: who is calling, may they call this, and not too often. It stands before every handler.
+//!
+//! Laws: identity comes from the connection (a verified client certificate, or the kernel's word on a Unix socket)
+//! and from nothing in the request; forwarded headers and bearer tokens are no credentials here. A method that is not
+//! in the table of `roles` does not exist. Expiry, revocation, ban and removal are checked for every request, so a
+//! connection kept for days gains nothing. Refusals are opaque outside and exact in the log.
+//! Not here: what an identity may be issued (`rhizome_core::policy`).
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::future::{Either, Ready, ready};
+use rhizome_core::attributes::Attributes;
+use rhizome_core::caller::{AttestedCaller, Principal, Role, Scope, principal_of};
+use rhizome_core::nodes::NodeState;
+use rhizome_core::state::State;
+use rhizome_id::Timestamp;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response, header};
+use tower::{Layer, Service};
+
+use crate::ca::Ca;
+use crate::error::{ApiError, AuthError, Needed};
+use crate::peer::{Peer, PeerCertificate, PeerInfo};
+use crate::roles;
+use crate::status;
+
+/// Puts the gate before a service.
+#[derive(Clone)]
+pub(crate) struct GateLayer(pub(crate) Arc<Ca>);
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gate<S>;
+
+    fn layer(&self, inner: S) -> Gate<S> {
+        Gate { ca: Arc::clone(&self.0), inner }
+    }
+}
+
+/// A service behind the gate.
+#[derive(Clone)]
+pub(crate) struct Gate<S> {
+    ca: Arc<Ca>,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Gate<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        match self.ca.admit(&mut request) {
+            Ok(()) => Either::Left(self.inner.call(request)),
+            Err(error) => {
+                self.ca.metrics.refused(status::public(&error).code);
+                Either::Right(ready(Ok(status::refusal(error))))
+            }
+        }
+    }
+}
+
+/// The caller of a request, put there by the gate; absent where anybody may call.
+pub(crate) type Caller = Arc<AttestedCaller>;
+
+/// The caller that the gate attached.
+///
+/// # Errors
+/// [`AuthError::NoCredential`] where the gate let an anonymous caller through.
+pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, ApiError> {
+    request.extensions().get::<Caller>().cloned().ok_or(ApiError::Auth(AuthError::NoCredential))
+}
+
+impl Ca {
+    fn admit(&self, request: &mut Request<Body>) -> Result<(), ApiError> {
+        let path = request.uri().path();
+        let no_such_method = || ApiError::NoSuchMethod { method: path.chars().take(200).collect() };
+        let needed = roles::needed(path).ok_or_else(no_such_method)?;
+        let peer = request.extensions().get::<PeerInfo>().cloned();
+        let peer = peer.ok_or_else(|| ApiError::Bug("a connection without peer information".into()))?;
+        if needed == Needed::Nobody {
+            return self.admit_anybody(&peer);
+        }
+        if request.headers().contains_key(header::AUTHORIZATION) {
+            let what = "an `authorization` header beside the connection's own credential";
+            return Err(AuthError::TwoCredentials { what }.into());
+        }
+        let caller = self.authenticate(&peer)?;
+        let allowed = match needed {
+            Needed::Nobody => true,
+            Needed::Node => matches!(caller.principal(), Principal::Node { .. }),
+            Needed::Role(role) => caller.role().is_some_and(|held| held >= role),
+        };
+        if !allowed {
+            let method = path.to_owned();
+            self.note_refusal(&caller, &method, "forbidden", &format!("it needs {needed}"));
+            return Err(ApiError::Forbidden { caller: caller.principal().to_string(), method, needed });
+        }
+        request.extensions_mut().insert(caller);
+        Ok(())
+    }
+
+    fn admit_anybody(&self, peer: &Peer) -> Result<(), ApiError> {
+        let Some(source) = peer.source() else { return Ok(()) };
+        self.quota
+            .admit_source(source)
+            .map_err(|retry_after| ApiError::Limited { who: source.to_string(), retry_after })
+    }
+
+    fn authenticate(&self, peer: &Peer) -> Result<Caller, ApiError> {
+        match peer {
+            Peer::Local { uid } => self.local(*uid),
+            Peer::Remote { certificate: None, source } => {
+                self.admit_anybody(peer)?;
+                tracing::debug!(%source, "no client certificate");
+                Err(AuthError::NoCredential.into())
+            }
+            Peer::Remote { certificate: Some(certificate), .. } => {
+                self.quota.admit_identity(&certificate.name).map_err(|retry_after| ApiError::Limited {
+                    who: certificate.name.clone(),
+                    retry_after,
+                })?;
+                let caller = certified(&self.state(), certificate, self.ports.clock.now())?;
+                Ok(Arc::new(caller))
+            }
+        }
+    }
+
+    /// A process on this machine: root and the server's own user hold `security`, others what the settings say.
+    fn local(&self, uid: u32) -> Result<Caller, ApiError> {
+        let own = uid == 0 || Some(uid) == self.presence.own_uid();
+        let role = if own { Some(Role::Security) } else { self.settings.admin_uids.get(&uid).copied() };
+        let role = role.ok_or(AuthError::LocalUser { uid })?;
+        let user = (uid == 0).then(|| "root".to_owned());
+        let principal = Principal::Local { uid, user };
+        Ok(Arc::new(AttestedCaller::assertion(principal, Attributes::default(), Scope::none()).with_role(role)))
+    }
+}
+
+/// The caller behind a verified client certificate, as the state knows it now.
+fn certified(state: &State, certificate: &PeerCertificate, now: Timestamp) -> Result<AttestedCaller, AuthError> {
+    let id = &certificate.spiffe_id;
+    if now > certificate.not_after {
+        return Err(AuthError::Expired { id: id.to_string(), not_after: certificate.not_after, now });
+    }
+    if state.is_revoked(&certificate.serial) {
+        return Err(AuthError::Revoked { id: id.to_string(), serial: certificate.serial.to_string() });
+    }
+    let principal = principal_of(id, state.trust_domain());
+    let principal = principal.ok_or_else(|| AuthError::NotAPrincipal { id: id.to_string() })?;
+    let who = || certificate.name.clone();
+    match &principal {
+        Principal::Node { cluster, method, name } => {
+            let node = state.nodes().get(&format!("{cluster}/{method}/{name}"));
+            let node = &node.ok_or_else(|| AuthError::Unknown { who: who() })?.value;
+            if let NodeState::Banned { reason, .. } = &node.state {
+                return Err(AuthError::Banned { who: who(), reason: reason.clone() });
+            }
+            Ok(AttestedCaller::assertion(principal, node.attributes.clone(), node.scope.clone()))
+        }
+        Principal::Admin { name } => {
+            let role = state.admins().get(name).ok_or_else(|| AuthError::Unknown { who: who() })?.value.role;
+            Ok(AttestedCaller::assertion(principal, Attributes::default(), Scope::none()).with_role(role))
+        }
+        Principal::Local { .. } | Principal::Token { .. } | Principal::Server { .. } => {
+            Err(AuthError::NotAPrincipal { id: id.to_string() })
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Whether this process can do its job, said in one place for readiness, status and metrics.
+
+use std::sync::Arc;
+
+use rhizome_core::authority::{AuthorityKind, AuthorityState};
+use rhizome_id::Timestamp;
+
+use crate::ca::Ca;
+
+impl Ca {
+    /// Why this process cannot issue now; empty when it can.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.spawner.stopping().is_cancelled() {
+            problems.push("the server is stopping".to_owned());
+        }
+        let state = self.state();
+        let now = self.ports.clock.now();
+        match state.issuer() {
+            None => problems.push("no issuing authority is active".to_owned()),
+            Some(active) if now > active.issuer.not_after_limit() => {
+                problems.push(format!("the issuing authority {} expired at {}", active.id, active.issuer.not_after_limit()));
+            }
+            Some(_) => {}
+        }
+        if state.bundle().is_none() {
+            problems.push("no trust bundle is published".to_owned());
+        }
+        if let Err(cause) = self.now() {
+            problems.push(cause.to_string());
+        }
+        problems
+    }
+
+    /// Brings the gauges up to date; called when somebody looks.
+    pub(crate) fn refresh_gauges(&self) {
+        let state = self.state();
+        let metrics = &self.metrics;
+        let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        metrics.nodes.set(count(state.nodes().len()));
+        metrics.rules.set(count(state.rules().len()));
+        metrics.issuer_expiry.set(state.issuer().map_or(0, |it| it.issuer.certificate().not_after().unix()));
+        let sequence = state.bundle().map_or(0, |it| it.value.bundle.sequence());
+        metrics.bundle_sequence.set(i64::try_from(sequence).unwrap_or(i64::MAX));
+        metrics.bundle_subscribers.set(count(state.subscribers().len()));
+        let behind = state.subscribers().values().filter(|it| it.value.sequence < sequence).count();
+        metrics.bundle_subscribers_behind.set(count(behind));
+        metrics.root_expiry.set(self.first_root_expiry().map_or(0, Timestamp::unix));
+    }
+
+    /// When the first root that still signs or is trusted expires.
+    pub(crate) fn first_root_expiry(&self) -> Option<Timestamp> {
+        let state = self.state();
+        let roots = state.authorities().values().map(|it| Arc::clone(&it.value)).filter(|it| {
+            it.kind == AuthorityKind::Root && it.state != AuthorityState::Tainted
+        });
+        roots.map(|root| root.certificate.not_after()).min()
+    }
+}

@@ -1,0 +1,145 @@
+//! Issuance: the one flow from a request to a certificate. Every door calls [`Ca::issue`]; there is no second path to
+//! a signature of a leaf.
+//!
+//! Laws: the steps stand in the order of architecture §5 and each consumes the evidence of the one before. Nothing is
+//! signed whose ledger entry is not durable. The path reads one immutable state, never the database, and holds no
+//! lock across a wait. A failure after the entry is durable leaves an entry without a certificate, and says so in a
+//! further entry when it can.
+//! Not here: who calls (`gate`), the decision (`rhizome_core::policy`), the bytes (`rhizome_x509`).
+
+use std::sync::Arc;
+
+use rhizome_core::caller::AttestedCaller;
+use rhizome_core::documents::Transaction;
+use rhizome_core::issuance::{self, Circumstances, IssuedLeaf, Recorded};
+use rhizome_core::ledger::{Entry, Event, Issuance, Profile};
+use rhizome_core::policy::{self, Facts, Wish};
+use rhizome_core::ports::{KeyRingError, StoreError};
+use rhizome_id::{RequestId, Serial, Timestamp};
+use rhizome_x509::VerifiedCsr;
+
+use crate::ca::{Ca, Remembered};
+use crate::error::IssueError;
+use crate::system::Stopwatch;
+
+/// A certificate signing request as it arrived.
+pub(crate) enum Csr<'a> {
+    Der(&'a [u8]),
+    Pem(&'a str),
+}
+
+impl Csr<'_> {
+    /// Checks possession of the key.
+    pub(crate) fn verify(&self) -> Result<VerifiedCsr, IssueError> {
+        Ok(match self {
+            Self::Der(der) => VerifiedCsr::parse(der)?,
+            Self::Pem(pem) => VerifiedCsr::parse_pem(pem)?,
+        })
+    }
+}
+
+/// What a caller asks for.
+pub(crate) struct Ask<'a> {
+    pub(crate) csr: Csr<'a>,
+    pub(crate) wish: Wish,
+    pub(crate) request: Option<RequestId>,
+}
+
+impl Ca {
+    /// Issues a workload's certificate.
+    pub(crate) async fn issue(
+        self: &Arc<Self>,
+        caller: &AttestedCaller,
+        ask: Ask<'_>,
+    ) -> Result<Arc<Recorded<IssuedLeaf>>, IssueError> {
+        let csr = ask.csr.verify()?;
+        self.issue_with(caller, csr, ask.wish, ask.request, |_issuance| Transaction::named("issue certificate")).await
+    }
+
+    /// The whole of issuance, in order. `alongside` may add what must become true in the same transaction as the
+    /// certificate's entry: a join token consumed, a node put on record.
+    pub(crate) async fn issue_with(
+        self: &Arc<Self>,
+        caller: &AttestedCaller,
+        csr: VerifiedCsr,
+        wish: Wish,
+        request: Option<RequestId>,
+        alongside: impl FnOnce(&Issuance) -> Transaction + Send,
+    ) -> Result<Arc<Recorded<IssuedLeaf>>, IssueError> {
+        // 1. Who is calling stands in `caller`; 2. possession of the key stands in `csr`. One reading of time.
+        let watch = Stopwatch::start();
+        let now = self.now()?;
+        let key = csr.public_key().digest();
+        let remember = request.as_ref().map(|id| (caller.principal().to_string(), id.to_string()));
+        if let Some(known) = remember.as_ref().and_then(|name| self.recent.get(name)) {
+            return if known.key == key {
+                Ok(Arc::clone(&known.leaf))
+            } else {
+                Err(IssueError::RequestIdReused { id: remember.map(|(_, id)| id).unwrap_or_default() })
+            };
+        }
+
+        // 3. May they, as whom, for how long.
+        let state = self.state();
+        let facts = Facts {
+            trust_domain: state.trust_domain(),
+            rules: state.rule_set(),
+            limits: &self.settings.policy,
+        };
+        let grant = policy::decide(caller, &wish, &facts, now)?;
+
+        // 4. Serial, validity, issuer; 5. prepare and lint exactly the bytes that will be signed.
+        let issuer = state.issuer().ok_or(IssueError::NoAuthority)?;
+        let (serial, draw) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
+        let around = Circumstances {
+            now,
+            serial,
+            draw,
+            bundle: state.bundle().map_or(0, |it| it.value.bundle.sequence()),
+            request: request.as_ref(),
+            attributes: wish.attributes(),
+        };
+        let prepared = issuance::prepare_leaf(&grant, csr, issuer, profile_of(&wish), &around)?;
+
+        // 6. Write the intent: the one durable, group-committed append.
+        let transaction = alongside(prepared.issuance()).record(prepared.entry(now));
+        let committed = self.commit(transaction).await?;
+        let receipt = committed.receipts.last().ok_or_else(|| StoreError::Bug { cause: "no receipt".into() })?;
+        let intent = prepared.recorded(receipt)?;
+
+        // 7. Sign, check, and only then reply: the reply is made from `Recorded` alone.
+        let signature = match self.ports.keys.sign(intent.key(), &intent.to_be_signed()).await {
+            Ok(signature) => signature,
+            Err(cause) => return Err(self.signing_failed(intent.serial(), now, cause)),
+        };
+        let leaf = Arc::new(intent.seal(signature)?);
+        if let Some(name) = remember {
+            self.recent.insert(name, Arc::new(Remembered { key, leaf: Arc::clone(&leaf) }));
+        }
+        self.lately.note(&leaf);
+        self.metrics.issued(leaf.issuance().profile, watch.elapsed());
+        Ok(leaf)
+    }
+
+    /// Records, as well as it can, that an intent came to nothing.
+    fn signing_failed(self: &Arc<Self>, serial: Serial, now: Timestamp, cause: KeyRingError) -> IssueError {
+        let entry = Entry::new(now, &Event::SigningFailed { serial, reason: cause.to_string() });
+        let ca = Arc::clone(self);
+        self.spawner.spawn("record a failed signature", async move {
+            let transaction = Transaction::named("signing failed").record(entry);
+            if let Err(unrecorded) = ca.ports.store.commit(transaction).await {
+                tracing::error!(%serial, %unrecorded, "a failed signature could not be recorded; it counts as issued");
+            }
+        });
+        cause.into()
+    }
+}
+
+const fn profile_of(wish: &Wish) -> Profile {
+    match wish {
+        Wish::Workload { .. } => Profile::Workload,
+        Wish::Node { .. } => Profile::Node,
+        Wish::Admin { .. } => Profile::Admin,
+        Wish::Server { .. } => Profile::Server,
+    }
+}

@@ -1,0 +1,137 @@
+//! What the server counts, in Prometheus' terms. Labels come from closed sets, so cardinality is bounded.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use rhizome_core::ledger::Profile;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ByProfile {
+    profile: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ByCode {
+    code: &'static str,
+}
+
+/// Every metric of the process.
+pub(crate) struct Metrics {
+    registry: Mutex<Registry>,
+    issued: Family<ByProfile, Counter>,
+    refused: Family<ByCode, Counter>,
+    issue_seconds: Histogram,
+    pub(crate) refusals_not_recorded: Counter,
+    pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Counter,
+    pub(crate) handshakes_failed: Counter,
+    pub(crate) bundle_sequence: Gauge,
+    pub(crate) bundle_subscribers: Gauge,
+    pub(crate) bundle_subscribers_behind: Gauge,
+    pub(crate) nodes: Gauge,
+    pub(crate) rules: Gauge,
+    pub(crate) root_expiry: Gauge,
+    pub(crate) issuer_expiry: Gauge,
+    pub(crate) server_certificate_expiry: Gauge,
+    pub(crate) self_check_failures: Counter,
+    pub(crate) self_checked: Counter,
+    pub(crate) clock_behind: Gauge<f64, AtomicU64>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let metrics = Self {
+            registry: Mutex::new(Registry::with_prefix("rhizome")),
+            issued: Family::default(),
+            refused: Family::default(),
+            issue_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 14)),
+            refusals_not_recorded: Counter::default(),
+            connections: Gauge::default(),
+            connections_refused: Counter::default(),
+            handshakes_failed: Counter::default(),
+            bundle_sequence: Gauge::default(),
+            bundle_subscribers: Gauge::default(),
+            bundle_subscribers_behind: Gauge::default(),
+            nodes: Gauge::default(),
+            rules: Gauge::default(),
+            root_expiry: Gauge::default(),
+            issuer_expiry: Gauge::default(),
+            server_certificate_expiry: Gauge::default(),
+            self_check_failures: Counter::default(),
+            self_checked: Counter::default(),
+            clock_behind: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let it = &mut *registry;
+        it.register("certificates_issued", "Certificates issued, by profile", self.issued.clone());
+        it.register("requests_refused", "Requests refused, by stable code", self.refused.clone());
+        let help = "From a verified CSR to the sealed certificate";
+        it.register_with_unit("issue_duration", help, Unit::Seconds, self.issue_seconds.clone());
+        let help = "Refusals that were logged but not written to the ledger, because there were too many";
+        it.register("refusals_not_recorded", help, self.refusals_not_recorded.clone());
+        it.register("connections", "Connections held open", self.connections.clone());
+        let help = "Connections refused because the limit was reached";
+        it.register("connections_refused", help, self.connections_refused.clone());
+        it.register("handshakes_failed", "TLS handshakes that failed or took too long", self.handshakes_failed.clone());
+        it.register("bundle_sequence", "Sequence of the published bundle", self.bundle_sequence.clone());
+        it.register("bundle_subscribers", "Known subscribers of the bundle", self.bundle_subscribers.clone());
+        let help = "Subscribers that have not acknowledged the published bundle";
+        it.register("bundle_subscribers_behind", help, self.bundle_subscribers_behind.clone());
+        it.register("nodes", "Nodes on record", self.nodes.clone());
+        it.register("rules", "Rules in force", self.rules.clone());
+        let help = "Unix time at which the first root of the bundle expires";
+        it.register("root_expiry_timestamp_seconds", help, self.root_expiry.clone());
+        let help = "Unix time at which the active issuer expires";
+        it.register("issuer_expiry_timestamp_seconds", help, self.issuer_expiry.clone());
+        let help = "Unix time at which the serving certificate expires";
+        it.register("server_certificate_expiry_timestamp_seconds", help, self.server_certificate_expiry.clone());
+        let help = "Issued certificates that a second library refused afterwards; must stay 0";
+        it.register("self_check_failures", help, self.self_check_failures.clone());
+        it.register("self_checked", "Issued certificates judged again by a second library", self.self_checked.clone());
+        let help = "How far the clock lies behind the newest ledger record";
+        it.register_with_unit("clock_behind", help, Unit::Seconds, self.clock_behind.clone());
+    }
+
+    pub(crate) fn issued(&self, profile: Profile, took: Duration) {
+        let profile = match profile {
+            Profile::Workload => "workload",
+            Profile::Node => "node",
+            Profile::Server => "server",
+            Profile::Admin => "admin",
+            Profile::Root => "root",
+            Profile::Issuer => "issuer",
+        };
+        self.issued.get_or_create(&ByProfile { profile }).inc();
+        self.issue_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn refused(&self, code: &'static str) {
+        self.refused.get_or_create(&ByCode { code }).inc();
+    }
+
+    /// All of it in OpenMetrics text.
+    pub(crate) fn render(&self) -> String {
+        let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut text = String::new();
+        match encode(&mut text, &registry) {
+            Ok(()) => text,
+            Err(cause) => {
+                tracing::error!(%cause, "metrics could not be written");
+                String::new()
+            }
+        }
+    }
+}

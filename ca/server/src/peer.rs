@@ -1,0 +1,50 @@
+//! What a connection proves about the other end, read once when it is made.
+//!
+//! Laws: a certificate stands here only after the TLS handshake verified it against the bundle of that moment; what
+//! may have changed since (expiry, revocation, ban) is asked again for every request by `gate`. Peer credentials of
+//! a Unix socket come from the kernel.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use rhizome_id::{Serial, SpiffeId, Timestamp};
+
+/// The other end of a connection.
+#[derive(Debug)]
+pub(crate) enum Peer {
+    /// Over TCP and TLS.
+    Remote {
+        /// Its address.
+        source: SocketAddr,
+        /// The certificate it proved to hold, if it presented one.
+        certificate: Option<PeerCertificate>,
+    },
+    /// On the administrators' Unix socket.
+    Local {
+        /// User id of the process, from the kernel.
+        uid: u32,
+    },
+}
+
+/// A client certificate that the handshake verified.
+#[derive(Debug)]
+pub(crate) struct PeerCertificate {
+    pub(crate) spiffe_id: SpiffeId,
+    pub(crate) serial: Serial,
+    pub(crate) not_after: Timestamp,
+    /// The audit text of its principal, made once for each connection: the key of its token bucket.
+    pub(crate) name: String,
+}
+
+/// What every request of a connection carries.
+pub(crate) type PeerInfo = Arc<Peer>;
+
+impl Peer {
+    /// The address to count against before there is an identity.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Remote { source, .. } => Some(source.ip()),
+            Self::Local { .. } => None,
+        }
+    }
+}

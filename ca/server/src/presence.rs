@@ -1,0 +1,107 @@
+//! Who is connected now, and since when: what `node list` and the bundle's subscribers show beside the record.
+//!
+//! Laws: presence is not evidence; it is forgotten with the process. What was acknowledged is a document.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rhizome_id::Timestamp;
+use rhizome_proto::node::v1::ServedIssuer;
+
+/// Issuers kept of one report: a node serves certificates of one or two, a few more while they rotate.
+const SERVED_ISSUERS: usize = 16;
+
+/// What is known about a connected caller.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Present {
+    /// Open streams.
+    pub(crate) streams: usize,
+    /// Last sign of life.
+    pub(crate) last_seen: Timestamp,
+    /// What it calls its own version.
+    pub(crate) agent_version: String,
+    /// Issuers of the certificates it serves, as it last reported.
+    pub(crate) serves: Vec<ServedIssuer>,
+}
+
+/// Everybody connected, by the stable text of the principal.
+#[derive(Debug, Default)]
+pub(crate) struct Presence {
+    callers: Arc<Mutex<BTreeMap<String, Present>>>,
+    own_uid: OnceLock<u32>,
+}
+
+impl Presence {
+    /// Notes an open stream of `who` until the guard is dropped.
+    pub(crate) fn enter(&self, who: &str, agent_version: &str, now: Timestamp) -> PresenceGuard {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = callers.entry(who.to_owned()).or_insert_with(|| Present {
+            streams: 0,
+            last_seen: now,
+            agent_version: String::new(),
+            serves: Vec::new(),
+        });
+        entry.streams = entry.streams.saturating_add(1);
+        entry.last_seen = now;
+        entry.agent_version = agent_version.chars().take(64).collect();
+        PresenceGuard { callers: Arc::clone(&self.callers), who: who.to_owned() }
+    }
+
+    /// Notes which issuers' certificates `who` serves.
+    pub(crate) fn serves(&self, who: &str, issuers: Vec<ServedIssuer>) {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = callers.get_mut(who) {
+            present.serves = issuers.into_iter().take(SERVED_ISSUERS).collect();
+        }
+    }
+
+    /// What is known about `who`, if it is connected.
+    pub(crate) fn of(&self, who: &str) -> Option<Present> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner).get(who).cloned()
+    }
+
+    /// How many callers are connected.
+    pub(crate) fn count(&self) -> usize {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Remembers under which user this server runs.
+    pub(crate) fn set_own_uid(&self, uid: u32) {
+        // Set once, at start; a second start in one process runs as the same user.
+        self.own_uid.get_or_init(|| uid);
+    }
+
+    /// Under which user this server runs, once known.
+    pub(crate) fn own_uid(&self) -> Option<u32> {
+        self.own_uid.get().copied()
+    }
+}
+
+/// An open stream; dropping it closes the entry.
+#[derive(Debug)]
+pub(crate) struct PresenceGuard {
+    callers: Arc<Mutex<BTreeMap<String, Present>>>,
+    who: String,
+}
+
+impl PresenceGuard {
+    /// Notes a sign of life.
+    pub(crate) fn seen(&self, now: Timestamp) {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = callers.get_mut(&self.who) {
+            present.last_seen = now;
+        }
+    }
+}
+
+impl Drop for PresenceGuard {
+    fn drop(&mut self) {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = callers.get_mut(&self.who) {
+            present.streams = present.streams.saturating_sub(1);
+            if present.streams == 0 {
+                callers.remove(&self.who);
+            }
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Authorities in practice: performs what `rhizome_core::authority::step` says is due.
+//!
+//! Laws: nothing is decided here. A key exists before the entry about it, the entry before the signature, and the
+//! authority counts only once its document is stored; whatever stops in between leaves a key that nobody refers to,
+//! and the next start makes a new one. Documents are changed only as they were read (compare and swap), so two
+//! processes never both win.
+//! Not here: which key signs when (`rhizome_core::authority`), the acknowledged change of roots (rotation.md).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Change, Effect};
+use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Version};
+use rhizome_core::issuance::{IssuanceError, Prepared, Recorded};
+use rhizome_core::ports::{KeyInfo, KeyPurpose, StoreError};
+use rhizome_core::renewal::Validity;
+use rhizome_core::state::{BundleRecord, Identity};
+use rhizome_id::{AuthorityId, KeyId, Timestamp};
+use rhizome_x509::{CaCertificate, Certificate, IntermediateSpec, RootSpec};
+
+use crate::ca::Ca;
+use crate::error::{ApiError, IssueError};
+
+/// The longest sleep between two looks at the clock: a suspended machine or a stepped clock is noticed soon.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Steps until the machine must have come to rest; the core proves that it does in far fewer.
+const MOST_STEPS: usize = 64;
+
+impl Ca {
+    /// Founds the trust domain in an empty store: the identity, then whatever the authority machine asks for.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when the store belongs to another trust domain.
+    pub(crate) async fn found(self: &Arc<Self>) -> Result<(), ApiError> {
+        let identity =
+            Identity { trust_domain: self.settings.trust_domain.clone(), founded_at: self.ports.clock.now() };
+        let stored = self.ports.store.document(&identity.key()).await?;
+        match stored {
+            Some(stored) => {
+                let known = stored.read::<Identity>().map_err(|bad| ApiError::Bug(bad.to_string()))?.value;
+                if known.trust_domain != identity.trust_domain {
+                    return Err(ApiError::Conflict {
+                        what: "trust domain",
+                        name: known.trust_domain.to_string(),
+                        problem: "is the one this store belongs to; the configuration names another",
+                    });
+                }
+            }
+            None => {
+                let entry = self.changed("server", "authority.found", identity.trust_domain.as_str(), "");
+                let transaction = Transaction::named("found trust domain").require_absent(identity.key());
+                self.commit(transaction.put(&identity).record(entry)).await?;
+            }
+        }
+        self.keep_authorities().await?;
+        Ok(())
+    }
+
+    /// Keeps authorities in order until the process stops.
+    pub(crate) async fn rotate_forever(self: Arc<Self>) {
+        loop {
+            if let Err(cause) = self.keep_authorities().await {
+                tracing::error!(%cause, "authorities could not be brought in order; trying again");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Performs what is due now.
+    pub(crate) async fn keep_authorities(self: &Arc<Self>) -> Result<(), ApiError> {
+        for _ in 0..MOST_STEPS {
+            let now = self.now()?;
+            let effects = authority::step(&self.authorities(), &self.settings.replica, now, &self.settings.rotation);
+            let due: Vec<_> = effects.into_iter().filter(|effect| !matches!(effect, Effect::WakeAt(_))).collect();
+            if due.is_empty() {
+                return Ok(());
+            }
+            for effect in due {
+                match self.perform(&effect, now).await {
+                    // Somebody else did it, or changed the ground it stood on: look again.
+                    Err(ApiError::Store(StoreError::Conflict { .. })) => break,
+                    outcome => outcome?,
+                }
+            }
+        }
+        Err(ApiError::Bug("authorities do not come to rest".into()))
+    }
+
+    fn authorities(&self) -> Vec<Authority> {
+        self.state().authorities().values().map(|it| Authority::clone(&it.value)).collect()
+    }
+
+    async fn perform(self: &Arc<Self>, effect: &Effect, now: Timestamp) -> Result<(), ApiError> {
+        match effect {
+            Effect::MakeRoot { reason } => self.make_root(now, &reason.to_string()).await,
+            Effect::MakeIssuer { reason } => self.make_issuer(now, &reason.to_string()).await.map(drop),
+            Effect::Activate { id, reason } => self.apply(effect, now, "authority.activate", id, reason).await,
+            Effect::Retire { id, reason } => self.apply(effect, now, "authority.retire", id, reason).await,
+            Effect::Forget { id, reason } => self.apply(effect, now, "authority.forget", id, reason).await,
+            Effect::WakeAt(_) => Ok(()),
+        }
+    }
+
+    async fn apply(
+        self: &Arc<Self>,
+        effect: &Effect,
+        now: Timestamp,
+        action: &str,
+        id: &AuthorityId,
+        reason: &authority::Reason,
+    ) -> Result<(), ApiError> {
+        let state = self.state();
+        let version = |key: &AuthorityId| state.authorities().get(key).map_or(Version(0), |it| it.version);
+        let mut transaction = Transaction::named("change authority");
+        let mut to_destroy: Vec<KeyId> = Vec::new();
+        let mut new_root = None;
+        for change in authority::changes(effect, &self.authorities(), now) {
+            match change {
+                Change::Put(next) => {
+                    if next.kind == AuthorityKind::Root && next.state == AuthorityState::Active {
+                        new_root = Some(next.certificate.clone());
+                    }
+                    transaction = transaction.require_unchanged(next.key(), version(&next.id)).put(&*next);
+                }
+                Change::Delete { id, key } => {
+                    let document = DocumentKey::new(Kind::Authority, id.to_string());
+                    transaction = transaction.require_unchanged(document.clone(), version(&id)).delete(document);
+                    to_destroy.push(key);
+                }
+            }
+        }
+        if transaction.writes.is_empty() {
+            return Ok(());
+        }
+        if let Some(root) = new_root {
+            transaction = self.publishing(transaction, root);
+        }
+        let entry = self.changed("server", action, id.as_str(), &reason.to_string());
+        self.commit(transaction.record(entry)).await?;
+        tracing::info!(authority = %id, action, %reason, "authority changed");
+        for key in to_destroy {
+            self.ports.keys.destroy(&key).await.map_err(IssueError::from)?;
+        }
+        Ok(())
+    }
+
+    /// Adds to `transaction` the bundle with `root` in it, when no bundle has it yet. Only the very first root comes
+    /// into the bundle this way; every later one by acknowledged rotation.
+    fn publishing(&self, transaction: Transaction, root: CaCertificate) -> Transaction {
+        let state = self.state();
+        if state.bundle().is_some() {
+            return transaction;
+        }
+        let record = BundleRecord {
+            trust_domain: self.settings.trust_domain.clone(),
+            sequence: 1,
+            refresh_hint: self.settings.refresh_hint,
+            anchors: vec![root],
+        };
+        let entry = self.changed("server", "bundle.publish", record.trust_domain.as_str(), "sequence 1");
+        transaction.require_absent(record.key()).put(&record).record(entry)
+    }
+
+    async fn make_root(self: &Arc<Self>, now: Timestamp, reason: &str) -> Result<(), ApiError> {
+        let validity = authority::root_validity(now, &self.settings.rotation);
+        let validity = validity.ok_or_else(|| ApiError::Bug("a root cannot be valid now".into()))?;
+        let (id, key) = self.new_key(AuthorityKind::Root, now).await?;
+        let (serial, _) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
+        let spec = RootSpec {
+            trust_domain: &self.settings.trust_domain,
+            generation: &id,
+            public_key: &key.public_key,
+            algorithm: key.algorithm,
+            serial,
+            not_before: validity.not_before,
+            not_after: validity.not_after,
+        };
+        let prepared = Prepared::root(&spec, &key.id, "server").map_err(IssueError::from)?;
+        let certificate = self.certify(prepared, now).await?;
+        self.store_authority(AuthorityKind::Root, &id, &key, certificate, None, now, reason).await
+    }
+
+    /// Makes an issuer under the active root and stores it as prepared.
+    pub(crate) async fn make_issuer(self: &Arc<Self>, now: Timestamp, reason: &str) -> Result<AuthorityId, ApiError> {
+        let active = |it: &Authority| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active;
+        let root = self.authorities().into_iter().find(active);
+        let root = root.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        let validity = authority::issuer_validity(&root.certificate, now, &self.settings.rotation);
+        let validity: Validity = validity.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        let (id, key) = self.new_key(AuthorityKind::Issuer, now).await?;
+        let (serial, _) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
+        let spec = IntermediateSpec {
+            trust_domain: &self.settings.trust_domain,
+            generation: &id,
+            public_key: &key.public_key,
+            algorithm: key.algorithm,
+            serial,
+            not_before: validity.not_before,
+            not_after: validity.not_after,
+        };
+        let above = (&root.id, &root.certificate, root.algorithm);
+        let prepared = Prepared::intermediate(&spec, above, &root.key, "server").map_err(IssueError::from)?;
+        let certificate = self.certify(prepared, now).await?;
+        let issuer = Some(root.id.clone());
+        self.store_authority(AuthorityKind::Issuer, &id, &key, certificate, issuer, now, reason).await?;
+        Ok(id)
+    }
+
+    /// A name nobody had before, and a key of that name. The name is also the certificate's subject.
+    async fn new_key(&self, kind: AuthorityKind, now: Timestamp) -> Result<(AuthorityId, KeyInfo), ApiError> {
+        let mut random = [0; 4];
+        self.ports.entropy.fill(&mut random).map_err(|_opaque| IssueError::NoEntropy)?;
+        let date: String = now.to_string().chars().filter(char::is_ascii_digit).take(8).collect();
+        let text = format!("{kind}-{date}-{}", hex::encode(random));
+        let bug = |cause: rhizome_id::NameError| ApiError::Bug(cause.to_string());
+        let (id, key): (AuthorityId, KeyId) = (text.parse().map_err(bug)?, text.parse().map_err(bug)?);
+        let purpose = match kind {
+            AuthorityKind::Root => KeyPurpose::Root,
+            AuthorityKind::Issuer => KeyPurpose::Issuer,
+        };
+        let key = self.ports.keys.generate(&key, purpose, self.settings.algorithm).await.map_err(IssueError::from)?;
+        Ok((id, key))
+    }
+
+    /// Records, then signs: the same order as for leaves.
+    async fn certify(
+        self: &Arc<Self>,
+        prepared: Prepared,
+        now: Timestamp,
+    ) -> Result<Recorded<Certificate>, IssueError> {
+        let transaction = Transaction::named("issue authority").record(prepared.entry(now));
+        let committed = self.commit(transaction).await?;
+        let receipt = committed.receipts.last().ok_or(IssuanceError::WrongReceipt)?;
+        let intent = prepared.recorded(receipt)?;
+        let signature = self.ports.keys.sign(intent.key(), &intent.to_be_signed()).await?;
+        Ok(intent.seal(signature)?)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one record, named at its only two callers")]
+    async fn store_authority(
+        self: &Arc<Self>,
+        kind: AuthorityKind,
+        id: &AuthorityId,
+        key: &KeyInfo,
+        certificate: Recorded<Certificate>,
+        issuer: Option<AuthorityId>,
+        now: Timestamp,
+        reason: &str,
+    ) -> Result<(), ApiError> {
+        let certificate = CaCertificate::parse(certificate.into_inner().der());
+        let record = Authority {
+            id: id.clone(),
+            kind,
+            replica: self.settings.replica.clone(),
+            key: key.id.clone(),
+            algorithm: key.algorithm,
+            certificate: certificate.map_err(|bad| ApiError::Bug(bad.to_string()))?,
+            issuer,
+            state: AuthorityState::Prepared,
+            prepared_at: now,
+            activated_at: None,
+        };
+        let entry = self.changed("server", "authority.prepare", id.as_str(), reason);
+        let transaction = Transaction::named("prepare authority").require_absent(record.key());
+        self.commit(transaction.put(&record).record(entry)).await?;
+        tracing::info!(authority = %id, %kind, reason, "authority prepared");
+        Ok(())
+    }
+}

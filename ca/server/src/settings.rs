@@ -1,0 +1,92 @@
+//! What the server is told at start, already validated.
+//!
+//! Not here: the YAML file and its faults (`rhizome`'s `config`).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rhizome_core::authority::RotationPolicy;
+use rhizome_core::caller::Role;
+use rhizome_core::policy::PolicyLimits;
+use rhizome_core::ports::{Clock, Entropy, KeyRing, Store};
+use rhizome_id::{ReplicaName, TrustDomain, Ttl};
+use rhizome_x509::{DnsName, SigningAlgorithm};
+
+/// The settings of one server process.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Whose authority this is.
+    pub trust_domain: TrustDomain,
+    /// The name of this process among the servers of the trust domain.
+    pub replica: ReplicaName,
+    /// Where gRPC over mTLS is served; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Addresses (`host:port`) that join strings carry; empty means the address that is listened on.
+    pub advertise: Vec<String>,
+    /// DNS names in the serving certificate.
+    pub dns_names: Vec<DnsName>,
+    /// IP addresses in the serving certificate.
+    pub ip_addresses: Vec<IpAddr>,
+    /// The administrators' Unix socket, if one is wanted.
+    pub admin_socket: Option<PathBuf>,
+    /// Roles of local users on that socket, besides root and the server's own user, who hold `security`.
+    pub admin_uids: BTreeMap<u32, Role>,
+    /// Where metrics and health are served over plain HTTP, if at all.
+    pub web: Option<SocketAddr>,
+    /// Lifetimes.
+    pub policy: PolicyLimits,
+    /// Lifetimes of authorities.
+    pub rotation: RotationPolicy,
+    /// What new authorities sign with.
+    pub algorithm: SigningAlgorithm,
+    /// How often followers of the bundle without a stream should look.
+    pub refresh_hint: Ttl,
+    /// Lifetime of a join token when none is asked for.
+    pub token_ttl: Ttl,
+    /// Longest lifetime of a join token.
+    pub token_max_ttl: Ttl,
+    /// Limits at the doors.
+    pub limits: DoorLimits,
+    /// Worker threads, each with its own single-threaded runtime; 0 means one per core.
+    pub workers: usize,
+    /// Where sealed keys lie, so that a backup can say whether it must be taken along.
+    pub sealed_keys_dir: Option<PathBuf>,
+}
+
+/// How much one caller, one address and the whole process may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct DoorLimits {
+    /// Requests a second from one address that has not proved who it is; bursts of twice as many.
+    pub per_source_per_second: u32,
+    /// Requests a second from one authenticated caller; bursts of twice as many.
+    pub per_identity_per_second: u32,
+    /// Connections held open at once.
+    pub connections: usize,
+}
+
+impl Default for DoorLimits {
+    fn default() -> Self {
+        Self { per_source_per_second: 50, per_identity_per_second: 5_000, connections: 20_000 }
+    }
+}
+
+/// What the server is plugged into.
+#[derive(Clone)]
+pub struct Ports {
+    /// State and ledger.
+    pub store: Arc<dyn Store>,
+    /// Private keys.
+    pub keys: Arc<dyn KeyRing>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl std::fmt::Debug for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ports { .. }")
+    }
+}
