@@ -1,0 +1,1 @@
+//! Authorities: listed, and rotated by hand.

@@ -1,0 +1,1 @@
+//! Nodes: listed, shown, banned, evicted.

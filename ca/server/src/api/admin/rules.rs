@@ -1,0 +1,1 @@
+//! Rules: who may be whom.

@@ -1,0 +1,1 @@
+//! Join tokens: made, listed, revoked.
