@@ -4,7 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use libfuzzer_sys::fuzz_target;
-use rhizome_cli::join_string::{JoinString, MAX_BYTES};
+use rhizome_cli::{JoinString, MAX_BYTES};
 
 fuzz_target!(|text: &str| {
     check(text);

@@ -4,12 +4,13 @@
 //! profile is at fault; if it accepts the control and refuses ours, we are.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::judges::{Spoil, hearing};
+use crate::server::Server;
 use crate::support::must;
 
 #[test]
@@ -17,6 +18,21 @@ fn every_judge_accepts_the_profile_made_by_hand_and_refuses_it_spoiled() {
     let scratch = TempDir::new().unwrap();
     chain_by_hand(scratch.path());
     hearing(scratch.path(), |fault| spoiled(scratch.path(), fault));
+}
+
+#[test]
+fn every_judge_accepts_a_chain_that_the_server_issued_and_refuses_it_spoiled() {
+    let server = Server::start();
+    let chain = issued_chain(&server);
+    hearing(&chain, |fault| spoiled(&chain, fault));
+}
+
+/// Joins a node and asks for a certificate in its name, by the program alone: the directory with the three files.
+fn issued_chain(server: &Server) -> PathBuf {
+    let node = server.join_node("n1");
+    let directory = server.scratch().join("web");
+    must(&mut server.request_certificate(&node, "web", &directory));
+    directory
 }
 
 /// A copy of a good directory with one fault planted.

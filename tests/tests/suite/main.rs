@@ -9,4 +9,6 @@ mod interop;
 #[cfg(test)]
 mod judges;
 #[cfg(test)]
+mod server;
+#[cfg(test)]
 mod support;
