@@ -11,4 +11,6 @@ mod judges;
 #[cfg(test)]
 mod server;
 #[cfg(test)]
+mod stories;
+#[cfg(test)]
 mod support;
