@@ -545,3 +545,7 @@ fn transitions<'a>(effect: &Effect, slots: &[Slot<'a>]) -> Vec<(&'a AuthorityId,
 #[cfg(test)]
 #[path = "authority_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "authority_record_tests.rs"]
+mod record_tests;

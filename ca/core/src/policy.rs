@@ -127,9 +127,11 @@ pub enum GrantKind {
 
 /// Evidence that a caller may have a certificate. Only [`decide`] makes one.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0451
 /// use rhizome_core::policy::Grant;
-/// let forged = Grant { ..unreachable!() };
+/// fn rename(grant: Grant) -> Grant {
+///     Grant { caller: String::new(), ..grant }
+/// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {

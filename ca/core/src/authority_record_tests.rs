@@ -1,0 +1,218 @@
+//! The machine over stored records with real certificates: what the shell does, in miniature.
+
+use rhizome_id::{ReplicaNumber, Serial, SerialCounter};
+use rhizome_x509::{
+    IntermediateSpec, KeyAlgorithm, Linted, RequestKey, RootSpec, Signature, prepare_intermediate,
+    prepare_root,
+};
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+
+use super::*;
+
+const DAY: i64 = 86_400;
+
+/// Records and keys, as a store and a key ring hold them.
+struct Shell {
+    records: Vec<Authority>,
+    keys: Vec<(KeyId, RequestKey)>,
+    made: u64,
+    policy: RotationPolicy,
+}
+
+impl Shell {
+    fn settle(&mut self, now: Timestamp) -> Option<Timestamp> {
+        for _ in 0..32 {
+            let effects = step(&self.records, &replica(), now, &self.policy);
+            if let [Effect::WakeAt(at)] = effects.as_slice() {
+                return Some(*at);
+            }
+            if effects.is_empty() {
+                return None;
+            }
+            for effect in effects {
+                self.perform(&effect, now);
+            }
+        }
+        panic!("it never settles");
+    }
+
+    fn perform(&mut self, effect: &Effect, now: Timestamp) {
+        assert!(still_due(effect, &self.records, &replica(), now, &self.policy));
+        match effect {
+            Effect::MakeRoot { .. } => self.make(None, now),
+            Effect::MakeIssuer { .. } => {
+                let root = self.active(AuthorityKind::Root).clone();
+                self.make(Some(&root), now);
+            }
+            Effect::Activate { .. } | Effect::Retire { .. } | Effect::Forget { .. } | Effect::WakeAt(_) => {
+                let done = changes(effect, &self.records, now);
+                self.apply(done);
+                let again = changes(effect, &self.records, now);
+                assert_eq!(again, [], "{effect:?} twice changes nothing");
+            }
+        }
+    }
+
+    fn apply(&mut self, done: Vec<Change>) {
+        for change in done {
+            match change {
+                Change::Put(authority) => {
+                    let place = self.records.iter_mut().find(|it| it.id == authority.id).unwrap();
+                    *place = *authority;
+                }
+                Change::Delete { id, key } => {
+                    self.records.retain(|it| it.id != id);
+                    self.keys.retain(|(other, _)| *other != key);
+                }
+            }
+        }
+    }
+
+    fn make(&mut self, root: Option<&Authority>, now: Timestamp) {
+        self.made += 1;
+        let own = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+        let id: AuthorityId = format!("a{}", self.made).parse().unwrap();
+        let algorithm = SigningAlgorithm::EcdsaP256Sha256;
+        let serial = Serial::compose(
+            ReplicaNumber::new(1).unwrap(),
+            SerialCounter::new(self.made).unwrap(),
+            [0; 11],
+        );
+        let trust_domain = "example.org".parse().unwrap();
+        let life = match root {
+            None => root_validity(now, &self.policy).unwrap(),
+            Some(root) => issuer_validity(&root.certificate, now, &self.policy).unwrap(),
+        };
+        let Validity {
+            not_before,
+            not_after,
+            ..
+        } = life;
+        let linted = match root {
+            None => prepare_root(&RootSpec {
+                trust_domain: &trust_domain,
+                generation: &id,
+                public_key: own.public_key(),
+                algorithm,
+                serial,
+                not_before,
+                not_after,
+            }),
+            Some(root) => {
+                let spec = IntermediateSpec {
+                    trust_domain: &trust_domain,
+                    generation: &id,
+                    public_key: own.public_key(),
+                    algorithm,
+                    serial,
+                    not_before,
+                    not_after,
+                };
+                prepare_intermediate(&spec, &root.certificate, algorithm)
+            }
+        };
+        let signer = root.map_or(&own, |root| {
+            let (_, key) = self.keys.iter().find(|(id, _)| *id == root.key).unwrap();
+            key
+        });
+        let certificate = sign(linted.unwrap(), signer);
+        let key: KeyId = format!("k{}", self.made).parse().unwrap();
+        self.records.push(Authority {
+            id,
+            kind: if root.is_some() {
+                AuthorityKind::Issuer
+            } else {
+                AuthorityKind::Root
+            },
+            replica: replica(),
+            key: key.clone(),
+            algorithm,
+            certificate,
+            issuer: root.map(|root| root.id.clone()),
+            state: AuthorityState::Prepared,
+            prepared_at: now,
+            activated_at: None,
+        });
+        self.keys.push((key, own));
+    }
+
+    fn active(&self, kind: AuthorityKind) -> &Authority {
+        let mut active = self
+            .records
+            .iter()
+            .filter(|it| it.kind == kind && it.state == AuthorityState::Active);
+        let found = active.next().unwrap();
+        assert!(active.next().is_none());
+        found
+    }
+}
+
+fn replica() -> ReplicaName {
+    "r1".parse().unwrap()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test's signature needs randomness; nothing depends on it"
+)]
+fn sign(linted: Linted, key: &RequestKey) -> CaCertificate {
+    let random = ring::rand::SystemRandom::new();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.pkcs8_der(), &random).unwrap();
+    let signature = pair.sign(&random, linted.to_be_signed().as_bytes()).unwrap();
+    let certificate = linted
+        .seal(Signature::external(signature.as_ref().to_vec()))
+        .unwrap();
+    CaCertificate::parse(certificate.der()).unwrap()
+}
+
+fn shell() -> Shell {
+    Shell {
+        records: Vec::new(),
+        keys: Vec::new(),
+        made: 0,
+        policy: RotationPolicy {
+            root_ttl: Ttl::from_seconds(400 * DAY).unwrap(),
+            issuer_ttl: Ttl::from_seconds(20 * DAY).unwrap(),
+        },
+    }
+}
+
+#[test]
+fn a_year_of_real_certificates_keeps_one_root_and_replaces_issuers() {
+    let start = Timestamp::from_unix(1_800_000_000);
+    let (mut shell, mut now) = (shell(), start);
+    let mut issuers = std::collections::BTreeSet::new();
+    while now < start.plus(365 * DAY) {
+        let wake = shell.settle(now).unwrap();
+        let (root, issuer) = (
+            shell.active(AuthorityKind::Root),
+            shell.active(AuthorityKind::Issuer),
+        );
+        assert_eq!(root.id.as_str(), "a1");
+        assert!(issuer.certificate.not_after() <= root.certificate.not_after());
+        assert!(issuer.certificate.not_before() >= root.certificate.not_before());
+        assert!(now <= issuer.certificate.not_after());
+        issuers.insert(issuer.id.clone());
+        assert_eq!(
+            shell.keys.len(),
+            shell.records.len(),
+            "a forgotten authority's key is gone"
+        );
+        assert!(shell.records.len() <= 4);
+        now = wake;
+    }
+    assert!((20..60).contains(&issuers.len()), "{}", issuers.len());
+}
+
+#[test]
+fn a_stored_authority_reads_back_and_ignores_fields_of_a_newer_schema() {
+    let mut shell = shell();
+    shell.settle(Timestamp::from_unix(1_800_000_000));
+    for authority in &shell.records {
+        let json = serde_json::to_string(authority).unwrap();
+        assert_eq!(&serde_json::from_str::<Authority>(&json).unwrap(), authority);
+        assert!(json.contains(r#""state":"active""#), "{json}");
+        let newer = json.replacen('{', r#"{"from_schema_n_plus_1":0,"#, 1);
+        assert_eq!(&serde_json::from_str::<Authority>(&newer).unwrap(), authority);
+    }
+}
