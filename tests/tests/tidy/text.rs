@@ -24,6 +24,8 @@ const ASSERTIONS: &[(&str, &str, usize)] = &[
     ("ca/server/src/gate.rs", "AttestedCaller", 3),
     // A join token, redeemed in the same transaction.
     ("ca/server/src/api/nodes.rs", "AttestedCaller", 1),
+    // Whoever an administrator asks about, for an explanation that grants nothing.
+    ("ca/server/src/api/admin/explain.rs", "AttestedCaller", 1),
     // The server itself, for its own certificate.
     ("ca/server/src/serving.rs", "AttestedCaller", 1),
     // A record that is in the ledger.
