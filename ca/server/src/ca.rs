@@ -138,6 +138,11 @@ impl Ca {
         Ok(now)
     }
 
+    /// Seconds by which the clock lies behind the newest instant known; 0 when it does not.
+    pub(crate) fn clock_behind(&self, now: Timestamp) -> i64 {
+        Timestamp::from_unix(self.newest.load(Ordering::Relaxed)).since(now).max(0)
+    }
+
     /// Commits `transaction` and takes what it wrote into the state.
     pub(crate) async fn commit(self: &Arc<Self>, transaction: Transaction) -> Result<Committed, StoreError> {
         if transaction.writes.is_empty() {

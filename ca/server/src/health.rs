@@ -45,6 +45,8 @@ impl Ca {
         metrics.bundle_subscribers.set(count(state.subscribers().len()));
         let behind = state.subscribers().values().filter(|it| it.value.sequence < sequence).count();
         metrics.bundle_subscribers_behind.set(count(behind));
+        let behind = i32::try_from(self.clock_behind(self.ports.clock.now())).unwrap_or(i32::MAX);
+        metrics.clock_behind.set(f64::from(behind));
         metrics.root_expiry.set(self.first_root_expiry().map_or(0, Timestamp::unix));
     }
 

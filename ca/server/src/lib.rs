@@ -7,6 +7,7 @@
 
 mod api;
 mod ca;
+mod checks;
 mod error;
 mod gate;
 mod health;

@@ -1,7 +1,7 @@
 //! What the server counts, in Prometheus' terms. Labels come from closed sets, so cardinality is bounded.
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -23,12 +23,20 @@ pub(crate) struct ByCode {
     code: &'static str,
 }
 
+/// Sums over all labels, for the status.
+#[derive(Debug, Default)]
+struct Totals {
+    issued: AtomicU64,
+    refused: AtomicU64,
+}
+
 /// Every metric of the process.
 pub(crate) struct Metrics {
     registry: Mutex<Registry>,
     issued: Family<ByProfile, Counter>,
     refused: Family<ByCode, Counter>,
     issue_seconds: Histogram,
+    totals: Totals,
     pub(crate) refusals_not_recorded: Counter,
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter,
@@ -52,6 +60,7 @@ impl Metrics {
             registry: Mutex::new(Registry::with_prefix("rhizome")),
             issued: Family::default(),
             refused: Family::default(),
+            totals: Totals::default(),
             issue_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 14)),
             refusals_not_recorded: Counter::default(),
             connections: Gauge::default(),
@@ -116,10 +125,22 @@ impl Metrics {
         };
         self.issued.get_or_create(&ByProfile { profile }).inc();
         self.issue_seconds.observe(took.as_secs_f64());
+        self.totals.issued.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Certificates issued since the start, of all profiles.
+    pub(crate) fn issued_total(&self) -> u64 {
+        self.totals.issued.load(Ordering::Relaxed)
+    }
+
+    /// Requests refused since the start, for all reasons.
+    pub(crate) fn refused_total(&self) -> u64 {
+        self.totals.refused.load(Ordering::Relaxed)
     }
 
     pub(crate) fn refused(&self, code: &'static str) {
         self.refused.get_or_create(&ByCode { code }).inc();
+        self.totals.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// All of it in OpenMetrics text.

@@ -1,0 +1,168 @@
+//! Named checks: what is wrong, or soon will be, and what to do about it.
+//!
+//! Laws: every check has a stable name, a severity and a remedy. What renews itself fails only when it is overdue, so
+//! `--fail-within` is about what needs a person. Nothing here changes anything.
+//! Sources: linkerd's `check` and vault's `pki health-check` for the form (peers.md §2).
+
+use std::sync::Arc;
+
+use rhizome_core::authority::{self, AuthorityKind, AuthorityState};
+use rhizome_core::ports::KeyRingError;
+use rhizome_id::{Timestamp, Ttl};
+use rhizome_proto::admin::v1::{Check, CheckSeverity};
+
+use crate::api::convert;
+use crate::ca::Ca;
+use crate::error::{ApiError, IssueError};
+
+/// What counts as soon when nobody says: a root's replacement takes people and days.
+const SOON_SECONDS: i64 = 30 * 86_400;
+/// How long a renewal that happens by itself may be late before somebody should look.
+const OVERDUE_SECONDS: i64 = 600;
+
+impl Ca {
+    /// Runs every check.
+    ///
+    /// # Errors
+    /// [`ApiError`] when the store cannot be asked at all.
+    pub(crate) async fn checks(self: &Arc<Self>, within: Option<Ttl>) -> Result<Vec<Check>, ApiError> {
+        let now = self.ports.clock.now();
+        let within = within.map_or(SOON_SECONDS, Ttl::seconds);
+        let mut checks = vec![self.check_ready(), self.check_clock(now), self.check_self()];
+        checks.extend(self.check_authorities(now, within));
+        checks.push(self.check_serving(now));
+        checks.extend(self.check_keys().await?);
+        checks.push(self.check_store().await);
+        checks.push(self.check_subscribers(now));
+        Ok(checks)
+    }
+
+    fn check_ready(&self) -> Check {
+        let problems = self.problems();
+        let summary = if problems.is_empty() { "the server can issue".to_owned() } else { problems.join("; ") };
+        let remedy = "read the server's log; `rhizome authority list` shows the authorities";
+        check("server.ready", CheckSeverity::Critical, problems.is_empty(), summary, remedy)
+    }
+
+    fn check_clock(&self, now: Timestamp) -> Check {
+        let behind = self.clock_behind(now);
+        let summary = match behind {
+            0 => format!("the clock says {now}, not before the newest record"),
+            seconds => format!("the clock says {now}, {seconds}s before the newest record"),
+        };
+        let remedy = "set the clock right (chrony, systemd-timesyncd); issuing stops when it is 120s behind";
+        check("server.clock", CheckSeverity::Critical, behind == 0, summary, remedy)
+    }
+
+    fn check_self(&self) -> Check {
+        let failures = self.metrics.self_check_failures.get();
+        let judged = self.metrics.self_checked.get();
+        let summary = format!("{judged} judgements of issued certificates by a second library, {failures} failed");
+        let remedy = "stop issuing, keep the log, and report it: this is a bug";
+        check("issuance.self_check", CheckSeverity::Critical, failures == 0, summary, remedy)
+    }
+
+    fn check_authorities(&self, now: Timestamp, within: i64) -> Vec<Check> {
+        let state = self.state();
+        let living = state.authorities().values().map(|it| Arc::clone(&it.value)).filter(|it| {
+            matches!(it.state, AuthorityState::Active)
+        });
+        living
+            .map(|it| {
+                let (from, until) = (it.certificate.not_before(), it.certificate.not_after());
+                let left = until.since(now);
+                let (ok, remedy) = match it.kind {
+                    AuthorityKind::Root => (left > within, "plan a new root now; it takes every subscriber's word"),
+                    AuthorityKind::Issuer => (
+                        now < authority::activate_at(from, until).plus(OVERDUE_SECONDS) && left > 0,
+                        "issuers rotate by themselves; this one is overdue: read the server's log",
+                    ),
+                };
+                let summary = format!("{} is valid until {until}, {} left", it.id, in_words(left));
+                let name = format!("authority.{}.expiry", it.kind);
+                Check { expires_at: Some(convert::timestamp(until)), ..check(&name, CheckSeverity::Critical, ok, summary, remedy) }
+            })
+            .collect()
+    }
+
+    fn check_serving(&self, now: Timestamp) -> Check {
+        let until = Timestamp::from_unix(self.metrics.server_certificate_expiry.get());
+        let left = until.since(now);
+        let overdue = left < self.settings.policy.server.default.seconds() / 4;
+        let summary = format!("the serving certificate is valid until {until}, {} left", in_words(left));
+        let remedy = "it renews itself at half of its life; this one is overdue: read the server's log";
+        let it = check("server.certificate.expiry", CheckSeverity::Critical, !overdue, summary, remedy);
+        Check { expires_at: Some(convert::timestamp(until)), ..it }
+    }
+
+    /// Every authority that signs needs its key: a restored database beside other keys would fail here.
+    async fn check_keys(&self) -> Result<Vec<Check>, ApiError> {
+        let state = self.state();
+        let mut checks = Vec::new();
+        for it in state.authorities().values().map(|it| &it.value) {
+            if !matches!(it.state, AuthorityState::Active | AuthorityState::Prepared) {
+                continue;
+            }
+            let (ok, summary) = match self.ports.keys.key(&it.key).await {
+                Ok(key) if key.public_key == *it.certificate.public_key() => {
+                    (true, format!("{} has its key", it.id))
+                }
+                Ok(_other) => (false, format!("key {} is not the one that {} certifies", it.key, it.id)),
+                Err(KeyRingError::NotFound { id }) => (false, format!("key {id} of {} is missing", it.id)),
+                Err(cause) => return Err(IssueError::from(cause).into()),
+            };
+            let remedy = "restore the keys directory that belongs to this database";
+            checks.push(check(&format!("authority.{}.key", it.kind), CheckSeverity::Critical, ok, summary, remedy));
+        }
+        Ok(checks)
+    }
+
+    async fn check_store(&self) -> Check {
+        let (ok, summary) = match self.ports.store.check_integrity().await {
+            Ok(()) => (true, "every page of the store reads well".to_owned()),
+            Err(cause) => (false, cause.to_string()),
+        };
+        let remedy = "stop the server, keep the files, and restore a backup (`rhizome restore`)";
+        check("store.integrity", CheckSeverity::Critical, ok, summary, remedy)
+    }
+
+    fn check_subscribers(&self, now: Timestamp) -> Check {
+        let state = self.state();
+        let sequence = state.bundle().map_or(0, |it| it.value.bundle.sequence());
+        let lagging = state.subscribers().values().filter(|it| {
+            let id = it.value.principal.split_once(':').map_or("", |(_, id)| id);
+            let alive = state.nodes().get(id).is_some_and(|node| node.value.not_after >= now);
+            alive && it.value.sequence < sequence
+        });
+        let names: Vec<String> = lagging.take(5).map(|it| it.value.principal.clone()).collect();
+        let summary = if names.is_empty() {
+            format!("every live subscriber holds bundle {sequence}")
+        } else {
+            format!("not on bundle {sequence} yet: {}", names.join(", "))
+        };
+        let remedy = "`rhizome bundle show` lists who is behind; see whether those agents run";
+        check("bundle.acknowledged", CheckSeverity::Warning, names.is_empty(), summary, remedy)
+    }
+}
+
+fn check(name: &str, severity: CheckSeverity, ok: bool, summary: String, remedy: &str) -> Check {
+    Check {
+        name: name.to_owned(),
+        severity: severity.into(),
+        ok,
+        summary,
+        remedy: if ok { String::new() } else { remedy.to_owned() },
+        expires_at: None,
+    }
+}
+
+/// Seconds as people say them, in the largest whole unit.
+fn in_words(seconds: i64) -> String {
+    match seconds {
+        s if s <= 0 => "nothing".to_owned(),
+        s if s >= 2 * 86_400 => format!("{} days", s / 86_400),
+        s if s >= 2 * 3_600 => format!("{} hours", s / 3_600),
+        s if s >= 120 => format!("{} minutes", s / 60),
+        s => format!("{s} seconds"),
+    }
+}
