@@ -1,1 +1,118 @@
 //! Admin verbs over the admin API: tables for people, JSON for programs.
+//!
+//! Laws: one file for each noun; what changes trust or takes something away is a dry run unless `--yes` is given, where
+//! the API knows dry runs; results go to standard output, everything else to standard error; exit codes and JSON field
+//! names are stable ([`EXIT_CODES_HELP`]); a secret is printed only by the verb that was asked for it.
+//! Not here: verbs that need no server or are one (`server`, `dev`, `restore`, `completions`: the binary), deciding
+//! anything (the server).
+//! Sources: the admin API, `proto/rhizome/admin/v1`.
+
+mod admin;
+mod authority;
+mod backup;
+mod bundle;
+mod cert;
+mod check;
+mod exit;
+mod explain;
+mod files;
+mod issued;
+mod join;
+mod join_string;
+mod ledger;
+mod node;
+mod output;
+mod pem;
+mod request;
+mod rule;
+mod rule_file;
+mod session;
+mod token;
+mod wire;
+
+use clap::Subcommand;
+
+pub use admin::{AddAdmin, AdminVerb, RoleArgument};
+pub use authority::{AuthorityVerb, RotateIssuer};
+pub use backup::BackupVerb;
+pub use bundle::{BundleFormat, BundleVerb, FetchBundle};
+pub use cert::{CertVerb, ListCertificates, RevocationTarget, RevokeCertificates, ShowCertificate};
+pub use check::CheckVerb;
+pub use exit::{EXIT_CODES_HELP, Exit, Failure};
+pub use explain::{CallerArgument, Explain};
+pub use join_string::{JoinString, JoinStringError, MAX_ADDRESSES, MAX_BYTES, MAX_ROOTS};
+pub use ledger::{HeadArgument, LedgerVerb, ListEntries};
+pub use node::{JoinNode, ListNodes, NodeVerb};
+pub use output::{Clock, Console, OutputFormat};
+pub use request::{AttributeArgument, RequestCertificate, Workload};
+pub use rule::{Confirmation, PutRule, RuleVerb};
+pub use session::{DEFAULT_SERVER, DEFAULT_SOCKET, Options, ServerAddress};
+pub use token::{CreateToken, ListTokens, TokenVerb};
+
+use session::Session;
+
+/// What an administrator, or a machine that joins, can ask for. The binary flattens this into its own verbs.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Verb {
+    /// Show how the server is
+    Status,
+    /// Look for what is wrong or expires soon
+    Check(CheckVerb),
+    /// Manage join tokens, by which machines join
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Manage nodes: the machines that vouch for workloads
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// Manage rules, which say who may be whom
+    #[command(subcommand)]
+    Rule(RuleVerb),
+    /// Say why a request for a certificate would be granted or denied
+    Explain(Box<Explain>),
+    /// See, ask for and revoke certificates
+    #[command(subcommand)]
+    Cert(CertVerb),
+    /// Manage administrators
+    #[command(subcommand)]
+    Admin(AdminVerb),
+    /// See and rotate signing authorities
+    #[command(subcommand)]
+    Authority(AuthorityVerb),
+    /// See and fetch the trust bundle
+    #[command(subcommand)]
+    Bundle(BundleVerb),
+    /// See and verify the ledger of everything that was signed and changed
+    #[command(subcommand)]
+    Ledger(LedgerVerb),
+    /// Write a consistent copy of the server's state to a file
+    Backup(BackupVerb),
+}
+
+/// Runs one verb to its end; failures are told on the console, and the answer is how the process should end.
+pub async fn run(options: &Options, verb: Verb, console: &mut Console<'_>) -> Exit {
+    let outcome = dispatch(verb, &mut Session::new(options, console)).await;
+    match outcome {
+        Ok(exit) => exit,
+        Err(failure) => {
+            console.complain(options.output, &failure);
+            failure.exit()
+        }
+    }
+}
+
+async fn dispatch(verb: Verb, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
+    match verb {
+        Verb::Status => check::status(session).await,
+        Verb::Check(wish) => check::run(wish, session).await,
+        Verb::Token(verb) => token::run(verb, session).await,
+        Verb::Node(verb) => node::run(verb, session).await,
+        Verb::Rule(verb) => rule::run(verb, session).await,
+        Verb::Explain(wish) => explain::run(*wish, session).await,
+        Verb::Cert(verb) => cert::run(verb, session).await,
+        Verb::Admin(verb) => admin::run(verb, session).await,
+        Verb::Authority(verb) => authority::run(verb, session).await,
+        Verb::Bundle(verb) => bundle::run(verb, session).await,
+        Verb::Ledger(verb) => ledger::run(verb, session).await,
+        Verb::Backup(wish) => backup::run(wish, session).await,
+    }
+}

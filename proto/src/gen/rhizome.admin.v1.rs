@@ -5250,7 +5250,7 @@ pub struct JoinToken {
     /// When it was made.
     #[prost(message, optional, tag = "7")]
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Last second at which it can be used.
+    /// First second at which it is no longer accepted.
     #[prost(message, optional, tag = "8")]
     pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
     /// When it was used or revoked. Absent: neither.
