@@ -1,1 +1,25 @@
 //! TLS as both ends of Rhizome speak it: peers verified by SPIFFE ID against the current bundle.
+//!
+//! Laws: a peer's certificate is judged by `rhizome_x509::verify_peer` alone, anchor expiry included, against the
+//! bundle that is current at that handshake; every handshake is a full one, because a resumed session would skip that
+//! judgement; the ring provider is always passed explicitly, never taken from the process; outside, a refusal is one
+//! TLS alert, inside, it is a typed reason. Not here: what a verified peer may do (`rhizome_core::policy`), listeners
+//! and their limits (`rhizome-server`).
+//! Sources: X509-SVID §5, RFC 8446 §2.2 and §4.4.2.4.
+
+mod client;
+mod connect;
+mod error;
+mod identity;
+mod identity_dir;
+mod provider;
+mod server;
+#[cfg(test)]
+mod support;
+
+pub use client::{ExpectedServer, client_config, danger_unverified_client_config};
+pub use connect::{ConnectError, cause_of, connect};
+pub use error::{IdentityError, PresentedAuthority, ServerRefusal, TlsError};
+pub use identity::{ClientIdentity, ServingIdentity};
+pub use identity_dir::{IdentityDir, IdentityDirError, StoredIdentity};
+pub use server::{AcceptError, Accepted, ClientTrust, ServerTls};

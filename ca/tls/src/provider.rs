@@ -1,0 +1,22 @@
+//! The one crypto provider: ring, handed to every configuration by hand.
+//!
+//! Laws: nothing here reads or installs rustls's process-wide default, so that no dependency can change the crypto.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::SupportedProtocolVersion;
+use rustls::crypto::CryptoProvider;
+
+/// Newest first. TLS 1.2 stays for peers that are bound to it; rustls speaks only its AEAD, forward-secret suites.
+pub(crate) static VERSIONS: &[&SupportedProtocolVersion] =
+    &[&rustls::version::TLS13, &rustls::version::TLS12];
+
+/// The protocol that both ends speak (RFC 9113 §3.3).
+pub(crate) const ALPN_H2: &[u8] = b"h2";
+
+static RING: LazyLock<Arc<CryptoProvider>> =
+    LazyLock::new(|| Arc::new(rustls::crypto::ring::default_provider()));
+
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::clone(&RING)
+}
