@@ -4,10 +4,7 @@
 //! Use: `conformance::suite(|| async { MyRing::new() }).await` in a test; for rings that outlive a process also
 //! [`survives_reopening`]. Laws: the suite knows nothing but the port. A broken promise panics with its sentence.
 
-#![expect(
-    clippy::panic,
-    reason = "a suite for tests: a broken promise fails the test that runs it"
-)]
+#![expect(clippy::panic, reason = "a suite for tests: a broken promise fails the test that runs it")]
 
 use std::fmt::Debug;
 
@@ -63,21 +60,9 @@ async fn an_empty_ring_has_no_keys(ring: &impl KeyRing) {
     assert_eq!(ring.keys().await, Ok(Vec::new()), "an empty ring lists nothing");
     let id = name("none");
     let missing = KeyRingError::NotFound { id: id.clone() };
-    assert_eq!(
-        ring.key(&id).await,
-        Err(missing.clone()),
-        "an unknown key is not found"
-    );
-    assert_eq!(
-        ring.sign(&id, &probe_for(P256)).await,
-        Err(missing),
-        "an unknown key does not sign"
-    );
-    assert_eq!(
-        ring.destroy(&id).await,
-        Ok(()),
-        "an unknown key is destroyed already"
-    );
+    assert_eq!(ring.key(&id).await, Err(missing.clone()), "an unknown key is not found");
+    assert_eq!(ring.sign(&id, &probe_for(P256)).await, Err(missing), "an unknown key does not sign");
+    assert_eq!(ring.destroy(&id).await, Ok(()), "an unknown key is destroyed already");
 }
 
 async fn a_key_signs_what_its_public_key_verifies(ring: &impl KeyRing) {
@@ -120,21 +105,14 @@ async fn a_key_of_another_purpose_or_algorithm_is_a_mismatch(ring: &impl KeyRing
             "a name has one purpose and algorithm"
         );
     }
-    assert_eq!(
-        ring.key(&first.id).await,
-        Ok(first.clone()),
-        "a refused request changes nothing"
-    );
+    assert_eq!(ring.key(&first.id).await, Ok(first.clone()), "a refused request changes nothing");
 }
 
 async fn bytes_for_another_algorithm_are_not_signed(ring: &impl KeyRing) {
     for (id, own, other) in [("a", P256, P384), ("b", P384, P256)] {
         let info = made(ring, id, KeyPurpose::Issuer, own).await;
         let refused = ring.sign(&info.id, &probe_for(other)).await;
-        assert!(
-            matches!(refused, Err(KeyRingError::Mismatch { .. })),
-            "bytes say what signs them"
-        );
+        assert!(matches!(refused, Err(KeyRingError::Mismatch { .. })), "bytes say what signs them");
     }
 }
 
@@ -153,11 +131,7 @@ async fn a_destroyed_key_is_gone_and_destroying_is_idempotent(ring: &impl KeyRin
     for _ in 0..2 {
         assert_eq!(ring.destroy(&info.id).await, Ok(()), "destroying is idempotent");
         let missing = KeyRingError::NotFound { id: info.id.clone() };
-        assert_eq!(
-            ring.key(&info.id).await,
-            Err(missing.clone()),
-            "a destroyed key is not found"
-        );
+        assert_eq!(ring.key(&info.id).await, Err(missing.clone()), "a destroyed key is not found");
         let refused = ring.sign(&info.id, &probe_for(P256)).await;
         assert_eq!(refused, Err(missing), "a destroyed key does not sign");
     }
@@ -168,10 +142,7 @@ async fn a_name_destroyed_may_be_used_again_for_a_new_key(ring: &impl KeyRing) {
     let first = made(ring, "k", KeyPurpose::Issuer, P256).await;
     must(ring.destroy(&first.id).await, "a key is destroyed");
     let second = made(ring, "k", KeyPurpose::Root, P384).await;
-    assert_ne!(
-        first.public_key, second.public_key,
-        "a destroyed key never comes back"
-    );
+    assert_ne!(first.public_key, second.public_key, "a destroyed key never comes back");
 }
 
 async fn many_callers_who_ask_for_one_name_get_one_key(ring: &impl KeyRing) {
@@ -181,28 +152,16 @@ async fn many_callers_who_ask_for_one_name_get_one_key(ring: &impl KeyRing) {
 }
 
 async fn made(ring: &impl KeyRing, id: &str, purpose: KeyPurpose, algorithm: SigningAlgorithm) -> KeyInfo {
-    must(
-        ring.generate(&name(id), purpose, algorithm).await,
-        "a key is made",
-    )
+    must(ring.generate(&name(id), purpose, algorithm).await, "a key is made")
 }
 
 async fn proves(ring: &impl KeyRing, info: &KeyInfo) {
     let probe = probe_for(info.algorithm);
     let signature = must(ring.sign(&info.id, &probe).await, "a key signs");
-    let verified = info
-        .public_key
-        .verify(probe.as_bytes(), &signature, info.algorithm);
-    assert_eq!(
-        verified,
-        Ok(()),
-        "the public key verifies what the private key signed"
-    );
+    let verified = info.public_key.verify(probe.as_bytes(), &signature, info.algorithm);
+    assert_eq!(verified, Ok(()), "the public key verifies what the private key signed");
     let known = [Provenance::InProcess, Provenance::External];
-    assert!(
-        known.contains(&signature.provenance()),
-        "a signature says where it was made"
-    );
+    assert!(known.contains(&signature.provenance()), "a signature says where it was made");
 }
 
 fn name(text: &str) -> KeyId {

@@ -97,18 +97,11 @@ impl Protection {
 
     /// Reads back what was written for the key called `id`, and proves the key.
     pub(crate) fn open(&self, id: &KeyId, text: &[u8]) -> Result<Signer, KeyRingError> {
-        let corrupt = |cause: String| KeyRingError::Corrupt {
-            id: id.clone(),
-            cause,
-        };
+        let corrupt = |cause: String| KeyRingError::Corrupt { id: id.clone(), cause };
         // serde_json's messages give a place and the kind of what stands there; with a wrong type also its value,
         // so the message is kept out of the error altogether.
         let envelope: Envelope = serde_json::from_slice(text).map_err(|error| {
-            corrupt(format!(
-                "not a key file (line {}, column {})",
-                error.line(),
-                error.column()
-            ))
+            corrupt(format!("not a key file (line {}, column {})", error.line(), error.column()))
         })?;
         if envelope.version != VERSION {
             let found = envelope.version;
@@ -120,36 +113,23 @@ impl Protection {
             return Err(corrupt(format!("the file holds the key called {}", envelope.id)));
         }
         let pkcs8 = self.secret(&envelope)?;
-        let Envelope {
-            purpose, algorithm, ..
-        } = envelope;
+        let Envelope { purpose, algorithm, .. } = envelope;
         let signer =
             Signer::prove(id.clone(), purpose, algorithm, &pkcs8).map_err(|defect| match defect {
                 Defect::Randomness => unavailable(&defect),
                 Defect::Malformed | Defect::PublicKey(_) | Defect::Proof => corrupt(defect.to_string()),
             })?;
         if STANDARD.encode(signer.info().public_key.spki_der()) != envelope.public_key {
-            return Err(corrupt(
-                "it does not belong to the public key beside it".to_owned(),
-            ));
+            return Err(corrupt("it does not belong to the public key beside it".to_owned()));
         }
         Ok(signer)
     }
 
     fn secret(&self, envelope: &Envelope) -> Result<Zeroizing<Vec<u8>>, KeyRingError> {
         let id = &envelope.id;
-        let corrupt = |cause: &str| KeyRingError::Corrupt {
-            id: id.clone(),
-            cause: cause.to_owned(),
-        };
+        let corrupt = |cause: &str| KeyRingError::Corrupt { id: id.clone(), cause: cause.to_owned() };
         let locked = |cause: String| Err(KeyRingError::Sealed { cause });
-        let Envelope {
-            sealing_key,
-            nonce,
-            sealed,
-            danger_unsealed,
-            ..
-        } = envelope;
+        let Envelope { sealing_key, nonce, sealed, danger_unsealed, .. } = envelope;
         match (self, sealing_key, nonce, sealed, danger_unsealed) {
             (Self::Sealed(key), Some(name), Some(nonce), Some(sealed), None) => {
                 if *name != key.name() {
@@ -167,9 +147,9 @@ impl Protection {
                 .decode(plain.0.as_bytes())
                 .map(Zeroizing::new)
                 .map_err(|_not_base64| corrupt("its secret is not base64")),
-            (Self::DangerUnsealed, Some(name), Some(_), Some(_), None) => locked(format!(
-                "key {id} is sealed under sealing key {name}; give that sealing key"
-            )),
+            (Self::DangerUnsealed, Some(name), Some(_), Some(_), None) => {
+                locked(format!("key {id} is sealed under sealing key {name}; give that sealing key"))
+            }
             (Self::Sealed(_), None, None, None, Some(_)) => locked(format!(
                 "key {id} lies there unsealed, and this ring accepts sealed keys only; destroy it and make a new one"
             )),
@@ -181,11 +161,7 @@ impl Protection {
 fn unseal(key: &SealingKey, nonce: &str, sealed: &str, bound: Vec<u8>) -> Option<Zeroizing<Vec<u8>>> {
     let nonce = Nonce::try_assume_unique_for_key(&STANDARD.decode(nonce).ok()?).ok()?;
     let mut room = Zeroizing::new(STANDARD.decode(sealed).ok()?);
-    let length = key
-        .cipher()?
-        .open_in_place(nonce, Aad::from(bound), &mut room)
-        .ok()?
-        .len();
+    let length = key.cipher()?.open_in_place(nonce, Aad::from(bound), &mut room).ok()?.len();
     room.truncate(length);
     Some(room)
 }
@@ -271,11 +247,7 @@ mod tests {
         let error = other.open(&id("k"), &text).err().unwrap();
         let said = error.to_string();
         assert!(matches!(error, KeyRingError::Sealed { .. }), "{said}");
-        for part in [
-            sealing_key("01").name(),
-            sealing_key("02").name(),
-            "from its backup".to_owned(),
-        ] {
+        for part in [sealing_key("01").name(), sealing_key("02").name(), "from its backup".to_owned()] {
             assert!(said.contains(&part), "{said}");
         }
     }
@@ -345,10 +317,7 @@ mod tests {
     fn a_sealed_ring_accepts_no_unsealed_key_and_the_reverse() {
         let (_, plain) = written(&Protection::DangerUnsealed, "k");
         assert!(Protection::DangerUnsealed.open(&id("k"), &plain).is_ok());
-        assert!(matches!(
-            sealed().open(&id("k"), &plain),
-            Err(KeyRingError::Sealed { .. })
-        ));
+        assert!(matches!(sealed().open(&id("k"), &plain), Err(KeyRingError::Sealed { .. })));
         let (_, text) = written(&sealed(), "k");
         let refused = Protection::DangerUnsealed.open(&id("k"), &text);
         assert!(matches!(refused, Err(KeyRingError::Sealed { .. })));
@@ -379,27 +348,16 @@ mod tests {
         let refusals = [
             sealed().open(&id("other"), &text).err().unwrap(),
             Protection::DangerUnsealed.open(&id("k"), &text).err().unwrap(),
-            Protection::DangerUnsealed
-                .open(&id("k"), &wrong_type)
-                .err()
-                .unwrap(),
-            Protection::DangerUnsealed
-                .open(&id("k"), &plain[..plain.len() - 9])
-                .err()
-                .unwrap(),
+            Protection::DangerUnsealed.open(&id("k"), &wrong_type).err().unwrap(),
+            Protection::DangerUnsealed.open(&id("k"), &plain[..plain.len() - 9]).err().unwrap(),
         ];
-        let said = refusals
-            .iter()
-            .map(|error| format!("{error} {error:?}"))
-            .collect::<String>();
+        let said = refusals.iter().map(|error| format!("{error} {error:?}")).collect::<String>();
         assert!(!said.contains(secret_text.as_str().unwrap()));
         for haystack in [text.as_slice(), said.as_bytes()] {
             for piece in scalar.windows(8) {
-                for form in [
-                    piece.to_vec(),
-                    hex::encode(piece).into_bytes(),
-                    STANDARD.encode(piece).into_bytes(),
-                ] {
+                for form in
+                    [piece.to_vec(), hex::encode(piece).into_bytes(), STANDARD.encode(piece).into_bytes()]
+                {
                     let form = form.strip_suffix(b"=").unwrap_or(&form);
                     assert!(!haystack.windows(form.len()).any(|window| window == form));
                 }

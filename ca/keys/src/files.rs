@@ -38,9 +38,7 @@ pub(crate) struct Directory {
 impl Directory {
     /// Opens the directory, making it when it is not there, and clears what a crash left behind.
     pub(crate) fn open(path: &Path, exposure: Exposure) -> Result<Self, KeyRingError> {
-        let directory = Self {
-            path: path.to_owned(),
-        };
+        let directory = Self { path: path.to_owned() };
         match DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => {
                 restrict(path, 0o700)?;
@@ -71,10 +69,7 @@ impl Directory {
             let Some(stem) = name.strip_suffix(SUFFIX).filter(|_| !name.starts_with('.')) else {
                 continue; // not ours
             };
-            ids.push(
-                stem.parse()
-                    .map_err(|error| unavailable(&self.path.join(&name), &error))?,
-            );
+            ids.push(stem.parse().map_err(|error| unavailable(&self.path.join(&name), &error))?);
         }
         if ids.len() > MAX_FILES {
             return Err(unavailable(&self.path, &format!("more than {MAX_FILES} keys")));
@@ -107,15 +102,10 @@ impl Directory {
         let temporary = self.temporary(id);
         let io = |error: io::Error| failed("write", &temporary, &error);
         remove_if_there(&temporary)?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(io)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(io)?;
         // The umask may have taken bits away from us; nobody else ever had any.
-        file.set_permissions(PermissionsExt::from_mode(0o600))
-            .map_err(io)?;
+        file.set_permissions(PermissionsExt::from_mode(0o600)).map_err(io)?;
         file.write_all(bytes).map_err(io)?;
         file.sync_all().map_err(io)?;
         fs::rename(&temporary, self.file(id)).map_err(io)?;
@@ -151,9 +141,7 @@ impl Directory {
 }
 
 fn sync(directory: &Path) -> Result<(), KeyRingError> {
-    File::open(directory)
-        .and_then(|open| open.sync_all())
-        .map_err(|error| failed("sync", directory, &error))
+    File::open(directory).and_then(|open| open.sync_all()).map_err(|error| failed("sync", directory, &error))
 }
 
 fn remove_if_there(path: &Path) -> Result<(), KeyRingError> {
@@ -188,13 +176,9 @@ fn restrict(path: &Path, mode: u32) -> Result<(), KeyRingError> {
 }
 
 fn failed(action: &str, path: &Path, error: &io::Error) -> KeyRingError {
-    KeyRingError::Unavailable {
-        cause: format!("cannot {action} {}: {error}", path.display()),
-    }
+    KeyRingError::Unavailable { cause: format!("cannot {action} {}: {error}", path.display()) }
 }
 
 fn unavailable(path: &Path, cause: &dyn std::fmt::Display) -> KeyRingError {
-    KeyRingError::Unavailable {
-        cause: format!("{}: {cause}", path.display()),
-    }
+    KeyRingError::Unavailable { cause: format!("{}: {cause}", path.display()) }
 }

@@ -40,12 +40,7 @@ impl SealedFileKeyRing {
     /// [`KeyRingError::Sealed`] when a key was sealed under another sealing key; [`KeyRingError::Corrupt`] when a file
     /// is damaged, was altered, or belongs to another key; [`KeyRingError::Unavailable`] when the file system refuses.
     pub async fn open(directory: &Path, sealing_key: SealingKey) -> Result<Self, KeyRingError> {
-        Self::open_with(
-            directory.to_owned(),
-            Protection::Sealed(sealing_key),
-            Exposure::Mend,
-        )
-        .await
+        Self::open_with(directory.to_owned(), Protection::Sealed(sealing_key), Exposure::Mend).await
     }
 
     /// Opens a ring whose files are **not sealed**: whoever reads the directory, or a backup of it, has the keys. For
@@ -63,10 +58,7 @@ impl SealedFileKeyRing {
         exposure: Exposure,
     ) -> Result<Self, KeyRingError> {
         let inner = blocking(move || Inner::open(&path, protection, exposure)).await?;
-        Ok(Self {
-            inner: Arc::new(inner),
-            changing: Arc::default(),
-        })
+        Ok(Self { inner: Arc::new(inner), changing: Arc::default() })
     }
 
     /// Runs `change` alone, and to its end even when the caller goes away: what it holds, it holds itself.
@@ -93,11 +85,7 @@ impl Inner {
             let text = directory.read(&id)?;
             shelf.put(protection.open(&id, &text)?);
         }
-        Ok(Self {
-            directory,
-            protection,
-            shelf,
-        })
+        Ok(Self { directory, protection, shelf })
     }
 
     fn generate(
@@ -113,8 +101,7 @@ impl Inner {
         let pkcs8 = generate_pkcs8(algorithm).map_err(|defect| unavailable(&defect))?;
         let signer =
             Signer::prove(id.clone(), purpose, algorithm, &pkcs8).map_err(|defect| unavailable(&defect))?;
-        self.directory
-            .write(id, &self.protection.close(signer.info(), &pkcs8)?)?;
+        self.directory.write(id, &self.protection.close(signer.info(), &pkcs8)?)?;
         // What is on the disk is what the next start will see: prove that, not what was meant to be there.
         let reread = self.protection.open(id, &self.directory.read(id)?)?;
         Ok(self.shelf.put(reread))
@@ -135,8 +122,7 @@ impl KeyRing for SealedFileKeyRing {
         algorithm: SigningAlgorithm,
     ) -> Result<KeyInfo, KeyRingError> {
         let id = id.clone();
-        self.change(move |inner| inner.generate(&id, purpose, algorithm))
-            .await
+        self.change(move |inner| inner.generate(&id, purpose, algorithm)).await
     }
 
     async fn key(&self, id: &KeyId) -> Result<KeyInfo, KeyRingError> {
@@ -164,11 +150,7 @@ impl KeyRing for SealedFileKeyRing {
 impl fmt::Debug for SealedFileKeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { inner, changing: _ } = self;
-        let Inner {
-            directory,
-            protection,
-            shelf,
-        } = &**inner;
+        let Inner { directory, protection, shelf } = &**inner;
         f.debug_struct("SealedFileKeyRing")
             .field("directory", directory)
             .field("sealed", &matches!(protection, Protection::Sealed(_)))

@@ -20,9 +20,7 @@ fn id(name: &str) -> KeyId {
 }
 
 async fn open(home: &TempDir) -> SealedFileKeyRing {
-    SealedFileKeyRing::open(&home.path().join("keys"), sealing_key(1))
-        .await
-        .unwrap()
+    SealedFileKeyRing::open(&home.path().join("keys"), sealing_key(1)).await.unwrap()
 }
 
 async fn refusal(home: &TempDir, last: u8) -> KeyRingError {
@@ -115,19 +113,11 @@ async fn unsealed_keys_that_others_can_read_are_refused_with_the_command_that_me
     ring.generate(&id("a"), KeyPurpose::Issuer, P256).await.unwrap();
     let file = keys.join("a.key.json");
     fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
-    let said = SealedFileKeyRing::open_danger_unsealed(&keys)
-        .await
-        .err()
-        .unwrap()
-        .to_string();
+    let said = SealedFileKeyRing::open_danger_unsealed(&keys).await.err().unwrap().to_string();
     assert!(said.contains(&format!("chmod 600 {}", file.display())), "{said}");
     fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
     fs::set_permissions(&keys, PermissionsExt::from_mode(0o750)).unwrap();
-    let said = SealedFileKeyRing::open_danger_unsealed(&keys)
-        .await
-        .err()
-        .unwrap()
-        .to_string();
+    let said = SealedFileKeyRing::open_danger_unsealed(&keys).await.err().unwrap().to_string();
     assert!(said.contains(&format!("chmod 700 {}", keys.display())), "{said}");
 }
 
@@ -136,10 +126,7 @@ async fn the_wrong_sealing_key_opens_nothing_and_the_refusal_names_the_remedy() 
     let home = with_keys(&["a"]).await;
     let error = refusal(&home, 2).await;
     assert!(matches!(error, KeyRingError::Sealed { .. }), "{error}");
-    assert!(
-        error.to_string().contains("give the one it was sealed under"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("give the one it was sealed under"), "{error}");
 }
 
 #[tokio::test]
@@ -150,10 +137,7 @@ async fn a_truncated_file_is_damage_of_that_key() {
     for length in [0, 1, whole.len() / 2, whole.len() - 3] {
         fs::write(&file, &whole[..length]).unwrap();
         let error = refusal(&home, 1).await;
-        assert!(
-            matches!(&error, KeyRingError::Corrupt { id, .. } if id.as_str() == "b"),
-            "{error}"
-        );
+        assert!(matches!(&error, KeyRingError::Corrupt { id, .. } if id.as_str() == "b"), "{error}");
     }
 }
 
@@ -171,16 +155,9 @@ async fn a_file_put_in_the_place_of_another_key_is_refused() {
     let keys = home.path().join("keys");
     fs::copy(keys.join("a.key.json"), keys.join("b.key.json")).unwrap();
     let said = refusal(&home, 1).await.to_string();
-    assert!(
-        said.contains("key b is damaged: the file holds the key called a"),
-        "{said}"
-    );
+    assert!(said.contains("key b is damaged: the file holds the key called a"), "{said}");
     let text = fs::read_to_string(keys.join("a.key.json")).unwrap();
-    fs::write(
-        keys.join("b.key.json"),
-        text.replace("\"id\": \"a\"", "\"id\": \"b\""),
-    )
-    .unwrap();
+    fs::write(keys.join("b.key.json"), text.replace("\"id\": \"a\"", "\"id\": \"b\"")).unwrap();
     let said = refusal(&home, 1).await.to_string();
     assert!(said.contains("key b is damaged: its seal is broken"), "{said}");
 }
@@ -190,9 +167,7 @@ async fn an_unsealed_key_planted_in_a_sealed_ring_is_refused() {
     let home = with_keys(&["a"]).await;
     let elsewhere = home.path().join("elsewhere");
     let ring = SealedFileKeyRing::open_danger_unsealed(&elsewhere).await.unwrap();
-    ring.generate(&id("planted"), KeyPurpose::Root, P256)
-        .await
-        .unwrap();
+    ring.generate(&id("planted"), KeyPurpose::Root, P256).await.unwrap();
     let name = "planted.key.json";
     fs::copy(elsewhere.join(name), home.path().join("keys").join(name)).unwrap();
     let error = refusal(&home, 1).await;
@@ -223,10 +198,7 @@ async fn a_file_whose_name_is_no_key_name_is_refused() {
 async fn a_directory_that_cannot_be_made_is_said_with_its_path() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("no/such/place");
-    let error = SealedFileKeyRing::open(&path, sealing_key(1))
-        .await
-        .err()
-        .unwrap();
+    let error = SealedFileKeyRing::open(&path, sealing_key(1)).await.err().unwrap();
     assert!(error.to_string().contains(&path.display().to_string()), "{error}");
 }
 
@@ -237,10 +209,7 @@ async fn a_key_that_cannot_be_written_does_not_exist() {
     fs::remove_dir_all(home.path().join("keys")).unwrap();
     let made = ring.generate(&id("b"), KeyPurpose::Issuer, P256).await;
     assert!(matches!(made, Err(KeyRingError::Unavailable { .. })));
-    assert!(matches!(
-        ring.key(&id("b")).await,
-        Err(KeyRingError::NotFound { .. })
-    ));
+    assert!(matches!(ring.key(&id("b")).await, Err(KeyRingError::NotFound { .. })));
 }
 
 #[tokio::test]

@@ -59,23 +59,16 @@ impl SealingKey {
         random::fill(bytes.as_mut_slice()).map_err(|_none| SealingKeyError::Randomness)?;
         let text = Zeroizing::new(STANDARD.encode(bytes.as_slice()));
         let io = |cause: io::Error| SealingKeyError::io("write", path, &cause);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| {
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
                 if error.kind() == io::ErrorKind::AlreadyExists {
-                    SealingKeyError::Exists {
-                        path: path.to_owned(),
-                    }
+                    SealingKeyError::Exists { path: path.to_owned() }
                 } else {
                     io(error)
                 }
             })?;
         // The umask may have taken bits away from us; nobody else ever had any.
-        file.set_permissions(PermissionsExt::from_mode(0o600))
-            .map_err(io)?;
+        file.set_permissions(PermissionsExt::from_mode(0o600)).map_err(io)?;
         file.write_all(text.as_bytes()).map_err(io)?;
         file.write_all(b"\n").map_err(io)?;
         file.sync_all().map_err(io)?;
@@ -98,9 +91,7 @@ impl SealingKey {
         let io = |cause: io::Error| SealingKeyError::io("read", path, &cause);
         let file = File::open(path).map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
-                SealingKeyError::Missing {
-                    path: path.to_owned(),
-                }
+                SealingKeyError::Missing { path: path.to_owned() }
             } else {
                 io(error)
             }
@@ -113,22 +104,13 @@ impl SealingKey {
         let mode = metadata.mode() & 0o7777;
         if metadata.uid() != user {
             let owner = metadata.uid();
-            return Err(SealingKeyError::Owner {
-                path: path.to_owned(),
-                owner,
-                user,
-            });
+            return Err(SealingKeyError::Owner { path: path.to_owned(), owner, user });
         }
         if mode & 0o077 != 0 {
-            return Err(SealingKeyError::Exposed {
-                path: path.to_owned(),
-                mode,
-            });
+            return Err(SealingKeyError::Exposed { path: path.to_owned(), mode });
         }
         // Room for all of it at once: a buffer that grows leaves unwiped copies behind.
-        let room = usize::try_from(MAX_FILE_BYTES)
-            .unwrap_or(LENGTH)
-            .saturating_add(1);
+        let room = usize::try_from(MAX_FILE_BYTES).unwrap_or(LENGTH).saturating_add(1);
         let mut text = Zeroizing::new(Vec::with_capacity(room));
         file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(io)?;
         let text = std::str::from_utf8(&text).map_err(|_not_text| SealingKeyError::Malformed)?;
@@ -159,15 +141,8 @@ impl SealingKey {
 
     /// The key's public name: 16 hexadecimal digits. It says nothing about the key.
     pub fn name(&self) -> String {
-        let tag = hmac::sign(
-            &hmac::Key::new(hmac::HMAC_SHA256, self.0.as_slice()),
-            NAME_CONTEXT,
-        );
-        tag.as_ref()
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, self.0.as_slice()), NAME_CONTEXT);
+        tag.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     pub(crate) fn cipher(&self) -> Option<aead::LessSafeKey> {
@@ -256,11 +231,7 @@ pub enum SealingKeyError {
 
 impl SealingKeyError {
     fn io(action: &'static str, path: &Path, cause: &io::Error) -> Self {
-        Self::Io {
-            action,
-            path: path.to_owned(),
-            cause: cause.to_string(),
-        }
+        Self::Io { action, path: path.to_owned(), cause: cause.to_string() }
     }
 }
 
@@ -296,18 +267,8 @@ mod tests {
         for mode in [0o640, 0o604, 0o620, 0o610, 0o602] {
             fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
             let error = SealingKey::from_file(&path).err().unwrap();
-            assert_eq!(
-                error,
-                SealingKeyError::Exposed {
-                    path: path.clone(),
-                    mode
-                }
-            );
-            assert!(
-                error
-                    .to_string()
-                    .contains(&format!("chmod 600 {}", path.display()))
-            );
+            assert_eq!(error, SealingKeyError::Exposed { path: path.clone(), mode });
+            assert!(error.to_string().contains(&format!("chmod 600 {}", path.display())));
         }
         fs::set_permissions(&path, PermissionsExt::from_mode(0o400)).unwrap();
         assert!(SealingKey::from_file(&path).is_ok());
@@ -320,10 +281,7 @@ mod tests {
         SealingKey::generate_file(&path).unwrap();
         let owner = fs::metadata(&path).unwrap().uid();
         let error = SealingKey::from_file_of(&path, owner + 1).err().unwrap();
-        assert!(
-            error.to_string().contains(&format!("chown {} ", owner + 1)),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&format!("chown {} ", owner + 1)), "{error}");
     }
 
     #[test]
@@ -342,39 +300,20 @@ mod tests {
 
     #[test]
     fn other_lengths_and_trivial_keys_are_refused_without_being_repeated() {
-        for text in [
-            "",
-            "secret",
-            &HEX[..62],
-            &format!("{HEX}00"),
-            &"zz".repeat(32),
-            &BASE64[..40],
-        ] {
+        for text in ["", "secret", &HEX[..62], &format!("{HEX}00"), &"zz".repeat(32), &BASE64[..40]] {
             let error = SealingKey::from_text(text).err().unwrap();
             assert_eq!(error, SealingKeyError::Malformed, "{text}");
         }
-        assert_eq!(
-            SealingKey::from_text(&"00".repeat(32)).err(),
-            Some(SealingKeyError::Trivial)
-        );
-        assert_eq!(
-            SealingKey::from_text(&"ff".repeat(32)).err(),
-            Some(SealingKeyError::Trivial)
-        );
+        assert_eq!(SealingKey::from_text(&"00".repeat(32)).err(), Some(SealingKeyError::Trivial));
+        assert_eq!(SealingKey::from_text(&"ff".repeat(32)).err(), Some(SealingKeyError::Trivial));
     }
 
     #[test]
     fn missing_files_and_directories_are_refused() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("none");
-        assert_eq!(
-            SealingKey::from_file(&path).err(),
-            Some(SealingKeyError::Missing { path })
-        );
+        assert_eq!(SealingKey::from_file(&path).err(), Some(SealingKeyError::Missing { path }));
         fs::set_permissions(home.path(), PermissionsExt::from_mode(0o700)).unwrap();
-        assert_eq!(
-            SealingKey::from_file(home.path()).err(),
-            Some(SealingKeyError::Malformed)
-        );
+        assert_eq!(SealingKey::from_file(home.path()).err(), Some(SealingKeyError::Malformed));
     }
 }

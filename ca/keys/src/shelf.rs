@@ -48,8 +48,7 @@ impl Shelf {
     }
 
     fn get(&self, id: &KeyId) -> Result<Arc<Signer>, KeyRingError> {
-        self.find(id)
-            .ok_or_else(|| KeyRingError::NotFound { id: id.clone() })
+        self.find(id).ok_or_else(|| KeyRingError::NotFound { id: id.clone() })
     }
 }
 

@@ -54,21 +54,11 @@ impl Signer {
         let pair = EcdsaKeyPair::from_pkcs8(curve(algorithm), pkcs8, random::system())
             .map_err(|_rejected| Defect::Malformed)?;
         let public_key = PublicKey::from_spki_der(&spki(algorithm, pair.public_key().as_ref()))?;
-        let signer = Self {
-            info: KeyInfo {
-                id,
-                purpose,
-                algorithm,
-                public_key,
-            },
-            pair,
-        };
+        let signer = Self { info: KeyInfo { id, purpose, algorithm, public_key }, pair };
         let probe = probe_for(algorithm);
         let signature = signer.sign_here(probe.as_bytes())?;
         let public_key = &signer.info.public_key;
-        public_key
-            .verify(probe.as_bytes(), &signature, algorithm)
-            .map_err(|_invalid| Defect::Proof)?;
+        public_key.verify(probe.as_bytes(), &signature, algorithm).map_err(|_invalid| Defect::Proof)?;
         Ok(signer)
     }
 
@@ -111,25 +101,18 @@ impl Signer {
     }
 
     fn sign_here(&self, message: &[u8]) -> Result<Signature, Defect> {
-        let signature = self
-            .pair
-            .sign(random::system(), message)
-            .map_err(|_unspecified| Defect::Randomness)?;
+        let signature =
+            self.pair.sign(random::system(), message).map_err(|_unspecified| Defect::Randomness)?;
         Ok(Signature::in_process(signature.as_ref().to_vec()))
     }
 
     fn mismatch(&self, cause: String) -> KeyRingError {
-        KeyRingError::Mismatch {
-            id: self.info.id.clone(),
-            cause,
-        }
+        KeyRingError::Mismatch { id: self.info.id.clone(), cause }
     }
 }
 
 pub(crate) fn unavailable(cause: &dyn std::fmt::Display) -> KeyRingError {
-    KeyRingError::Unavailable {
-        cause: cause.to_string(),
-    }
+    KeyRingError::Unavailable { cause: cause.to_string() }
 }
 
 fn curve(algorithm: SigningAlgorithm) -> &'static EcdsaSigningAlgorithm {

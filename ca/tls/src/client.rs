@@ -39,9 +39,7 @@ impl ExpectedServer {
             Self::Exact(wanted) => id == wanted,
             Self::ServerOf(domain) => {
                 let mut segments = id.segments();
-                let reserved = SERVER_PATH
-                    .into_iter()
-                    .all(|wanted| segments.next() == Some(wanted));
+                let reserved = SERVER_PATH.into_iter().all(|wanted| segments.next() == Some(wanted));
                 id.is_member_of(domain) && reserved && segments.count() == 1
             }
         }
@@ -79,11 +77,7 @@ pub(crate) fn client_config_of(
     expected: ExpectedServer,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 ) -> Result<ClientConfig, TlsError> {
-    let verifier = Arc::new(ServerVerifier {
-        anchors,
-        expected,
-        clock,
-    });
+    let verifier = Arc::new(ServerVerifier { anchors, expected, clock });
     let presented = identity.map(|identity| identity.certified()).transpose()?;
     config(verifier, presented, versions)
 }
@@ -158,10 +152,7 @@ impl ServerVerifier {
     }
 
     fn wrong_identity(&self, found: SpiffeId) -> ServerRefusal {
-        ServerRefusal::WrongIdentity {
-            expected: self.expected.to_string(),
-            found,
-        }
+        ServerRefusal::WrongIdentity { expected: self.expected.to_string(), found }
     }
 
     fn unknown_authority(&self, top: Option<LeafFacts>, leaf_only: bool, error: PeerError) -> ServerRefusal {
@@ -181,15 +172,12 @@ impl ServerVerifier {
 
     /// Says more than the error alone: with both clocks, or with the names and fingerprints of what was presented.
     fn explain(&self, error: PeerError, leaf: &[u8], above: &[&[u8]], now: Timestamp) -> ServerRefusal {
-        let mut chain = std::iter::once(&leaf)
-            .chain(above)
-            .filter_map(|der| inspect(der).ok());
+        let mut chain = std::iter::once(&leaf).chain(above).filter_map(|der| inspect(der).ok());
         match error {
             PeerError::TrustDomain { found } => self.wrong_identity(found),
-            PeerError::NoLiveAnchor => ServerRefusal::AnchorsExpired {
-                trust_domain: self.anchors.trust_domain().clone(),
-                now,
-            },
+            PeerError::NoLiveAnchor => {
+                ServerRefusal::AnchorsExpired { trust_domain: self.anchors.trust_domain().clone(), now }
+            }
             PeerError::Expired => match chain.find(|certificate| certificate.not_after < now) {
                 Some(certificate) => ServerRefusal::Expired {
                     not_after: certificate.not_after,
@@ -237,9 +225,7 @@ fn name_of(certificate: LeafFacts) -> String {
 
 impl fmt::Debug for ServerVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerVerifier")
-            .field("expected", &self.expected)
-            .finish_non_exhaustive()
+        f.debug_struct("ServerVerifier").field("expected", &self.expected).finish_non_exhaustive()
     }
 }
 

@@ -42,9 +42,7 @@ const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(10);
 pub async fn connect(address: &str, tls: Option<Arc<ClientConfig>>) -> Result<Channel, ConnectError> {
     let target = Arc::new(Target::parse(address)?);
     if tls.is_none() && matches!(target.place, Place::Tcp { .. }) {
-        return Err(ConnectError::Plaintext {
-            address: target.text.clone(),
-        });
+        return Err(ConnectError::Plaintext { address: target.text.clone() });
     }
     let bug = |error: tonic::transport::Error| ConnectError::Transport {
         address: address.to_owned(),
@@ -60,11 +58,7 @@ pub async fn connect(address: &str, tls: Option<Arc<ClientConfig>>) -> Result<Ch
         async move { dial(&target, tls).await.map(TokioIo::new) }
     });
     let connected = endpoint.connect_with_connector(connector).await;
-    connected.map_err(|error| {
-        find::<ConnectError>(&error)
-            .cloned()
-            .unwrap_or_else(|| bug(error))
-    })
+    connected.map_err(|error| find::<ConnectError>(&error).cloned().unwrap_or_else(|| bug(error)))
 }
 
 /// The sentence that helps, out of an error and everything below it: our own reason when there is one, else the
@@ -152,9 +146,7 @@ enum Place {
 
 impl Target {
     fn parse(address: &str) -> Result<Self, ConnectError> {
-        let refuse = || ConnectError::Address {
-            address: address.chars().take(300).collect(),
-        };
+        let refuse = || ConnectError::Address { address: address.chars().take(300).collect() };
         if let Some(path) = address.strip_prefix("unix://") {
             if !path.starts_with('/') || path.contains('\0') {
                 return Err(refuse());
@@ -178,10 +170,7 @@ impl Target {
             text: address.to_owned(),
             authority: format!("http://{host}:{port}"),
             server_name,
-            place: Place::Tcp {
-                host: bare.to_owned(),
-                port,
-            },
+            place: Place::Tcp { host: bare.to_owned(), port },
         })
     }
 }
@@ -196,21 +185,14 @@ async fn dial(target: &Target, tls: Option<Arc<ClientConfig>>) -> Result<Box<dyn
         return Ok(plain);
     };
     let handshake = TlsConnector::from(config).connect(target.server_name.clone(), plain);
-    let failed = |cause: String| ConnectError::Handshake {
-        address: target.text.clone(),
-        cause,
-    };
+    let failed = |cause: String| ConnectError::Handshake { address: target.text.clone(), cause };
     match tokio::time::timeout(STEP_DEADLINE, handshake).await {
         Ok(Ok(stream)) => Ok(Box::new(Explained(stream))),
         Ok(Err(error)) => Err(match (reason_in::<ServerRefusal>(&error), alert_in(&error)) {
-            (Some(refusal), _) => ConnectError::ServerRefused {
-                address: target.text.clone(),
-                refusal: refusal.clone(),
-            },
-            (None, Some(cause)) => ConnectError::RefusedByServer {
-                address: target.text.clone(),
-                cause,
-            },
+            (Some(refusal), _) => {
+                ConnectError::ServerRefused { address: target.text.clone(), refusal: refusal.clone() }
+            }
+            (None, Some(cause)) => ConnectError::RefusedByServer { address: target.text.clone(), cause },
             (None, None) => failed(error.to_string()),
         }),
         Err(_elapsed) => Err(failed(format!("no answer within {STEP_DEADLINE:?}"))),
@@ -234,10 +216,7 @@ async fn reach(target: &Target) -> Result<Box<dyn Stream>, ConnectError> {
         Ok(Err(error)) => io::Error::to_string(&error),
         Err(_elapsed) => format!("no answer within {STEP_DEADLINE:?}"),
     };
-    Err(ConnectError::Unreachable {
-        address: target.text.clone(),
-        cause,
-    })
+    Err(ConnectError::Unreachable { address: target.text.clone(), cause })
 }
 
 /// The server's alert in words, when that is what `error` is.
@@ -269,12 +248,10 @@ struct Explained<S>(S);
 
 impl<S: AsyncRead + Unpin> AsyncRead for Explained<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0)
-            .poll_read(cx, buf)
-            .map_err(|error| match alert_in(&error) {
-                Some(words) => io::Error::new(error.kind(), AfterHandshake(words)),
-                None => error,
-            })
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buf).map_err(|error| match alert_in(&error) {
+            Some(words) => io::Error::new(error.kind(), AfterHandshake(words)),
+            None => error,
+        })
     }
 }
 

@@ -70,12 +70,7 @@ async fn nobody_there_is_said_with_the_address() {
     let authority = Authority::new("td", "g1");
     let config = Arc::new(client(anchors("td", &[&authority]), None));
     let error = connect(&address, Some(config)).await.err().unwrap();
-    assert!(
-        error
-            .to_string()
-            .starts_with(&format!("cannot reach {address}: ")),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with(&format!("cannot reach {address}: ")), "{error}");
     let error = connect("unix:///nowhere/api.sock", None).await.err().unwrap();
     assert!(matches!(error, ConnectError::Unreachable { .. }), "{error}");
 }
@@ -131,10 +126,7 @@ async fn a_server_that_refuses_the_client_is_told_apart_at_the_first_call() {
     };
     let (said, refused) = tokio::join!(call, serve);
     assert_eq!(refused.code(), "tls_client_refused");
-    assert!(
-        said.contains("does not accept this client's certificate"),
-        "{said}"
-    );
+    assert!(said.contains("does not accept this client's certificate"), "{said}");
 }
 
 #[tokio::test]
@@ -159,13 +151,7 @@ async fn a_channel_that_cannot_reconnect_gives_its_reason_with_the_call() {
 
 #[test]
 fn addresses_have_two_forms_and_no_others() {
-    for good in [
-        "localhost:8443",
-        "ca.example.org:1",
-        "10.0.0.1:443",
-        "[::1]:443",
-        "unix:///run/x.sock",
-    ] {
+    for good in ["localhost:8443", "ca.example.org:1", "10.0.0.1:443", "[::1]:443", "unix:///run/x.sock"] {
         assert!(Target::parse(good).is_ok(), "{good}");
     }
     for bad in [

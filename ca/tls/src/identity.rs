@@ -41,10 +41,7 @@ impl ClientIdentity {
     /// [`IdentityError`] when the chain is empty, the key cannot be used, or it is not the leaf's key.
     pub fn new(chain_der: Vec<Vec<u8>>, key_pkcs8_der: Zeroizing<Vec<u8>>) -> Result<Self, IdentityError> {
         certified_key(&chain_der, &key_pkcs8_der)?;
-        Ok(Self {
-            chain_der,
-            key_pkcs8_der,
-        })
+        Ok(Self { chain_der, key_pkcs8_der })
     }
 
     /// The chain in DER, leaf first.
@@ -78,9 +75,7 @@ impl ServingIdentity {
     /// # Errors
     /// [`IdentityError`] when the chain is empty, the key cannot be used, or it is not the leaf's key.
     pub fn new(chain_der: &[Vec<u8>], key_pkcs8_der: &[u8]) -> Result<Self, IdentityError> {
-        Ok(Self {
-            current: ArcSwap::from_pointee(certified_key(chain_der, key_pkcs8_der)?),
-        })
+        Ok(Self { current: ArcSwap::from_pointee(certified_key(chain_der, key_pkcs8_der)?) })
     }
 
     /// Presents another certificate from the next handshake on; connections that exist go on unchanged.
@@ -88,8 +83,7 @@ impl ServingIdentity {
     /// # Errors
     /// As [`ServingIdentity::new`]; the identity served so far stays.
     pub fn set(&self, chain_der: &[Vec<u8>], key_pkcs8_der: &[u8]) -> Result<(), IdentityError> {
-        self.current
-            .store(Arc::new(certified_key(chain_der, key_pkcs8_der)?));
+        self.current.store(Arc::new(certified_key(chain_der, key_pkcs8_der)?));
         Ok(())
     }
 
@@ -128,8 +122,6 @@ fn certified_key(chain_der: &[Vec<u8>], key_pkcs8_der: &[u8]) -> Result<Certifie
     match certified.keys_match() {
         Ok(()) => Ok(certified),
         Err(rustls::Error::InconsistentKeys(_)) => Err(IdentityError::KeyMismatch),
-        Err(other) => Err(IdentityError::Certificate {
-            cause: other.to_string(),
-        }),
+        Err(other) => Err(IdentityError::Certificate { cause: other.to_string() }),
     }
 }

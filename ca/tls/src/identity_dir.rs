@@ -102,10 +102,7 @@ impl IdentityDir {
     /// # Errors
     /// [`IdentityDirError`] naming the file and what to do.
     pub fn load(&self) -> Result<StoredIdentity, IdentityDirError> {
-        Ok(StoredIdentity {
-            identity: self.load_identity()?,
-            bundle: self.load_bundle()?,
-        })
+        Ok(StoredIdentity { identity: self.load_identity()?, bundle: self.load_bundle()? })
     }
 
     /// Reads only the bundle. Blocks on the disk.
@@ -119,11 +116,8 @@ impl IdentityDir {
         let domain: TrustDomain = domain
             .parse()
             .map_err(|error: rhizome_id::TrustDomainError| bad(TRUST_DOMAIN, error.to_string()))?;
-        let anchors: Result<Vec<CaCertificate>, CaCertificateError> = self
-            .certificates(BUNDLE)?
-            .iter()
-            .map(|der| CaCertificate::parse(der))
-            .collect();
+        let anchors: Result<Vec<CaCertificate>, CaCertificateError> =
+            self.certificates(BUNDLE)?.iter().map(|der| CaCertificate::parse(der)).collect();
         let anchors = anchors.map_err(|error| bad(BUNDLE, error.to_string()))?;
         let hint = Ttl::from_seconds(REFRESH_HINT_SECONDS).map_err(|error| bad(BUNDLE, error.to_string()))?;
         Bundle::new(domain, 0, hint, anchors).map_err(|error: BundleError| bad(BUNDLE, error.to_string()))
@@ -133,10 +127,9 @@ impl IdentityDir {
         let mut outcome = self.load_pair();
         for _ in 1..LOAD_ATTEMPTS {
             match outcome {
-                Err(IdentityDirError::Identity {
-                    cause: IdentityError::KeyMismatch,
-                    ..
-                }) => outcome = self.load_pair(), // read in the middle of somebody's save
+                Err(IdentityDirError::Identity { cause: IdentityError::KeyMismatch, .. }) => {
+                    outcome = self.load_pair()
+                } // read in the middle of somebody's save
                 settled => return settled,
             }
         }
@@ -149,10 +142,8 @@ impl IdentityDir {
         let chain = self.certificates(CHAIN)?;
         let with = |name: &str| {
             let key = self.read_key(name)?;
-            ClientIdentity::new(chain.clone(), key).map_err(|cause| IdentityDirError::Identity {
-                path: self.path.clone(),
-                cause,
-            })
+            ClientIdentity::new(chain.clone(), key)
+                .map_err(|cause| IdentityDirError::Identity { path: self.path.clone(), cause })
         };
         with(KEY).or_else(|first| with(NEXT_KEY).map_err(|_no_better| first))
     }
@@ -196,9 +187,7 @@ impl IdentityDir {
             return Err(self.malformed(name, format!("larger than {MAX_FILE_BYTES} bytes")));
         }
         // Room for all of it at once: a buffer that grows leaves unwiped copies behind.
-        let room = usize::try_from(metadata.len())
-            .unwrap_or_default()
-            .saturating_add(1);
+        let room = usize::try_from(metadata.len()).unwrap_or_default().saturating_add(1);
         let mut bytes = Zeroizing::new(Vec::with_capacity(room));
         file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(io)?;
         Ok(bytes)
@@ -217,17 +206,11 @@ impl IdentityDir {
         if self.path.is_dir() {
             return Ok(());
         }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.path)
-            .map_err(io)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(io)?;
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700)).map_err(io)?;
         // The directory's own name must survive a crash, too.
         let above = self.path.parent().filter(|above| !above.as_os_str().is_empty());
-        File::open(above.unwrap_or_else(|| Path::new(".")))
-            .and_then(|above| above.sync_all())
-            .map_err(io)
+        File::open(above.unwrap_or_else(|| Path::new("."))).and_then(|above| above.sync_all()).map_err(io)
     }
 
     fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), IdentityDirError> {
@@ -238,14 +221,8 @@ impl IdentityDir {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
             Ok(()) | Err(_) => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(io)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))
-            .map_err(io)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
+        file.set_permissions(fs::Permissions::from_mode(mode)).map_err(io)?;
         file.write_all(bytes).map_err(io)?;
         file.sync_all().map_err(io)?;
         self.rename(&temporary, name)
@@ -259,10 +236,7 @@ impl IdentityDir {
     }
 
     fn malformed(&self, name: &str, cause: String) -> IdentityDirError {
-        IdentityDirError::Malformed {
-            path: self.path.join(name),
-            cause,
-        }
+        IdentityDirError::Malformed { path: self.path.join(name), cause }
     }
 }
 
@@ -276,9 +250,8 @@ fn chain_pem(chain_der: &[Vec<u8>]) -> Zeroizing<String> {
 
 fn key_pem(pkcs8_der: &[u8]) -> Zeroizing<String> {
     // Room for all of it at once: a string that grows leaves unwiped copies behind.
-    let mut text = Zeroizing::new(String::with_capacity(
-        pkcs8_der.len().saturating_mul(2).saturating_add(128),
-    ));
+    let mut text =
+        Zeroizing::new(String::with_capacity(pkcs8_der.len().saturating_mul(2).saturating_add(128)));
     push_pem(&mut text, "PRIVATE KEY", pkcs8_der);
     text
 }
@@ -354,11 +327,7 @@ pub enum IdentityDirError {
 
 impl IdentityDirError {
     fn io(action: &'static str, path: &Path, cause: &io::Error) -> Self {
-        Self::Io {
-            action,
-            path: path.to_owned(),
-            cause: cause.to_string(),
-        }
+        Self::Io { action, path: path.to_owned(), cause: cause.to_string() }
     }
 }
 

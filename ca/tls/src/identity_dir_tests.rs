@@ -28,10 +28,7 @@ impl Home {
     }
 
     fn stored(&self, issued: &Issued) -> StoredIdentity {
-        StoredIdentity {
-            identity: issued.identity(),
-            bundle: bundle("td", &[&self.authority]),
-        }
+        StoredIdentity { identity: issued.identity(), bundle: bundle("td", &[&self.authority]) }
     }
 
     fn save(&self) -> Issued {
@@ -59,10 +56,7 @@ fn an_identity_reads_back_as_it_was_saved() {
     assert_eq!(stored.identity.chain_der(), issued.chain);
     assert_eq!(stored.identity.leaf_der(), issued.chain[0]);
     assert_eq!(stored.identity.key_pkcs8_der(), issued.key.as_slice());
-    assert_eq!(
-        stored.bundle.anchors(),
-        std::slice::from_ref(&home.authority.root)
-    );
+    assert_eq!(stored.bundle.anchors(), std::slice::from_ref(&home.authority.root));
     assert_eq!(stored.bundle.trust_domain().as_str(), "td");
 }
 
@@ -92,16 +86,8 @@ fn a_key_that_others_can_read_is_refused_with_the_command_that_mends_it() {
     home.save();
     fs::set_permissions(home.file(KEY), PermissionsExt::from_mode(0o640)).unwrap();
     let error = home.refusal();
-    assert!(
-        matches!(error, IdentityDirError::Exposed { mode: 0o640, .. }),
-        "{error}"
-    );
-    assert!(
-        error
-            .to_string()
-            .ends_with(&format!("chmod 600 {}", home.file(KEY).display())),
-        "{error}"
-    );
+    assert!(matches!(error, IdentityDirError::Exposed { mode: 0o640, .. }), "{error}");
+    assert!(error.to_string().ends_with(&format!("chmod 600 {}", home.file(KEY).display())), "{error}");
 }
 
 #[test]
@@ -110,14 +96,10 @@ fn a_save_cut_off_after_any_of_its_writes_loads_as_the_old_or_the_new_identity()
     let old = home.save();
     let new = home.authority.issue(WEB);
     // After the next key was written: still the old identity.
-    home.dir
-        .write(NEXT_KEY, key_pem(&new.key).as_bytes(), 0o600)
-        .unwrap();
+    home.dir.write(NEXT_KEY, key_pem(&new.key).as_bytes(), 0o600).unwrap();
     assert_eq!(home.dir.load().unwrap().identity.chain_der(), old.chain);
     // After the chain was written: already the new one.
-    home.dir
-        .write(CHAIN, chain_pem(&new.chain).as_bytes(), 0o644)
-        .unwrap();
+    home.dir.write(CHAIN, chain_pem(&new.chain).as_bytes(), 0o644).unwrap();
     let loaded = home.dir.load().unwrap().identity;
     assert_eq!(loaded.chain_der(), new.chain);
     assert_eq!(loaded.key_pkcs8_der(), new.key.as_slice());
@@ -140,14 +122,10 @@ fn a_key_of_another_certificate_is_refused() {
     let home = home();
     home.save();
     let other = home.authority.issue(WEB);
-    home.dir
-        .write(KEY, key_pem(&other.key).as_bytes(), 0o600)
-        .unwrap();
+    home.dir.write(KEY, key_pem(&other.key).as_bytes(), 0o600).unwrap();
     let error = home.refusal();
-    let expected = IdentityDirError::Identity {
-        path: home.dir.path().to_owned(),
-        cause: IdentityError::KeyMismatch,
-    };
+    let expected =
+        IdentityDirError::Identity { path: home.dir.path().to_owned(), cause: IdentityError::KeyMismatch };
     assert_eq!(error, expected);
 }
 
@@ -158,17 +136,11 @@ fn missing_and_damaged_files_are_named() {
         home.save();
         fs::write(home.file(name), "junk\n/").unwrap();
         let error = home.refusal();
-        assert!(
-            matches!(error, IdentityDirError::Malformed { .. }),
-            "{name}: {error}"
-        );
+        assert!(matches!(error, IdentityDirError::Malformed { .. }), "{name}: {error}");
         assert!(error.to_string().contains(name), "{name}: {error}");
         fs::remove_file(home.file(name)).unwrap();
         let error = home.refusal();
-        assert!(
-            matches!(error, IdentityDirError::Missing { .. }),
-            "{name}: {error}"
-        );
+        assert!(matches!(error, IdentityDirError::Missing { .. }), "{name}: {error}");
     }
 }
 
@@ -177,9 +149,7 @@ fn a_bundle_alone_can_be_replaced() {
     let home = home();
     let issued = home.save();
     let next = Authority::new("td", "g2");
-    home.dir
-        .save_bundle(&bundle("td", &[&home.authority, &next]))
-        .unwrap();
+    home.dir.save_bundle(&bundle("td", &[&home.authority, &next])).unwrap();
     let stored = home.dir.load().unwrap();
     assert_eq!(stored.bundle.anchors().len(), 2);
     assert_eq!(stored.identity.chain_der(), issued.chain);
@@ -203,11 +173,7 @@ fn no_byte_of_the_key_is_in_any_refusal() {
     fs::set_permissions(home.file(KEY), PermissionsExt::from_mode(0o600)).unwrap();
     let relabelled = home.refusal();
     fs::write(home.file(KEY), pem.replace("-----END", "-----END END")).unwrap();
-    let said = format!(
-        "{relabelled} {relabelled:?} {} {:?}",
-        home.refusal(),
-        home.refusal()
-    );
+    let said = format!("{relabelled} {relabelled:?} {} {:?}", home.refusal(), home.refusal());
     assert!(!body.is_empty() && !issued.key.is_empty());
     for at in 0..body.len() - 12 {
         assert!(!said.contains(&body[at..at + 12]), "{said}");

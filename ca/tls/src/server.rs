@@ -88,19 +88,13 @@ impl ServerTls {
         let presented = stream.get_ref().1.peer_certificates().is_some();
         match (presented, evidence.get().cloned()) {
             (false, None) => Ok(Accepted { stream, client: None }),
-            (true, Some(client)) => Ok(Accepted {
-                stream,
-                client: Some(client),
-            }),
+            (true, Some(client)) => Ok(Accepted { stream, client: Some(client) }),
             (true, None) | (false, Some(_)) => Err(AcceptError::Bug(TlsError::Evidence)),
         }
     }
 
     fn config_into(&self, evidence: Option<Evidence>) -> Result<Arc<ServerConfig>, TlsError> {
-        let verifier = Arc::new(ClientVerifier {
-            trust: Arc::clone(&self.trust),
-            evidence,
-        });
+        let verifier = Arc::new(ClientVerifier { trust: Arc::clone(&self.trust), evidence });
         let presented: Arc<dyn ResolvesServerCert> = self.identity.clone();
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(VERSIONS)?
@@ -189,9 +183,7 @@ impl ClientCertVerifier for ClientVerifier {
         let (anchors, now) = (self.trust.anchors(), self.trust.now());
         let peer = verify_peer(end_entity, &above, &anchors, PeerUsage::Client, now).map_err(into_rustls)?;
         if let Some(evidence) = &self.evidence {
-            evidence
-                .set(peer)
-                .map_err(|_second| into_rustls(TlsError::Evidence))?;
+            evidence.set(peer).map_err(|_second| into_rustls(TlsError::Evidence))?;
         }
         Ok(ClientCertVerified::assertion())
     }

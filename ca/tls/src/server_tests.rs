@@ -31,12 +31,7 @@ fn world() -> World {
     let trust = Trust::new(anchors("td", &[&authority]));
     let identity = authority.issue(SERVER).serving();
     let server = ServerTls::new(Arc::clone(&identity), trust.clone());
-    World {
-        authority,
-        trust,
-        identity,
-        server,
-    }
+    World { authority, trust, identity, server }
 }
 
 impl World {
@@ -57,9 +52,7 @@ fn refusal(outcome: Result<Accepted<DuplexStream>, AcceptError>) -> PeerError {
 
 fn server_refusal(outcome: io::Result<ClientStream>) -> ServerRefusal {
     let error = outcome.err().unwrap();
-    reason_in::<ServerRefusal>(&error)
-        .cloned()
-        .unwrap_or_else(|| panic!("{error}"))
+    reason_in::<ServerRefusal>(&error).cloned().unwrap_or_else(|| panic!("{error}"))
 }
 
 /// What the client is told when it reads.
@@ -79,10 +72,7 @@ async fn a_client_with_a_certificate_is_known_by_its_spiffe_id_after_the_handsha
     let peer = accepted.client.unwrap();
     assert_eq!(peer.spiffe_id, spiffe_id(WEB));
     assert_eq!(accepted.stream.get_ref().1.alpn_protocol(), Some(ALPN_H2));
-    assert_eq!(
-        connected.get_ref().1.protocol_version(),
-        Some(rustls::ProtocolVersion::TLSv1_3)
-    );
+    assert_eq!(connected.get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
 }
 
 #[tokio::test]
@@ -100,10 +90,7 @@ async fn an_expired_client_certificate_is_refused_with_one_opaque_alert() {
     let (accepted, connected) = handshake(&world.server, &world.client(Some(&web))).await;
     assert_eq!(refusal(accepted), PeerError::Expired);
     let told = told(connected).await;
-    assert!(
-        told.contains("CertificateUnknown") && !told.to_lowercase().contains("expired"),
-        "{told}"
-    );
+    assert!(told.contains("CertificateUnknown") && !told.to_lowercase().contains("expired"), "{told}");
 }
 
 #[tokio::test]
@@ -114,10 +101,7 @@ async fn a_certificate_is_good_through_its_last_second_and_not_one_longer() {
     world.trust.set_now(at(10));
     assert!(handshake(&world.server, &config).await.0.is_ok());
     world.trust.set_now(at(11));
-    assert_eq!(
-        refusal(handshake(&world.server, &config).await.0),
-        PeerError::Expired
-    );
+    assert_eq!(refusal(handshake(&world.server, &config).await.0), PeerError::Expired);
 }
 
 #[tokio::test]
@@ -154,10 +138,7 @@ async fn a_client_under_an_expired_anchor_is_refused_though_its_own_chain_is_liv
     let config = Arc::new(client(anchors("td", &[&fresh]), Some(web.identity())));
     assert!(handshake(&server, &config).await.0.is_ok());
     trust.set_now(at(HOUR + 1));
-    assert_eq!(
-        refusal(handshake(&server, &config).await.0),
-        PeerError::NoLiveAnchor
-    );
+    assert_eq!(refusal(handshake(&server, &config).await.0), PeerError::NoLiveAnchor);
 }
 
 #[tokio::test]
@@ -218,10 +199,7 @@ async fn a_serving_certificate_that_does_not_fit_its_key_leaves_the_old_one_in_p
     let world = world();
     let (one, two) = (world.authority.issue(SERVER), world.authority.issue(SERVER));
     let before = world.identity.leaf_der();
-    assert_eq!(
-        world.identity.set(&one.chain, &two.key),
-        Err(IdentityError::KeyMismatch)
-    );
+    assert_eq!(world.identity.set(&one.chain, &two.key), Err(IdentityError::KeyMismatch));
     assert_eq!(world.identity.set(&[], &two.key), Err(IdentityError::EmptyChain));
     assert_eq!(world.identity.set(&one.chain, b"junk"), Err(IdentityError::Key));
     assert_eq!(world.identity.leaf_der(), before);
@@ -249,11 +227,9 @@ async fn a_configuration_for_ones_own_acceptor_refuses_the_same_clients() {
     let world = world();
     let acceptor = TlsAcceptor::from(world.server.config().unwrap());
     let web = Authority::new("td", "g1").issue(WEB);
-    for (identity, fine) in [
-        (world.authority.issue(WEB), true),
-        (web, false),
-        (world.authority.issue(WEB), true),
-    ] {
+    for (identity, fine) in
+        [(world.authority.issue(WEB), true), (web, false), (world.authority.issue(WEB), true)]
+    {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let name = rustls::pki_types::ServerName::try_from("x").unwrap();
         let connector = tokio_rustls::TlsConnector::from(world.client(Some(&identity)));
@@ -291,10 +267,7 @@ async fn a_workload_or_node_that_poses_as_a_server_is_refused() {
         world.identity.set(&posing.chain, &posing.key).unwrap();
         let (_, connected) = handshake(&world.server, &world.client(None)).await;
         let refused = server_refusal(connected);
-        assert!(
-            matches!(refused, ServerRefusal::WrongIdentity { .. }),
-            "{poser}: {refused}"
-        );
+        assert!(matches!(refused, ServerRefusal::WrongIdentity { .. }), "{poser}: {refused}");
     }
 }
 
@@ -317,17 +290,10 @@ async fn an_expired_server_is_refused_with_both_clocks() {
     world.identity.set(&over.chain, &over.key).unwrap();
     let (_, connected) = handshake(&world.server, &world.client(None)).await;
     let refused = server_refusal(connected);
-    let expected = ServerRefusal::Expired {
-        subject: SERVER.to_owned(),
-        not_after: at(-HOUR),
-        now: at(0),
-    };
+    let expected = ServerRefusal::Expired { subject: SERVER.to_owned(), not_after: at(-HOUR), now: at(0) };
     assert_eq!(refused, expected);
     let said = refused.to_string();
-    assert!(
-        said.contains("2025-12-31T23:00:00Z") && said.contains("2026-01-01T00:00:00Z"),
-        "{said}"
-    );
+    assert!(said.contains("2025-12-31T23:00:00Z") && said.contains("2026-01-01T00:00:00Z"), "{said}");
 }
 
 #[tokio::test]
@@ -349,17 +315,11 @@ async fn a_server_of_another_root_is_refused_with_the_name_and_fingerprint_it_sh
         let config = Arc::new(client(anchors("td", &[&ours]), None));
         let (_, connected) = handshake(&world.server, &config).await;
         let refused = server_refusal(connected);
-        let ServerRefusal::UnknownAuthority {
-            issuer, authority, ..
-        } = &refused
-        else {
+        let ServerRefusal::UnknownAuthority { issuer, authority, .. } = &refused else {
             panic!("{refused}");
         };
         assert!(issuer.contains("Rhizome root g1"), "{issuer}");
-        assert!(
-            matches!(authority, PresentedAuthority::Intermediate(_)),
-            "{authority}"
-        );
+        assert!(matches!(authority, PresentedAuthority::Intermediate(_)), "{authority}");
     }
 }
 
@@ -372,10 +332,7 @@ async fn a_client_whose_anchors_are_expired_says_so() {
     let config = client_config(trusted, None, expected, Arc::new(move || later)).unwrap();
     let (_, connected) = handshake(&world.server, &Arc::new(config)).await;
     let refused = server_refusal(connected);
-    assert!(
-        matches!(refused, ServerRefusal::AnchorsExpired { .. }),
-        "{refused}"
-    );
+    assert!(matches!(refused, ServerRefusal::AnchorsExpired { .. }), "{refused}");
 }
 
 #[tokio::test]
@@ -384,10 +341,7 @@ async fn a_certificate_without_server_auth_is_no_server_certificate() {
     let odd = world.authority.issue_without_usage(SERVER, 1);
     world.identity.set(&odd.chain, &odd.key).unwrap();
     let (_, connected) = handshake(&world.server, &world.client(None)).await;
-    assert_eq!(
-        server_refusal(connected),
-        ServerRefusal::Certificate(PeerError::Usage)
-    );
+    assert_eq!(server_refusal(connected), ServerRefusal::Certificate(PeerError::Usage));
 }
 
 #[tokio::test]
@@ -418,10 +372,6 @@ async fn a_stolen_certificate_without_its_key_gets_nowhere() {
 #[test]
 fn nothing_secret_is_printed_by_debug() {
     let world = world();
-    let said = format!(
-        "{:?} {:?}",
-        world.identity,
-        bundle("td", &[&world.authority]).trust_domain()
-    );
+    let said = format!("{:?} {:?}", world.identity, bundle("td", &[&world.authority]).trust_domain());
     assert_eq!(said, "ServingIdentity { certificates: 2, .. } TrustDomain(td)");
 }

@@ -55,11 +55,7 @@ impl SigningKey {
         let random = SystemRandom::new();
         let pair =
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.pkcs8_der(), &random).unwrap();
-        Self {
-            pair,
-            public_key: key.public_key().clone(),
-            random,
-        }
+        Self { pair, public_key: key.public_key().clone(), random }
     }
 
     fn sign(&self, message: &[u8]) -> Vec<u8> {
@@ -154,10 +150,7 @@ impl Authority {
         let linted = self.prepare(id, &key, -HOUR, HOUR);
         let mut tbs = linted.to_be_signed().as_bytes().to_vec();
         let usage = [0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, missing];
-        let found = tbs
-            .windows(usage.len())
-            .position(|window| window == usage)
-            .unwrap();
+        let found = tbs.windows(usage.len()).position(|window| window == usage).unwrap();
         tbs[found + usage.len() - 1] = 4; // id-kp-emailProtection
         let mut bits = vec![0];
         bits.extend(self.key.sign(&tbs));
@@ -180,10 +173,7 @@ impl Authority {
 
     fn issued(&self, leaf: Vec<u8>, key: &RequestKey) -> Issued {
         let above = self.issuer.chain_der().iter().map(|der| der.to_vec());
-        Issued {
-            chain: std::iter::once(leaf).chain(above).collect(),
-            key: key.pkcs8_der(),
-        }
+        Issued { chain: std::iter::once(leaf).chain(above).collect(), key: key.pkcs8_der() }
     }
 }
 
@@ -198,10 +188,7 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn bundle(name: &str, authorities: &[&Authority]) -> Bundle {
-    let anchors = authorities
-        .iter()
-        .map(|authority| authority.root.clone())
-        .collect();
+    let anchors = authorities.iter().map(|authority| authority.root.clone()).collect();
     Bundle::new(domain(name), 1, Ttl::hours(1), anchors).unwrap()
 }
 
@@ -217,10 +204,7 @@ pub(crate) struct Trust {
 
 impl Trust {
     pub(crate) fn new(anchors: Arc<TrustAnchors>) -> Arc<Self> {
-        Arc::new(Self {
-            anchors: Mutex::new(anchors),
-            now: Mutex::new(at(0)),
-        })
+        Arc::new(Self { anchors: Mutex::new(anchors), now: Mutex::new(at(0)) })
     }
 
     pub(crate) fn set_anchors(&self, anchors: Arc<TrustAnchors>) {
@@ -254,10 +238,7 @@ pub(crate) type ClientStream = tokio_rustls::client::TlsStream<DuplexStream>;
 pub(crate) async fn handshake(
     server: &ServerTls,
     config: &Arc<ClientConfig>,
-) -> (
-    Result<Accepted<DuplexStream>, AcceptError>,
-    io::Result<ClientStream>,
-) {
+) -> (Result<Accepted<DuplexStream>, AcceptError>, io::Result<ClientStream>) {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let name = ServerName::try_from("anything.invalid").unwrap();
     let connector = TlsConnector::from(Arc::clone(config));
