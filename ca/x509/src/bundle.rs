@@ -51,12 +51,7 @@ impl Bundle {
         if anchors.len() > Self::MAX_ANCHORS {
             return Err(BundleError::TooManyAnchors { count: anchors.len() });
         }
-        Ok(Self {
-            trust_domain,
-            sequence,
-            refresh_hint,
-            anchors,
-        })
+        Ok(Self { trust_domain, sequence, refresh_hint, anchors })
     }
 
     /// The trust domain whose certificates the anchors verify.
@@ -81,9 +76,7 @@ impl Bundle {
 
     /// The anchors that are valid at `now`. Not every verifier enforces an anchor's expiry, so those who publish do.
     pub fn live_anchors(&self, now: Timestamp) -> impl Iterator<Item = &CaCertificate> {
-        self.anchors
-            .iter()
-            .filter(move |anchor| anchor.not_before() <= now && now <= anchor.not_after())
+        self.anchors.iter().filter(move |anchor| anchor.not_before() <= now && now <= anchor.not_after())
     }
 
     /// SHA-256 over the trust domain, the sequence and each anchor's DER, each preceded by its length as eight bytes.
@@ -91,10 +84,7 @@ impl Bundle {
         let sequence = self.sequence.to_be_bytes();
         let parts = [self.trust_domain.as_str().as_bytes(), &sequence];
         let mut text = Vec::new();
-        for part in parts
-            .into_iter()
-            .chain(self.anchors.iter().map(CaCertificate::der))
-        {
+        for part in parts.into_iter().chain(self.anchors.iter().map(CaCertificate::der)) {
             text.extend_from_slice(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
             text.extend_from_slice(part);
         }
@@ -108,10 +98,7 @@ impl Bundle {
 
     /// The anchors in DER, one after the other: what the SPIFFE Workload API carries.
     pub fn to_der(&self) -> Vec<u8> {
-        self.anchors
-            .iter()
-            .flat_map(|anchor| anchor.der().iter().copied())
-            .collect()
+        self.anchors.iter().flat_map(|anchor| anchor.der().iter().copied()).collect()
     }
 
     /// The SPIFFE document (TB §4): a JWK set with one `x509-svid` entry per anchor.
@@ -173,12 +160,7 @@ impl SpiffeDocument {
         }
         let seconds = raw.spiffe_refresh_hint.unwrap_or(Self::DEFAULT_REFRESH_SECONDS);
         let refresh_hint = Ttl::from_seconds(seconds.clamp(1, Ttl::MAX.seconds())).unwrap_or(Ttl::MAX);
-        let bundle = Bundle::new(
-            trust_domain,
-            raw.spiffe_sequence.unwrap_or(0),
-            refresh_hint,
-            anchors,
-        )?;
+        let bundle = Bundle::new(trust_domain, raw.spiffe_sequence.unwrap_or(0), refresh_hint, anchors)?;
         Ok(Self { bundle, ignored })
     }
 }
@@ -207,10 +189,7 @@ fn read_entry(entry: &Value) -> Entry {
         _ => return Entry::Ignored,
     }
     // X509-SVID §6.2: the first value only.
-    let certificate = entry
-        .get("x5c")
-        .and_then(|list| list.get(0))
-        .and_then(Value::as_str);
+    let certificate = entry.get("x5c").and_then(|list| list.get(0)).and_then(Value::as_str);
     let anchor = certificate
         .and_then(|text| STANDARD.decode(text).ok())
         .and_then(|der| CaCertificate::parse(&der).ok());
@@ -261,25 +240,13 @@ impl Jwk {
     fn with_numbers(self, key: &PublicKey) -> Self {
         let number = |bytes: &[u8]| Some(URL_SAFE_NO_PAD.encode(bytes));
         match key.numbers() {
-            KeyNumbers::Ec { curve, x, y } => Self {
-                kty: "EC",
-                crv: Some(curve),
-                x: number(x),
-                y: number(y),
-                ..self
-            },
-            KeyNumbers::Rsa { modulus, exponent } => Self {
-                kty: "RSA",
-                n: number(modulus),
-                e: number(exponent),
-                ..self
-            },
-            KeyNumbers::Ed25519 { x } => Self {
-                kty: "OKP",
-                crv: Some("Ed25519"),
-                x: number(x),
-                ..self
-            },
+            KeyNumbers::Ec { curve, x, y } => {
+                Self { kty: "EC", crv: Some(curve), x: number(x), y: number(y), ..self }
+            }
+            KeyNumbers::Rsa { modulus, exponent } => {
+                Self { kty: "RSA", n: number(modulus), e: number(exponent), ..self }
+            }
+            KeyNumbers::Ed25519 { x } => Self { kty: "OKP", crv: Some("Ed25519"), x: number(x), ..self },
         }
     }
 }

@@ -40,12 +40,7 @@ impl Certificate {
         not_before: Timestamp,
         not_after: Timestamp,
     ) -> Self {
-        Self {
-            der,
-            serial,
-            not_before,
-            not_after,
-        }
+        Self { der, serial, not_before, not_after }
     }
 
     /// The certificate in DER.
@@ -86,11 +81,7 @@ impl Certificate {
 
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Certificate(serial {}, {} to {})",
-            self.serial, self.not_before, self.not_after
-        )
+        write!(f, "Certificate(serial {}, {} to {})", self.serial, self.not_before, self.not_after)
     }
 }
 
@@ -211,12 +202,7 @@ impl CaCertificate {
     /// Whether subject and issuer are the same and, where both are given, the key identifiers too. The signature is
     /// not verified: a trust anchor is trusted for where it came from.
     pub fn is_self_signed(&self) -> bool {
-        let Ca {
-            subject_der,
-            issuer_der,
-            extensions,
-            ..
-        } = &*self.0;
+        let Ca { subject_der, issuer_der, extensions, .. } = &*self.0;
         let same_key = |id: &Vec<u8>| *id == extensions.key_identifier;
         subject_der == issuer_der && extensions.issuer_key_identifier.as_ref().is_none_or(same_key)
     }
@@ -243,9 +229,7 @@ impl CaCertificate {
             Some((tbs, inner.element(der::SEQUENCE).ok()?.raw, inner.bits().ok()?))
         };
         let (tbs, identifier, signature) = parts().ok_or(SignatureError::Invalid)?;
-        issuer
-            .public_key()
-            .verify_by_identifier(identifier, tbs, signature)
+        issuer.public_key().verify_by_identifier(identifier, tbs, signature)
     }
 }
 
@@ -261,9 +245,7 @@ impl TryFrom<String> for CaCertificate {
     type Error = CaCertificateError;
 
     fn try_from(base64: String) -> Result<Self, Self::Error> {
-        let der = STANDARD
-            .decode(base64)
-            .map_err(|_malformed| CaCertificateError::Base64)?;
+        let der = STANDARD.decode(base64).map_err(|_malformed| CaCertificateError::Base64)?;
         Self::parse(&der)
     }
 }
@@ -284,11 +266,7 @@ impl Eq for CaCertificate {}
 
 impl fmt::Debug for CaCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "CaCertificate({}, sha256 {})",
-            self.0.subject, self.0.fingerprint
-        )
+        write!(f, "CaCertificate({}, sha256 {})", self.0.subject, self.0.fingerprint)
     }
 }
 
@@ -340,19 +318,10 @@ impl CaExtensions {
 }
 
 fn only_spiffe_id(names: &[GeneralName<'_>]) -> Option<SpiffeId> {
-    let mut uris = names.iter().filter_map(|name| {
-        if let GeneralName::URI(uri) = name {
-            Some(*uri)
-        } else {
-            None
-        }
-    });
+    let mut uris =
+        names.iter().filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None });
     let first = uris.next()?;
-    if uris.next().is_some() {
-        None
-    } else {
-        first.parse().ok()
-    }
+    if uris.next().is_some() { None } else { first.parse().ok() }
 }
 
 /// Why a certificate is not one a CA can build on.

@@ -7,7 +7,6 @@
 
 use x509_parser::extensions::{ExtendedKeyUsage, GeneralName, SubjectAlternativeName};
 use x509_parser::prelude::FromDer;
-use x509_parser::x509::X509Name;
 
 use crate::der::{self, DerError, Reader};
 use crate::key::{KeyError, PublicKey, SignatureError};
@@ -38,29 +37,21 @@ impl VerifiedCsr {
     /// [`CsrError`] naming the first thing refused.
     pub fn parse(der: &[u8]) -> Result<Self, CsrError> {
         if der.len() > MAX_CSR_DER_BYTES {
-            return Err(CsrError::TooLarge {
-                bytes: der.len(),
-                limit: MAX_CSR_DER_BYTES,
-            });
+            return Err(CsrError::TooLarge { bytes: der.len(), limit: MAX_CSR_DER_BYTES });
         }
         let mut outer = Reader::new(der);
         let mut request = outer.enter(der::SEQUENCE).map_err(malformed("the request"))?;
         if let Err(DerError::Trailing(bytes)) = outer.finish() {
             return Err(CsrError::TrailingData { bytes });
         }
-        let info = request
-            .element(der::SEQUENCE)
-            .map_err(malformed("certificationRequestInfo"))?;
-        let identifier = request
-            .element(der::SEQUENCE)
-            .map_err(malformed("signatureAlgorithm"))?;
+        let info = request.element(der::SEQUENCE).map_err(malformed("certificationRequestInfo"))?;
+        let identifier = request.element(der::SEQUENCE).map_err(malformed("signatureAlgorithm"))?;
         let signature = request.bits().map_err(malformed("the signature"))?;
         request.finish().map_err(malformed("the request"))?;
 
         let public_key = read_info(info.value)?;
-        public_key
-            .verify_by_identifier(identifier.raw, info.raw, signature)
-            .map_err(|error| match error {
+        public_key.verify_by_identifier(identifier.raw, info.raw, signature).map_err(
+            |error| match error {
                 SignatureError::Invalid => CsrError::BadSignature,
                 SignatureError::WrongKey | SignatureError::UnsupportedAlgorithm => {
                     CsrError::UnsupportedSignature {
@@ -70,7 +61,8 @@ impl VerifiedCsr {
                             .unwrap_or_default(),
                     }
                 }
-            })?;
+            },
+        )?;
         Ok(Self { public_key })
     }
 
@@ -83,15 +75,9 @@ impl VerifiedCsr {
         // Base64 takes 4 bytes for 3, line ends and the frame a little more.
         let limit = MAX_CSR_DER_BYTES * 3 / 2;
         if text.len() > limit {
-            return Err(CsrError::TooLarge {
-                bytes: text.len(),
-                limit,
-            });
+            return Err(CsrError::TooLarge { bytes: text.len(), limit });
         }
-        Self::parse(&pem_text::decode_one(
-            text,
-            &["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"],
-        )?)
+        Self::parse(&pem_text::decode_one(text, &["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"])?)
     }
 
     /// The key whose private half the requester has proved to hold.
@@ -111,43 +97,50 @@ fn read_info(content: &[u8]) -> Result<PublicKey, CsrError> {
     if info.value(der::INTEGER).map_err(malformed("the version"))? != [0] {
         return Err(CsrError::Malformed { what: "the version" });
     }
-    let subject = info.element(der::SEQUENCE).map_err(malformed("the subject"))?;
-    if X509Name::from_der(subject.raw).map_or(true, |(rest, _name)| !rest.is_empty()) {
-        return Err(CsrError::Malformed { what: "the subject" });
-    }
-    let key = info
-        .element(der::SEQUENCE)
-        .map_err(malformed("subjectPublicKeyInfo"))?;
+    let subject = info.value(der::SEQUENCE).map_err(malformed("the subject"))?;
+    check_name(subject).map_err(malformed("the subject"))?;
+    let key = info.element(der::SEQUENCE).map_err(malformed("subjectPublicKeyInfo"))?;
     let public_key = PublicKey::from_spki_der(key.raw).map_err(CsrError::of_key)?;
     let mut attributes = info.enter(der::CONTEXT_0).map_err(malformed("the attributes"))?;
     info.finish().map_err(malformed("certificationRequestInfo"))?;
 
     let mut seen = false;
     while !attributes.is_empty() {
-        let mut attribute = attributes
-            .enter(der::SEQUENCE)
-            .map_err(malformed("an attribute"))?;
+        let mut attribute = attributes.enter(der::SEQUENCE).map_err(malformed("an attribute"))?;
         let oid = attribute.value(der::OID).map_err(malformed("an attribute"))?;
         if oid != EXTENSION_REQUEST {
-            return Err(CsrError::UnsupportedAttribute {
-                oid: der::oid_text(oid),
-            });
+            return Err(CsrError::UnsupportedAttribute { oid: der::oid_text(oid) });
         }
         if seen {
-            return Err(CsrError::DuplicateAttribute {
-                oid: der::oid_text(oid),
-            });
+            return Err(CsrError::DuplicateAttribute { oid: der::oid_text(oid) });
         }
         seen = true;
         let mut values = attribute.enter(der::SET).map_err(malformed("extensionRequest"))?;
         attribute.finish().map_err(malformed("extensionRequest"))?;
-        let extensions = values
-            .enter(der::SEQUENCE)
-            .map_err(malformed("extensionRequest"))?;
+        let extensions = values.enter(der::SEQUENCE).map_err(malformed("extensionRequest"))?;
         values.finish().map_err(malformed("extensionRequest"))?;
         check_extensions(extensions)?;
     }
     Ok(public_key)
+}
+
+/// A Name (RFC 5280 §4.1.2.4) is ignored, but must be one: generic parsers skip what they cannot read in it.
+fn check_name(content: &[u8]) -> Result<(), DerError> {
+    let mut name = Reader::new(content);
+    while !name.is_empty() {
+        let mut relative = name.enter(der::SET)?;
+        // X.501 §9.3: a RelativeDistinguishedName has at least one attribute.
+        loop {
+            let mut attribute = relative.enter(der::SEQUENCE)?;
+            attribute.value(der::OID)?;
+            attribute.any()?;
+            attribute.finish()?;
+            if relative.is_empty() {
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_extensions(mut extensions: Reader<'_>) -> Result<(), CsrError> {
@@ -155,15 +148,11 @@ fn check_extensions(mut extensions: Reader<'_>) -> Result<(), CsrError> {
     while !extensions.is_empty() {
         let extension = der::extension(&mut extensions).map_err(malformed("an extension"))?;
         if seen.contains(&extension.oid) {
-            return Err(CsrError::DuplicateExtension {
-                oid: der::oid_text(extension.oid),
-            });
+            return Err(CsrError::DuplicateExtension { oid: der::oid_text(extension.oid) });
         }
         seen.push(extension.oid);
         if seen.len() > MAX_EXTENSIONS {
-            return Err(CsrError::Malformed {
-                what: "the number of extensions",
-            });
+            return Err(CsrError::Malformed { what: "the number of extensions" });
         }
         check_extension(&extension)?;
     }
@@ -184,45 +173,34 @@ fn check_extension(extension: &der::Extension<'_>) -> Result<(), CsrError> {
             if first & 0b0000_0110 != 0 {
                 return Err(CsrError::RequestsCa);
             }
-            if bits
-                .last()
-                .is_some_and(|last| last.trailing_zeros() < u32::from(unused))
-            {
+            if bits.last().is_some_and(|last| last.trailing_zeros() < u32::from(unused)) {
                 return Err(CsrError::Malformed { what: "keyUsage" });
             }
             value.finish().map_err(malformed("keyUsage"))?;
         }
         EXTENDED_KEY_USAGE => {
             let parsed = ExtendedKeyUsage::from_der(extension.value);
-            value
-                .any()
-                .and_then(|_| value.finish())
-                .map_err(malformed("extKeyUsage"))?;
+            value.any().and_then(|_| value.finish()).map_err(malformed("extKeyUsage"))?;
             if parsed.is_err() {
                 return Err(CsrError::Malformed { what: "extKeyUsage" });
             }
         }
         BASIC_CONSTRAINTS => {
-            let mut inner = value
-                .enter(der::SEQUENCE)
-                .map_err(malformed("basicConstraints"))?;
+            let mut inner = value.enter(der::SEQUENCE).map_err(malformed("basicConstraints"))?;
             value.finish().map_err(malformed("basicConstraints"))?;
             // Go writes CA:FALSE as an empty SEQUENCE; others spell the default out.
-            let is_ca = !inner.is_empty() && inner.boolean().map_err(malformed("basicConstraints"))?;
+            let is_ca = inner.next_tag() == Some(der::BOOLEAN)
+                && inner.boolean().map_err(malformed("basicConstraints"))?;
             if is_ca || !inner.is_empty() {
                 return Err(CsrError::RequestsCa);
             }
         }
         SUBJECT_KEY_ID => {
-            value
-                .value(der::OCTET_STRING)
-                .map_err(malformed("subjectKeyIdentifier"))?;
+            value.value(der::OCTET_STRING).map_err(malformed("subjectKeyIdentifier"))?;
             value.finish().map_err(malformed("subjectKeyIdentifier"))?;
         }
         other => {
-            return Err(CsrError::UnsupportedExtension {
-                oid: der::oid_text(other),
-            });
+            return Err(CsrError::UnsupportedExtension { oid: der::oid_text(other) });
         }
     }
     Ok(())
@@ -230,9 +208,7 @@ fn check_extension(extension: &der::Extension<'_>) -> Result<(), CsrError> {
 
 /// Names are ignored, but must be names: Istio agents send their SPIFFE ID here, Linkerd proxies a DNS name.
 fn check_names(value: &[u8]) -> Result<(), CsrError> {
-    let unreadable = CsrError::Malformed {
-        what: "subjectAltName",
-    };
+    let unreadable = CsrError::Malformed { what: "subjectAltName" };
     let mut outer = Reader::new(value);
     let mut inner = outer.enter(der::SEQUENCE).map_err(malformed("subjectAltName"))?;
     outer.finish().map_err(malformed("subjectAltName"))?;
@@ -242,10 +218,7 @@ fn check_names(value: &[u8]) -> Result<(), CsrError> {
         count = count.saturating_add(1);
     }
     if count > MAX_NAMES {
-        return Err(CsrError::TooManyNames {
-            count,
-            limit: MAX_NAMES,
-        });
+        return Err(CsrError::TooManyNames { count, limit: MAX_NAMES });
     }
     let Ok((_, names)) = SubjectAlternativeName::from_der(value) else {
         return Err(unreadable);
@@ -370,9 +343,9 @@ impl CsrError {
 
     fn of_key(error: KeyError) -> Self {
         match error {
-            KeyError::Malformed | KeyError::TrailingData { .. } => Self::Malformed {
-                what: "subjectPublicKeyInfo",
-            },
+            KeyError::Malformed | KeyError::TrailingData { .. } => {
+                Self::Malformed { what: "subjectPublicKeyInfo" }
+            }
             KeyError::Unsupported { .. } => Self::UnsupportedKey(error),
             KeyError::RsaSize { .. }
             | KeyError::RsaExponent

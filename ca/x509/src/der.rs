@@ -72,9 +72,7 @@ impl<'a> Reader<'a> {
         }
         let (length, rest) = read_length(rest)?;
         let (value, rest) = rest.split_at_checked(length).ok_or(DerError::Truncated)?;
-        let raw = whole
-            .get(..whole.len().saturating_sub(rest.len()))
-            .ok_or(DerError::Truncated)?;
+        let raw = whole.get(..whole.len().saturating_sub(rest.len())).ok_or(DerError::Truncated)?;
         self.rest = rest;
         Ok(Element { tag, value, raw })
     }
@@ -82,11 +80,7 @@ impl<'a> Reader<'a> {
     /// The next element, which must have `tag`.
     pub(crate) fn element(&mut self, tag: u8) -> Result<Element<'a>, DerError> {
         if self.next_tag() != Some(tag) {
-            return Err(if self.is_empty() {
-                DerError::Truncated
-            } else {
-                DerError::Tag
-            });
+            return Err(if self.is_empty() { DerError::Truncated } else { DerError::Tag });
         }
         self.any()
     }
@@ -120,11 +114,7 @@ impl<'a> Reader<'a> {
 
     /// Says that nothing may follow.
     pub(crate) const fn finish(self) -> Result<(), DerError> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(DerError::Trailing(self.rest.len()))
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(DerError::Trailing(self.rest.len())) }
     }
 }
 
@@ -218,13 +208,7 @@ pub(crate) fn write(out: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) {
 
 /// One element as bytes.
 pub(crate) fn encode(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(
-        parts
-            .iter()
-            .map(|part| part.len())
-            .sum::<usize>()
-            .saturating_add(6),
-    );
+    let mut out = Vec::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>().saturating_add(6));
     write(&mut out, tag, parts);
     out
 }

@@ -25,9 +25,7 @@ pub fn inspect(der: &[u8]) -> Result<LeafFacts, InspectError> {
         serial: certificate.raw_serial().to_vec(),
         not_before: instant(certificate.validity().not_before),
         not_after: instant(certificate.validity().not_after),
-        key_algorithm: PublicKey::from_spki_der(certificate.public_key().raw)
-            .ok()
-            .map(|key| key.algorithm()),
+        key_algorithm: PublicKey::from_spki_der(certificate.public_key().raw).ok().map(|key| key.algorithm()),
         public_key_digest: der::sha256(certificate.public_key().raw),
         fingerprint: der::sha256(der),
         spiffe_id: None,
@@ -151,18 +149,10 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, InspectError> {
     }
     let extensions = certificate.extensions();
     for (at, extension) in extensions.iter().enumerate() {
-        if extensions
-            .iter()
-            .take(at)
-            .any(|earlier| earlier.oid == extension.oid)
-        {
-            return Err(InspectError::DuplicateExtension {
-                oid: extension.oid.to_id_string(),
-            });
+        if extensions.iter().take(at).any(|earlier| earlier.oid == extension.oid) {
+            return Err(InspectError::DuplicateExtension { oid: extension.oid.to_id_string() });
         }
-        let unreadable = || InspectError::UnreadableExtension {
-            oid: extension.oid.to_id_string(),
-        };
+        let unreadable = || InspectError::UnreadableExtension { oid: extension.oid.to_id_string() };
         // The parser ignores bytes after the value's one element; DER does not.
         let mut value = Reader::new(extension.value);
         if extension.parsed_extension().error().is_some() || value.any().is_err() || !value.is_empty() {

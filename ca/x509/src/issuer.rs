@@ -50,9 +50,7 @@ impl Issuer {
         }
         for certificate in &path {
             if certificate.has_name_constraints() {
-                return Err(IssuerError::NameConstraints {
-                    subject: certificate.subject().to_owned(),
-                });
+                return Err(IssuerError::NameConstraints { subject: certificate.subject().to_owned() });
             }
         }
         let algorithm = signing_algorithm(&signer)?;
@@ -60,20 +58,9 @@ impl Issuer {
             names: IssuerNames::of(&signer)?,
             chain_der: chain.iter().map(CaCertificate::shared_der).collect(),
             algorithm,
-            not_before: path
-                .iter()
-                .map(CaCertificate::not_before)
-                .max()
-                .unwrap_or(Timestamp::MAX),
-            not_after: path
-                .iter()
-                .map(CaCertificate::not_after)
-                .min()
-                .unwrap_or(Timestamp::EPOCH),
-            authority_keys: path
-                .iter()
-                .map(|certificate| certificate.public_key().digest())
-                .collect(),
+            not_before: path.iter().map(CaCertificate::not_before).max().unwrap_or(Timestamp::MAX),
+            not_after: path.iter().map(CaCertificate::not_after).min().unwrap_or(Timestamp::EPOCH),
+            authority_keys: path.iter().map(|certificate| certificate.public_key().digest()).collect(),
             signer,
             root,
         })
@@ -138,10 +125,7 @@ fn check_link(certificate: &CaCertificate, above: &CaCertificate, below: usize) 
     let subject = || certificate.subject().to_owned();
     certificate
         .check_issued_by(above)
-        .map_err(|cause| IssuerError::BrokenLink {
-            subject: subject(),
-            cause,
-        })?;
+        .map_err(|cause| IssuerError::BrokenLink { subject: subject(), cause })?;
     let allowed = |limit: Option<u32>, needed: usize| {
         limit.is_none_or(|limit| usize::try_from(limit).is_ok_and(|limit| limit >= needed))
     };
@@ -159,9 +143,7 @@ impl IssuerNames {
     /// # Errors
     /// [`IssuerError::Subject`] if rcgen could not write the name back as it is.
     pub(crate) fn of(certificate: &CaCertificate) -> Result<Self, IssuerError> {
-        let refused = || IssuerError::Subject {
-            subject: certificate.subject().to_owned(),
-        };
+        let refused = || IssuerError::Subject { subject: certificate.subject().to_owned() };
         let (_rest, name) = X509Name::from_der(certificate.subject_der()).map_err(|_unreadable| refused())?;
         let mut written = DistinguishedName::new();
         for relative in name.iter_rdn() {
@@ -169,13 +151,8 @@ impl IssuerNames {
             let (Some(attribute), None) = (attributes.next(), attributes.next()) else {
                 return Err(refused());
             };
-            let kind = DnType::from_oid(
-                &attribute
-                    .attr_type()
-                    .iter()
-                    .ok_or_else(refused)?
-                    .collect::<Vec<u64>>(),
-            );
+            let kind =
+                DnType::from_oid(&attribute.attr_type().iter().ok_or_else(refused)?.collect::<Vec<u64>>());
             // rcgen keeps one value per attribute type; a second one would vanish.
             if written.get(&kind).is_some() {
                 return Err(refused());

@@ -44,9 +44,7 @@ impl PublicKey {
         let algorithm = match identifier {
             EC_P256 => curve::check_p256(bits).map(|()| KeyAlgorithm::EcdsaP256)?,
             EC_P384 => curve::check_p384(bits).map(|()| KeyAlgorithm::EcdsaP384)?,
-            RSA => KeyAlgorithm::Rsa {
-                bits: rsa::check(bits)?,
-            },
+            RSA => KeyAlgorithm::Rsa { bits: rsa::check(bits)? },
             ED25519 => edwards::check(bits).map(|()| KeyAlgorithm::Ed25519)?,
             other => return Err(KeyError::unsupported(other)),
         };
@@ -195,18 +193,9 @@ impl fmt::Display for KeyAlgorithm {
 
 /// The numbers of a key as a JWK shows them.
 pub(crate) enum KeyNumbers<'a> {
-    Ec {
-        curve: &'static str,
-        x: &'a [u8],
-        y: &'a [u8],
-    },
-    Rsa {
-        modulus: &'a [u8],
-        exponent: &'a [u8],
-    },
-    Ed25519 {
-        x: &'a [u8],
-    },
+    Ec { curve: &'static str, x: &'a [u8], y: &'a [u8] },
+    Rsa { modulus: &'a [u8], exponent: &'a [u8] },
+    Ed25519 { x: &'a [u8] },
 }
 
 /// What an authority signs with. P-256 unless something else is asked for: a P-384 signature costs 25 times as much.
@@ -324,9 +313,7 @@ impl KeyError {
 
     fn unsupported(identifier: &[u8]) -> Self {
         match Reader::new(identifier).value(der::OID) {
-            Ok(oid) => Self::Unsupported {
-                oid: der::oid_text(oid),
-            },
+            Ok(oid) => Self::Unsupported { oid: der::oid_text(oid) },
             Err(_) => Self::Malformed,
         }
     }

@@ -55,22 +55,15 @@ pub(crate) enum Kind {
 pub(crate) fn lint(tbs: &[u8], expected: &Expected<'_>) -> Result<Passed, LintError> {
     use CertificateField as Field;
     let mut outer = Reader::new(tbs);
-    let mut fields = outer
-        .enter(der::SEQUENCE)
-        .map_err(unreadable(Field::Certificate))?;
+    let mut fields = outer.enter(der::SEQUENCE).map_err(unreadable(Field::Certificate))?;
     outer.finish().map_err(unreadable(Field::Certificate))?;
 
     // RFC 5280 §4.1.2.1: version 3 is the INTEGER 2.
     if fields.value(der::CONTEXT_0).map_err(unreadable(Field::Version))? != [der::INTEGER, 1, 2] {
         return Err(LintError::Version);
     }
-    check_serial(
-        fields.value(der::INTEGER).map_err(unreadable(Field::Serial))?,
-        expected.serial,
-    )?;
-    let algorithm = fields
-        .element(der::SEQUENCE)
-        .map_err(unreadable(Field::SignatureAlgorithm))?;
+    check_serial(fields.value(der::INTEGER).map_err(unreadable(Field::Serial))?, expected.serial)?;
+    let algorithm = fields.element(der::SEQUENCE).map_err(unreadable(Field::SignatureAlgorithm))?;
     if algorithm.raw != expected.algorithm.identifier() {
         return Err(LintError::SignatureAlgorithm);
     }
@@ -79,27 +72,16 @@ pub(crate) fn lint(tbs: &[u8], expected: &Expected<'_>) -> Result<Passed, LintEr
     if issuer.value.is_empty() || issuer.raw != expected.issuer_name {
         return Err(LintError::IssuerName);
     }
-    check_validity(
-        fields.enter(der::SEQUENCE).map_err(unreadable(Field::Validity))?,
-        expected,
-    )?;
-    let subject = fields
-        .element(der::SEQUENCE)
-        .map_err(unreadable(Field::Subject))?;
+    check_validity(fields.enter(der::SEQUENCE).map_err(unreadable(Field::Validity))?, expected)?;
+    let subject = fields.element(der::SEQUENCE).map_err(unreadable(Field::Subject))?;
     check_subject(subject.raw, expected)?;
-    let key = fields
-        .element(der::SEQUENCE)
-        .map_err(unreadable(Field::PublicKey))?;
+    let key = fields.element(der::SEQUENCE).map_err(unreadable(Field::PublicKey))?;
     check_key(key.raw, expected)?;
     check_spiffe_id(expected)?;
     // Unique identifiers ([1], [2]) would stand here and fail the tag (RFC 5280 §4.1.2.8).
-    let mut wrapper = fields
-        .enter(der::CONTEXT_3)
-        .map_err(unreadable(Field::Extensions))?;
+    let mut wrapper = fields.enter(der::CONTEXT_3).map_err(unreadable(Field::Extensions))?;
     fields.finish().map_err(unreadable(Field::Certificate))?;
-    let extensions = wrapper
-        .enter(der::SEQUENCE)
-        .map_err(unreadable(Field::Extensions))?;
+    let extensions = wrapper.enter(der::SEQUENCE).map_err(unreadable(Field::Extensions))?;
     wrapper.finish().map_err(unreadable(Field::Extensions))?;
     check_extensions(extensions, expected)?;
     Ok(Passed(()))
@@ -120,9 +102,7 @@ fn check_serial(content: &[u8], expected: &Serial) -> Result<(), LintError> {
 fn check_validity(mut validity: Reader<'_>, expected: &Expected<'_>) -> Result<(), LintError> {
     let not_before = read_time(&mut validity)?;
     let not_after = read_time(&mut validity)?;
-    validity
-        .finish()
-        .map_err(unreadable(CertificateField::Validity))?;
+    validity.finish().map_err(unreadable(CertificateField::Validity))?;
     if (not_before, not_after) != (expected.not_before, expected.not_after) {
         return Err(LintError::ValidityMismatch);
     }
@@ -168,11 +148,7 @@ fn read_time(reader: &mut Reader<'_>) -> Result<Timestamp, LintError> {
     };
     let seconds = read(next()?, next()?, next()?, next()?, next()?).ok_or(LintError::TimeForm)?;
     let instant = Timestamp::from_unix(seconds);
-    if instant.unix() == seconds {
-        Ok(instant)
-    } else {
-        Err(LintError::TimeForm)
-    }
+    if instant.unix() == seconds { Ok(instant) } else { Err(LintError::TimeForm) }
 }
 
 fn two_digits(pair: &[u8]) -> Result<u8, LintError> {
@@ -191,11 +167,7 @@ fn check_subject(raw: &[u8], expected: &Expected<'_>) -> Result<(), LintError> {
         Kind::Root if raw != expected.issuer_name => return Err(LintError::IssuerName),
         Kind::Root | Kind::Intermediate | Kind::Leaf => {}
     }
-    if raw == expected.subject {
-        Ok(())
-    } else {
-        Err(LintError::SubjectMismatch)
-    }
+    if raw == expected.subject { Ok(()) } else { Err(LintError::SubjectMismatch) }
 }
 
 fn check_key(raw: &[u8], expected: &Expected<'_>) -> Result<(), LintError> {
@@ -245,9 +217,7 @@ fn check_extensions(mut extensions: Reader<'_>, expected: &Expected<'_>) -> Resu
             b"\x55\x1d\x23" => (Field::AuthorityKeyId, false),
             b"\x55\x1d\x1e" => return Err(LintError::NameConstraints),
             other => {
-                return Err(LintError::UnknownExtension {
-                    oid: der::oid_text(other),
-                });
+                return Err(LintError::UnknownExtension { oid: der::oid_text(other) });
             }
         };
         for (name, wanted, found) in &mut seen {
@@ -291,11 +261,7 @@ fn check_extension(field: CertificateField, value: &[u8], expected: &Expected<'_
         }
         Field::KeyUsage => {
             // X509-SVID §4.3: digitalSignature; for CAs keyCertSign and cRLSign. Nothing else, for any kind of key.
-            let wanted: &[u8] = if is_leaf {
-                b"\x03\x02\x07\x80"
-            } else {
-                b"\x03\x02\x01\x06"
-            };
+            let wanted: &[u8] = if is_leaf { b"\x03\x02\x07\x80" } else { b"\x03\x02\x01\x06" };
             if value != wanted {
                 return Err(LintError::KeyUsage);
             }
@@ -365,19 +331,12 @@ fn check_names(value: &[u8], expected: &Expected<'_>) -> Result<(), LintError> {
     let mut rest = names;
     let mut is_next = |tag: u8, wanted: &[u8]| rest.value(tag) == Ok(wanted);
     let uri = is_next(URI, expected.spiffe_id.as_str().as_bytes());
-    let dns = expected
-        .dns_names
-        .iter()
-        .all(|name| is_next(DNS, name.as_str().as_bytes()));
+    let dns = expected.dns_names.iter().all(|name| is_next(DNS, name.as_str().as_bytes()));
     let ip = expected.ip_addresses.iter().all(|address| match address {
         IpAddr::V4(v4) => is_next(IP, &v4.octets()),
         IpAddr::V6(v6) => is_next(IP, &v6.octets()),
     });
-    if uri && dns && ip && rest.is_empty() {
-        Ok(())
-    } else {
-        Err(LintError::Names)
-    }
+    if uri && dns && ip && rest.is_empty() { Ok(()) } else { Err(LintError::Names) }
 }
 
 fn unreadable(field: CertificateField) -> impl Fn(DerError) -> LintError {

@@ -8,10 +8,7 @@ use pem::{EncodeConfig, LineEnding, Pem};
 pub(crate) const CERTIFICATE: &str = "CERTIFICATE";
 
 pub(crate) fn encode(label: &str, der: &[u8]) -> String {
-    pem::encode_config(
-        &Pem::new(label, der),
-        EncodeConfig::new().set_line_ending(LineEnding::LF),
-    )
+    pem::encode_config(&Pem::new(label, der), EncodeConfig::new().set_line_ending(LineEnding::LF))
 }
 
 /// Why a text is not the one PEM block that was expected.

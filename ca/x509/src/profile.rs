@@ -46,24 +46,9 @@ pub struct LeafSpec<'a> {
 /// # Errors
 /// [`PrepareError::Lint`] naming the rule the certificate would break, such as a lifetime beyond that of a CA above.
 pub fn prepare_leaf(spec: &LeafSpec<'_>, issuer: &Issuer) -> Result<Linted, PrepareError> {
-    let LeafSpec {
-        spiffe_id,
-        dns_names,
-        public_key,
-        serial,
-        not_before,
-        not_after,
-    } = *spec;
+    let LeafSpec { spiffe_id, dns_names, public_key, serial, not_before, not_after } = *spec;
     prepare_server(
-        &ServerSpec {
-            spiffe_id,
-            dns_names,
-            ip_addresses: &[],
-            public_key,
-            serial,
-            not_before,
-            not_after,
-        },
+        &ServerSpec { spiffe_id, dns_names, ip_addresses: &[], public_key, serial, not_before, not_after },
         issuer,
     )
 }
@@ -92,21 +77,11 @@ pub struct ServerSpec<'a> {
 /// # Errors
 /// As for [`prepare_leaf`].
 pub fn prepare_server(spec: &ServerSpec<'_>, issuer: &Issuer) -> Result<Linted, PrepareError> {
-    let ServerSpec {
-        spiffe_id,
-        dns_names,
-        ip_addresses,
-        public_key,
-        serial,
-        not_before,
-        not_after,
-    } = *spec;
+    let ServerSpec { spiffe_id, dns_names, ip_addresses, public_key, serial, not_before, not_after } = *spec;
     let mut names = Vec::with_capacity(1 + dns_names.len() + ip_addresses.len());
     names.push(uri(spiffe_id)?);
     for name in dns_names {
-        names.push(SanType::DnsName(
-            name.as_str().try_into().map_err(PrepareError::encoder)?,
-        ));
+        names.push(SanType::DnsName(name.as_str().try_into().map_err(PrepareError::encoder)?));
     }
     names.extend(ip_addresses.iter().copied().map(SanType::IpAddress));
 
@@ -115,10 +90,8 @@ pub fn prepare_server(spec: &ServerSpec<'_>, issuer: &Issuer) -> Result<Linted, 
     params.subject_alt_names = names;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
 
     let tbs = encode(&params, public_key, issuer.names().params(), issuer.algorithm())?;
@@ -143,13 +116,7 @@ pub fn prepare_server(spec: &ServerSpec<'_>, issuer: &Issuer) -> Result<Linted, 
             ip_addresses,
         },
     )?;
-    Ok(Linted::new(
-        tbs,
-        issuer.algorithm(),
-        issuer.key(),
-        (serial, not_before, not_after),
-        &passed,
-    ))
+    Ok(Linted::new(tbs, issuer.algorithm(), issuer.key(), (serial, not_before, not_after), &passed))
 }
 
 /// A self-signed root.
@@ -176,15 +143,7 @@ pub struct RootSpec<'a> {
 /// # Errors
 /// [`PrepareError`] when the algorithm does not belong to the key, or a rule is broken.
 pub fn prepare_root(spec: &RootSpec<'_>) -> Result<Linted, PrepareError> {
-    let RootSpec {
-        trust_domain,
-        generation,
-        public_key,
-        algorithm,
-        serial,
-        not_before,
-        not_after,
-    } = *spec;
+    let RootSpec { trust_domain, generation, public_key, algorithm, serial, not_before, not_after } = *spec;
     check_key(public_key, algorithm)?;
     let spiffe_id = SpiffeId::of_trust_domain(trust_domain);
     let subject = AuthoritySubject::new(trust_domain, "root", generation);
@@ -214,13 +173,7 @@ pub fn prepare_root(spec: &RootSpec<'_>) -> Result<Linted, PrepareError> {
             ip_addresses: &[],
         },
     )?;
-    Ok(Linted::new(
-        tbs,
-        algorithm,
-        Arc::new(public_key.clone()),
-        (serial, not_before, not_after),
-        &passed,
-    ))
+    Ok(Linted::new(tbs, algorithm, Arc::new(public_key.clone()), (serial, not_before, not_after), &passed))
 }
 
 /// An intermediate that signs leaves: path length 0.
@@ -252,32 +205,17 @@ pub fn prepare_intermediate(
     issuer: &CaCertificate,
     issuer_algorithm: SigningAlgorithm,
 ) -> Result<Linted, PrepareError> {
-    let IntermediateSpec {
-        trust_domain,
-        generation,
-        public_key,
-        algorithm,
-        serial,
-        not_before,
-        not_after,
-    } = *spec;
+    let IntermediateSpec { trust_domain, generation, public_key, algorithm, serial, not_before, not_after } =
+        *spec;
     check_key(public_key, algorithm)?;
     check_key(issuer.public_key(), issuer_algorithm)?;
     if issuer.path_len() == Some(0) {
-        return Err(IssuerError::PathLength {
-            subject: issuer.subject().to_owned(),
-        }
-        .into());
+        return Err(IssuerError::PathLength { subject: issuer.subject().to_owned() }.into());
     }
     let spiffe_id = SpiffeId::of_trust_domain(trust_domain);
     let subject = AuthoritySubject::new(trust_domain, "issuer", generation);
     let mut params = common_params(serial, not_before, not_after, public_key)?;
-    set_authority_fields(
-        &mut params,
-        &subject,
-        &spiffe_id,
-        BasicConstraints::Constrained(0),
-    )?;
+    set_authority_fields(&mut params, &subject, &spiffe_id, BasicConstraints::Constrained(0))?;
     params.use_authority_key_identifier_extension = true;
 
     let names = IssuerNames::of(issuer)?;
@@ -303,13 +241,7 @@ pub fn prepare_intermediate(
         },
     )?;
     let facts = (serial, not_before, not_after);
-    Ok(Linted::new(
-        tbs,
-        issuer_algorithm,
-        issuer.shared_public_key(),
-        facts,
-        &passed,
-    ))
+    Ok(Linted::new(tbs, issuer_algorithm, issuer.shared_public_key(), facts, &passed))
 }
 
 /// Every field of rcgen's parameters that does not depend on the profile, and safe values for those that do.
@@ -368,25 +300,19 @@ impl AuthoritySubject {
     /// The same in DER, written by us: what the lint compares with.
     fn der(&self) -> Vec<u8> {
         let attribute = |oid: &[u8], value: &str| {
-            let (oid, value) = (
-                der::encode(der::OID, &[oid]),
-                der::encode(der::UTF8_STRING, &[value.as_bytes()]),
-            );
+            let (oid, value) =
+                (der::encode(der::OID, &[oid]), der::encode(der::UTF8_STRING, &[value.as_bytes()]));
             der::encode(der::SET, &[&der::encode(der::SEQUENCE, &[&oid, &value])])
         };
         // id-at-organizationName and id-at-commonName (X.520 §6.4.1, §6.2.2).
-        let parts = [
-            attribute(b"\x55\x04\x0a", &self.organization),
-            attribute(b"\x55\x04\x03", &self.common_name),
-        ];
+        let parts =
+            [attribute(b"\x55\x04\x0a", &self.organization), attribute(b"\x55\x04\x03", &self.common_name)];
         der::encode(der::SEQUENCE, &[&parts.concat()])
     }
 }
 
 fn uri(spiffe_id: &SpiffeId) -> Result<SanType, PrepareError> {
-    Ok(SanType::URI(
-        spiffe_id.as_str().try_into().map_err(PrepareError::encoder)?,
-    ))
+    Ok(SanType::URI(spiffe_id.as_str().try_into().map_err(PrepareError::encoder)?))
 }
 
 fn date_time(instant: Timestamp) -> Result<OffsetDateTime, PrepareError> {
@@ -398,28 +324,21 @@ fn check_key(key: &PublicKey, algorithm: SigningAlgorithm) -> Result<(), Prepare
     if key.algorithm() == algorithm.key_algorithm() {
         Ok(())
     } else {
-        Err(PrepareError::AlgorithmMismatch {
-            key: key.algorithm(),
-            algorithm,
-        })
+        Err(PrepareError::AlgorithmMismatch { key: key.algorithm(), algorithm })
     }
 }
 
 /// Runs the encoder and keeps the bytes it wants signed.
-fn encode(
+pub(crate) fn encode(
     params: &CertificateParams,
     public_key: &PublicKey,
     issuer: &CertificateParams,
     algorithm: SigningAlgorithm,
 ) -> Result<Vec<u8>, PrepareError> {
-    let capture = Capture {
-        algorithm: encoder_algorithm(algorithm.key_algorithm()),
-        tbs: RefCell::new(Vec::new()),
-    };
+    let capture =
+        Capture { algorithm: encoder_algorithm(algorithm.key_algorithm()), tbs: RefCell::new(Vec::new()) };
     let issuer = rcgen::Issuer::from_params(issuer, &capture);
-    params
-        .signed_by(&Subject(public_key), &issuer)
-        .map_err(PrepareError::encoder)?;
+    params.signed_by(&Subject(public_key), &issuer).map_err(PrepareError::encoder)?;
     drop(issuer);
     Ok(capture.tbs.into_inner())
 }

@@ -73,12 +73,7 @@ impl RequestKey {
 /// Says which key it is, by its public half; never more.
 impl fmt::Debug for RequestKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            pkcs8: _,
-            pair: _,
-            public_key,
-            random: _,
-        } = self;
+        let Self { pkcs8: _, pair: _, public_key, random: _ } = self;
         write!(f, "RequestKey({public_key:?})")
     }
 }
@@ -113,9 +108,7 @@ impl PublicKeyData for Requester<'_> {
 impl SigningKey for Requester<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         let RequestKey { pair, random, .. } = self.0;
-        let signature = pair
-            .sign(random, message)
-            .map_err(|_unspecified| rcgen::Error::RingUnspecified)?;
+        let signature = pair.sign(random, message).map_err(|_unspecified| rcgen::Error::RingUnspecified)?;
         Ok(signature.as_ref().to_vec())
     }
 }
@@ -181,10 +174,7 @@ mod tests {
         assert_eq!(again.public_key(), key.public_key());
         let text = format!("{key:?}");
         assert!(text.contains(&key.public_key().digest().to_string()));
-        assert!(
-            !text.contains(&hex::encode(&key.pkcs8_der()[36..68])),
-            "the scalar is not shown"
-        );
+        assert!(!text.contains(&hex::encode(&key.pkcs8_der()[36..68])), "the scalar is not shown");
     }
 
     #[test]
@@ -200,11 +190,7 @@ mod tests {
     fn a_request_names_nothing() {
         let csr = create_csr(&RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap()).unwrap();
         // The subject is an empty SEQUENCE right after the version, and the attributes are an empty [0].
-        let info = der::Reader::new(&csr)
-            .enter(der::SEQUENCE)
-            .unwrap()
-            .value(der::SEQUENCE)
-            .unwrap();
+        let info = der::Reader::new(&csr).enter(der::SEQUENCE).unwrap().value(der::SEQUENCE).unwrap();
         assert!(info.starts_with(&[0x02, 0x01, 0x00, 0x30, 0x00]));
         assert!(info.ends_with(&[0xa0, 0x00]));
     }

@@ -14,18 +14,12 @@ pub struct Signature {
 impl Signature {
     /// Made by a key in this process, which was proved against its public key when it was loaded.
     pub const fn in_process(bytes: Vec<u8>) -> Self {
-        Self {
-            bytes,
-            provenance: Provenance::InProcess,
-        }
+        Self { bytes, provenance: Provenance::InProcess }
     }
 
     /// Made by another process or device (PKCS#11, a cloud key service).
     pub const fn external(bytes: Vec<u8>) -> Self {
-        Self {
-            bytes,
-            provenance: Provenance::External,
-        }
+        Self { bytes, provenance: Provenance::External }
     }
 
     /// DER of `ECDSA-Sig-Value`.

@@ -84,23 +84,12 @@ impl Linted {
         _passed: &crate::lint::Passed,
     ) -> Self {
         let (serial, not_before, not_after) = facts;
-        Self {
-            tbs,
-            algorithm,
-            issuer_key,
-            serial,
-            not_before,
-            not_after,
-            lint: PhantomData,
-        }
+        Self { tbs, algorithm, issuer_key, serial, not_before, not_after, lint: PhantomData }
     }
 
     /// What to sign, with what.
     pub fn to_be_signed(&self) -> ToBeSigned<'_> {
-        ToBeSigned {
-            bytes: &self.tbs,
-            algorithm: self.algorithm,
-        }
+        ToBeSigned { bytes: &self.tbs, algorithm: self.algorithm }
     }
 
     /// SHA-256 of the TBSCertificate: what the ledger records before anything is signed.
@@ -131,33 +120,20 @@ impl Linted {
     ///
     /// # Errors
     /// [`SealError`] when the signature is not an `ECDSA-Sig-Value` in DER, or does not verify.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "a signature is used up with what it signed"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "a signature is used up with what it signed")]
     pub fn seal(self, signature: Signature) -> Result<Certificate, SealError> {
         check_shape(signature.as_bytes(), self.algorithm)?;
         if signature.provenance() == Provenance::External || self.is_sampled() {
-            self.issuer_key
-                .verify(&self.tbs, &signature, self.algorithm)
-                .map_err(SealError::Signature)?;
+            self.issuer_key.verify(&self.tbs, &signature, self.algorithm).map_err(SealError::Signature)?;
         }
         let identifier = self.algorithm.identifier();
-        let capacity = self
-            .tbs
-            .len()
-            .saturating_add(identifier.len())
-            .saturating_add(signature.as_bytes().len());
+        let capacity =
+            self.tbs.len().saturating_add(identifier.len()).saturating_add(signature.as_bytes().len());
         let mut bits = Vec::with_capacity(128);
         der::write(&mut bits, der::BIT_STRING, &[&[0], signature.as_bytes()]);
         let mut certificate = Vec::with_capacity(capacity.saturating_add(16));
         der::write(&mut certificate, der::SEQUENCE, &[&self.tbs, identifier, &bits]);
-        Ok(Certificate::sealed(
-            certificate,
-            self.serial,
-            self.not_before,
-            self.not_after,
-        ))
+        Ok(Certificate::sealed(certificate, self.serial, self.not_before, self.not_after))
     }
 
     fn is_sampled(&self) -> bool {

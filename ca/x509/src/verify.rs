@@ -67,11 +67,7 @@ impl TrustAnchors {
             Some((read, (anchor.not_before(), anchor.not_after())))
         };
         let (anchors, validity) = bundle.anchors().iter().filter_map(read).unzip();
-        Self {
-            trust_domain: bundle.trust_domain().clone(),
-            anchors,
-            validity,
-        }
+        Self { trust_domain: bundle.trust_domain().clone(), anchors, validity }
     }
 
     /// The trust domain whose peers they verify.
@@ -82,9 +78,7 @@ impl TrustAnchors {
     fn live(&self, now: Timestamp) -> Vec<TrustAnchor<'_>> {
         let is_live = |(from, until): &(Timestamp, Timestamp)| *from <= now && now <= *until;
         let both = self.anchors.iter().zip(&self.validity);
-        both.filter(|(_, validity)| is_live(validity))
-            .map(|(anchor, _)| borrow(anchor))
-            .collect()
+        both.filter(|(_, validity)| is_live(validity)).map(|(anchor, _)| borrow(anchor)).collect()
     }
 }
 
@@ -132,10 +126,8 @@ pub fn verify_peer(
         return Err(PeerError::NoLiveAnchor);
     }
     let leaf_der = CertificateDer::from(leaf);
-    let intermediates: Vec<CertificateDer<'_>> = intermediates
-        .iter()
-        .map(|der| CertificateDer::from(*der))
-        .collect();
+    let intermediates: Vec<CertificateDer<'_>> =
+        intermediates.iter().map(|der| CertificateDer::from(*der)).collect();
     let at = UnixTime::since_unix_epoch(Duration::from_secs(now.unix().unsigned_abs()));
     let usage = match usage {
         PeerUsage::Client => KeyUsage::client_auth(),
@@ -143,16 +135,8 @@ pub fn verify_peer(
     };
     EndEntityCert::try_from(&leaf_der)
         .and_then(|end| {
-            end.verify_for_usage(
-                ALL_VERIFICATION_ALGS,
-                &live,
-                &intermediates,
-                at,
-                usage,
-                None,
-                None,
-            )
-            .map(|_path| ())
+            end.verify_for_usage(ALL_VERIFICATION_ALGS, &live, &intermediates, at, usage, None, None)
+                .map(|_path| ())
         })
         .map_err(PeerError::of_path)?;
 
@@ -207,11 +191,7 @@ fn check_svid(leaf: &X509Certificate<'_>) -> Result<SpiffeId, PeerError> {
 /// A DNS name with bytes that no DNS name has (NUL, `/`, `:`) is an attempt to be read differently elsewhere.
 fn check_dns(name: &str) -> Result<(), PeerError> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'*');
-    if name.bytes().all(allowed) {
-        Ok(())
-    } else {
-        Err(PeerError::DnsName)
-    }
+    if name.bytes().all(allowed) { Ok(()) } else { Err(PeerError::DnsName) }
 }
 
 /// Why a peer is refused.

@@ -20,12 +20,7 @@ const P256: Curve<4> = Curve {
     prime: [0xffff_ffff_ffff_ffff, 0xffff_ffff, 0, 0xffff_ffff_0000_0001],
     negative_inverse: 1,
     r_squared: [3, 0xffff_fffb_ffff_ffff, 0xffff_ffff_ffff_fffe, 0x4_ffff_fffd],
-    b: [
-        0xd89c_df62_29c4_bddf,
-        0xacf0_05cd_7884_3090,
-        0xe5a2_20ab_f721_2ed6,
-        0xdc30_061d_0487_4834,
-    ],
+    b: [0xd89c_df62_29c4_bddf, 0xacf0_05cd_7884_3090, 0xe5a2_20ab_f721_2ed6, 0xdc30_061d_0487_4834],
 };
 
 const P384: Curve<6> = Curve {
@@ -38,14 +33,7 @@ const P384: Curve<6> = Curve {
         0xffff_ffff_ffff_ffff,
     ],
     negative_inverse: 0x1_0000_0001,
-    r_squared: [
-        0xffff_fffe_0000_0001,
-        0x2_0000_0000,
-        0xffff_fffe_0000_0000,
-        0x2_0000_0000,
-        1,
-        0,
-    ],
+    r_squared: [0xffff_fffe_0000_0001, 0x2_0000_0000, 0xffff_fffe_0000_0000, 0x2_0000_0000, 1, 0],
     b: [
         0x0811_8871_9d41_2dcc,
         0xf729_add8_7a4c_32ec,
@@ -78,10 +66,7 @@ impl<const N: usize> Curve<N> {
         if !self.is_reduced(&x) || !self.is_reduced(&y) {
             return Err(KeyError::PointNotOnCurve);
         }
-        let (x, y) = (
-            self.multiply(&x, &self.r_squared),
-            self.multiply(&y, &self.r_squared),
-        );
+        let (x, y) = (self.multiply(&x, &self.r_squared), self.multiply(&y, &self.r_squared));
         let cube = self.multiply(&self.multiply(&x, &x), &x);
         let three_x = self.add(&self.add(&x, &x), &x);
         // y² + 3x = x³ + b: no subtraction needed.
@@ -106,10 +91,7 @@ impl<const N: usize> Curve<N> {
     }
 
     /// a · b · 2^(−64·N) mod prime.
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "every index is below N, the length of all arrays here"
-    )]
+    #[expect(clippy::indexing_slicing, reason = "every index is below N, the length of all arrays here")]
     fn multiply(&self, a: &[u64; N], b: &[u64; N]) -> [u64; N] {
         let mut sum = [0u64; N];
         let mut top = 0u64;

@@ -10,18 +10,14 @@ use crate::der::{self, Reader};
 pub(super) fn check(bits: &[u8]) -> Result<u32, KeyError> {
     let (modulus, exponent) = numbers(bits)?;
     let size = bit_length(modulus);
-    let accepted = u32::try_from(size)
-        .ok()
-        .filter(|size| (2048..=4096).contains(size));
+    let accepted = u32::try_from(size).ok().filter(|size| (2048..=4096).contains(size));
     let Some(accepted) = accepted else {
         return Err(KeyError::RsaSize { bits: size });
     };
     if exponent.len() > 5 {
         return Err(KeyError::RsaExponent);
     }
-    let exponent = exponent
-        .iter()
-        .fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+    let exponent = exponent.iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
     if exponent & 1 == 0 || !(65_537..1 << 33).contains(&exponent) {
         return Err(KeyError::RsaExponent);
     }
@@ -55,13 +51,8 @@ fn positive(content: &[u8]) -> Result<&[u8], KeyError> {
 }
 
 fn bit_length(magnitude: &[u8]) -> u64 {
-    let zeros = magnitude
-        .first()
-        .map_or(0, |first| u64::from(first.leading_zeros()));
-    u64::try_from(magnitude.len())
-        .unwrap_or(u64::MAX)
-        .saturating_mul(8)
-        .saturating_sub(zeros)
+    let zeros = magnitude.first().map_or(0, |first| u64::from(first.leading_zeros()));
+    u64::try_from(magnitude.len()).unwrap_or(u64::MAX).saturating_mul(8).saturating_sub(zeros)
 }
 
 /// The odd primes the fingerprint looks at, up to 167. For a random modulus the chance of a match is about 2⁻²⁷.
@@ -74,9 +65,7 @@ const PRIMES: [u16; 38] = [
 fn has_roca_fingerprint(modulus: &[u8]) -> bool {
     PRIMES.iter().all(|prime| {
         let prime = u32::from(*prime);
-        let remainder = modulus
-            .iter()
-            .fold(0u32, |value, byte| (value << 8 | u32::from(*byte)) % prime);
+        let remainder = modulus.iter().fold(0u32, |value, byte| (value << 8 | u32::from(*byte)) % prime);
         let generator = 65_537 % prime;
         let mut power = 1;
         loop {
