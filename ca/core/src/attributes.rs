@@ -210,9 +210,7 @@ pub enum AttributeError {
 
 impl AttributeError {
     fn unknown(text: &str) -> Self {
-        Self::UnknownName {
-            name: text.chars().take(64).collect(),
-        }
+        Self::UnknownName { name: text.chars().take(64).collect() }
     }
 }
 
@@ -225,21 +223,11 @@ pub fn validate_value(name: &AttributeName, value: &str) -> Result<(), Attribute
         return Err(AttributeError::EmptyValue { name: name.clone() });
     }
     if value.len() > ATTRIBUTE_VALUE_BYTES {
-        return Err(AttributeError::LongValue {
-            name: name.clone(),
-            bytes: value.len(),
-        });
+        return Err(AttributeError::LongValue { name: name.clone(), bytes: value.len() });
     }
-    let odd = value
-        .bytes()
-        .enumerate()
-        .find(|(_, byte)| !matches!(byte, 0x20..=0x7e));
+    let odd = value.bytes().enumerate().find(|(_, byte)| !matches!(byte, 0x20..=0x7e));
     match odd {
-        Some((at, byte)) => Err(AttributeError::BadByte {
-            name: name.clone(),
-            byte,
-            at,
-        }),
+        Some((at, byte)) => Err(AttributeError::BadByte { name: name.clone(), byte, at }),
         None => Ok(()),
     }
 }
@@ -314,9 +302,7 @@ impl Attributes {
 
     /// Every pair, sorted by name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&AttributeName, &str)> {
-        self.0
-            .iter()
-            .flat_map(|(name, values)| values.iter().map(move |value| (name, value.as_str())))
+        self.0.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value.as_str())))
     }
 
     /// How many values there are in all.
@@ -379,15 +365,7 @@ mod tests {
 
     #[test]
     fn names_outside_the_closed_set_are_refused() {
-        for bad in [
-            "",
-            "Namespace",
-            "label.",
-            "label.a b",
-            "label.{x}",
-            "unix",
-            "unix.uid ",
-        ] {
+        for bad in ["", "Namespace", "label.", "label.a b", "label.{x}", "unix", "unix.uid "] {
             assert!(bad.parse::<AttributeName>().is_err(), "{bad:?}");
         }
         assert!(AttributeName::label(&"a".repeat(LABEL_KEY_BYTES)).is_ok());
@@ -403,11 +381,7 @@ mod tests {
         for byte in 0..=127u8 {
             let value = format!("a{}", char::from(byte));
             let printable = (0x20..=0x7e).contains(&byte);
-            assert_eq!(
-                validate_value(&AttributeName::Pod, &value).is_ok(),
-                printable,
-                "byte 0x{byte:02x}"
-            );
+            assert_eq!(validate_value(&AttributeName::Pod, &value).is_ok(), printable, "byte 0x{byte:02x}");
         }
         assert!(set.insert(AttributeName::Pod, "é").is_err());
         assert_eq!(set.len(), 1, "a refused value leaves the set as it was");
@@ -419,14 +393,8 @@ mod tests {
         for gid in 0..64 {
             set.insert(AttributeName::UnixGid, gid.to_string()).unwrap();
         }
-        assert!(
-            set.insert(AttributeName::UnixGid, "0").is_ok(),
-            "a repeat is no new value"
-        );
-        assert_eq!(
-            set.insert(AttributeName::UnixUid, "0"),
-            Err(AttributeError::TooMany)
-        );
+        assert!(set.insert(AttributeName::UnixGid, "0").is_ok(), "a repeat is no new value");
+        assert_eq!(set.insert(AttributeName::UnixUid, "0"), Err(AttributeError::TooMany));
     }
 
     #[test]
@@ -446,11 +414,7 @@ mod tests {
         assert!(set.contains(&AttributeName::Namespace, "prod"));
         let again: Attributes = serde_json::from_str(&serde_json::to_string(&set).unwrap()).unwrap();
         assert_eq!(again, set);
-        for bad in [
-            r#"{"nonsense":["a"]}"#,
-            r#"{"pod":[""]}"#,
-            r#"{"pod":["a\u0000"]}"#,
-        ] {
+        for bad in [r#"{"nonsense":["a"]}"#, r#"{"pod":[""]}"#, r#"{"pod":["a\u0000"]}"#] {
             assert!(serde_json::from_str::<Attributes>(bad).is_err(), "{bad}");
         }
     }

@@ -219,10 +219,7 @@ pub fn changes(effect: &Effect, authorities: &[Authority], now: Timestamp) -> Ve
     let change = |authority: &Authority| {
         let (_, to) = moves.iter().find(|(id, _)| **id == authority.id)?;
         Some(match to {
-            None => Change::Delete {
-                id: authority.id.clone(),
-                key: authority.key.clone(),
-            },
+            None => Change::Delete { id: authority.id.clone(), key: authority.key.clone() },
             Some(state) => {
                 let activated = (*state == AuthorityState::Active).then_some(now);
                 Change::Put(Box::new(Authority {
@@ -337,13 +334,10 @@ fn plan_roots<'s, 'a>(slots: &'s [Slot<'a>], now: Timestamp, plan: &mut Plan) ->
         let first = roots().min_by_key(|slot| (slot.prepared_at, slot.id));
         let never_active = roots().all(|slot| slot.state == AuthorityState::Prepared);
         match first {
-            None => plan.effects.push(Effect::MakeRoot {
-                reason: Reason::FirstRoot,
-            }),
-            Some(first) if never_active => plan.effects.push(Effect::Activate {
-                id: first.id.clone(),
-                reason: Reason::FirstRoot,
-            }),
+            None => plan.effects.push(Effect::MakeRoot { reason: Reason::FirstRoot }),
+            Some(first) if never_active => {
+                plan.effects.push(Effect::Activate { id: first.id.clone(), reason: Reason::FirstRoot })
+            }
             Some(_) => {}
         }
         return None;
@@ -352,15 +346,9 @@ fn plan_roots<'s, 'a>(slots: &'s [Slot<'a>], now: Timestamp, plan: &mut Plan) ->
         let finished = matches!(slot.state, AuthorityState::Old | AuthorityState::Tainted);
         let superseded = slot.state == AuthorityState::Active && slot.id != active.id;
         if superseded {
-            plan.effects.push(Effect::Retire {
-                id: slot.id.clone(),
-                reason: Reason::Superseded,
-            });
+            plan.effects.push(Effect::Retire { id: slot.id.clone(), reason: Reason::Superseded });
         } else if finished && slot.is_expired(now) && !active.is_expired(now) {
-            plan.effects.push(Effect::Forget {
-                id: slot.id.clone(),
-                reason: Reason::Expired,
-            });
+            plan.effects.push(Effect::Forget { id: slot.id.clone(), reason: Reason::Expired });
         } else if finished && !slot.is_expired(now) {
             plan.wake(slot.gone_at());
         }
@@ -388,10 +376,7 @@ fn plan_issuers(
             AuthorityState::Active => &mut active,
             AuthorityState::Old | AuthorityState::Tainted => {
                 if slot.is_expired(now) {
-                    plan.effects.push(Effect::Forget {
-                        id: slot.id.clone(),
-                        reason: Reason::Expired,
-                    });
+                    plan.effects.push(Effect::Forget { id: slot.id.clone(), reason: Reason::Expired });
                 } else {
                     plan.wake(slot.gone_at());
                 }
@@ -399,10 +384,7 @@ fn plan_issuers(
             }
         };
         match unusable(slot, slots, root, now) {
-            Some(reason) => plan.effects.push(Effect::Retire {
-                id: slot.id.clone(),
-                reason,
-            }),
+            Some(reason) => plan.effects.push(Effect::Retire { id: slot.id.clone(), reason }),
             None => serves.push(slot),
         }
     }
@@ -410,18 +392,9 @@ fn plan_issuers(
     active.sort_by_key(|slot| Reverse((slot.activated_at, slot.id)));
     prepared.sort_by_key(|slot| (slot.prepared_at, slot.id));
     for extra in active.iter().skip(1).chain(prepared.iter().skip(1)) {
-        plan.effects.push(Effect::Retire {
-            id: extra.id.clone(),
-            reason: Reason::Superseded,
-        });
+        plan.effects.push(Effect::Retire { id: extra.id.clone(), reason: Reason::Superseded });
     }
-    plan_succession(
-        (active.first().copied(), prepared.first().copied()),
-        root,
-        now,
-        policy,
-        plan,
-    );
+    plan_succession((active.first().copied(), prepared.first().copied()), root, now, policy, plan);
 }
 
 /// Why an issuer can serve no more. Never because the clock says it is not valid *yet*: a clock that stepped back
@@ -430,9 +403,7 @@ fn unusable(slot: &Slot<'_>, slots: &[Slot<'_>], root: Option<&Slot<'_>>, now: T
     if slot.is_expired(now) {
         return Some(Reason::Expired);
     }
-    let above = slots
-        .iter()
-        .find(|other| other.kind == AuthorityKind::Root && Some(other.id) == slot.issuer);
+    let above = slots.iter().find(|other| other.kind == AuthorityKind::Root && Some(other.id) == slot.issuer);
     let Some(above) = above else {
         return Some(Reason::RootUnusable);
     };
@@ -459,18 +430,12 @@ fn plan_succession(
     plan.wake(root.gone_at());
     let changed = active.is_some_and(|active| active.issuer != Some(root.id));
     match (active, prepared) {
-        (None, None) => plan.effects.push(Effect::MakeIssuer {
-            reason: Reason::NothingActive,
-        }),
+        (None, None) => plan.effects.push(Effect::MakeIssuer { reason: Reason::NothingActive }),
         (None, Some(next)) => plan.effects.push(activate(next, Reason::NothingActive)),
-        (Some(_), None) if changed => plan.effects.push(Effect::MakeIssuer {
-            reason: Reason::RootChanged,
-        }),
+        (Some(_), None) if changed => plan.effects.push(Effect::MakeIssuer { reason: Reason::RootChanged }),
         (Some(_), Some(next)) if changed => plan.effects.push(activate(next, Reason::RootChanged)),
         (Some(active), None) => match successor_due(active, root, policy) {
-            Some(at) if now >= at => plan.effects.push(Effect::MakeIssuer {
-                reason: Reason::SuccessorDue,
-            }),
+            Some(at) if now >= at => plan.effects.push(Effect::MakeIssuer { reason: Reason::SuccessorDue }),
             Some(at) => plan.wake(at),
             None => {}
         },
@@ -491,17 +456,12 @@ fn successor_due(active: &Slot<'_>, root: &Slot<'_>, policy: &RotationPolicy) ->
     if root.not_after <= active.not_after {
         return None;
     }
-    let outlives_from = active
-        .gone_at()
-        .minus(policy.issuer_ttl.seconds().saturating_sub(1));
+    let outlives_from = active.gone_at().minus(policy.issuer_ttl.seconds().saturating_sub(1));
     Some(prepare_at(active.not_before, active.not_after).max(outlives_from))
 }
 
 fn activate(slot: &Slot<'_>, reason: Reason) -> Effect {
-    Effect::Activate {
-        id: slot.id.clone(),
-        reason,
-    }
+    Effect::Activate { id: slot.id.clone(), reason }
 }
 
 /// The states that performing `effect` leaves behind, `None` for removal; only for slots that are not there yet.

@@ -73,21 +73,14 @@ impl Shell {
         let own = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
         let id: AuthorityId = format!("a{}", self.made).parse().unwrap();
         let algorithm = SigningAlgorithm::EcdsaP256Sha256;
-        let serial = Serial::compose(
-            ReplicaNumber::new(1).unwrap(),
-            SerialCounter::new(self.made).unwrap(),
-            [0; 11],
-        );
+        let serial =
+            Serial::compose(ReplicaNumber::new(1).unwrap(), SerialCounter::new(self.made).unwrap(), [0; 11]);
         let trust_domain = "example.org".parse().unwrap();
         let life = match root {
             None => root_validity(now, &self.policy).unwrap(),
             Some(root) => issuer_validity(&root.certificate, now, &self.policy).unwrap(),
         };
-        let Validity {
-            not_before,
-            not_after,
-            ..
-        } = life;
+        let Validity { not_before, not_after, .. } = life;
         let linted = match root {
             None => prepare_root(&RootSpec {
                 trust_domain: &trust_domain,
@@ -119,11 +112,7 @@ impl Shell {
         let key: KeyId = format!("k{}", self.made).parse().unwrap();
         self.records.push(Authority {
             id,
-            kind: if root.is_some() {
-                AuthorityKind::Issuer
-            } else {
-                AuthorityKind::Root
-            },
+            kind: if root.is_some() { AuthorityKind::Issuer } else { AuthorityKind::Root },
             replica: replica(),
             key: key.clone(),
             algorithm,
@@ -137,10 +126,8 @@ impl Shell {
     }
 
     fn active(&self, kind: AuthorityKind) -> &Authority {
-        let mut active = self
-            .records
-            .iter()
-            .filter(|it| it.kind == kind && it.state == AuthorityState::Active);
+        let mut active =
+            self.records.iter().filter(|it| it.kind == kind && it.state == AuthorityState::Active);
         let found = active.next().unwrap();
         assert!(active.next().is_none());
         found
@@ -151,17 +138,12 @@ fn replica() -> ReplicaName {
     "r1".parse().unwrap()
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test's signature needs randomness; nothing depends on it"
-)]
+#[expect(clippy::disallowed_methods, reason = "a test's signature needs randomness; nothing depends on it")]
 fn sign(linted: Linted, key: &RequestKey) -> CaCertificate {
     let random = ring::rand::SystemRandom::new();
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.pkcs8_der(), &random).unwrap();
     let signature = pair.sign(&random, linted.to_be_signed().as_bytes()).unwrap();
-    let certificate = linted
-        .seal(Signature::external(signature.as_ref().to_vec()))
-        .unwrap();
+    let certificate = linted.seal(Signature::external(signature.as_ref().to_vec())).unwrap();
     CaCertificate::parse(certificate.der()).unwrap()
 }
 
@@ -184,20 +166,13 @@ fn a_year_of_real_certificates_keeps_one_root_and_replaces_issuers() {
     let mut issuers = std::collections::BTreeSet::new();
     while now < start.plus(365 * DAY) {
         let wake = shell.settle(now).unwrap();
-        let (root, issuer) = (
-            shell.active(AuthorityKind::Root),
-            shell.active(AuthorityKind::Issuer),
-        );
+        let (root, issuer) = (shell.active(AuthorityKind::Root), shell.active(AuthorityKind::Issuer));
         assert_eq!(root.id.as_str(), "a1");
         assert!(issuer.certificate.not_after() <= root.certificate.not_after());
         assert!(issuer.certificate.not_before() >= root.certificate.not_before());
         assert!(now <= issuer.certificate.not_after());
         issuers.insert(issuer.id.clone());
-        assert_eq!(
-            shell.keys.len(),
-            shell.records.len(),
-            "a forgotten authority's key is gone"
-        );
+        assert_eq!(shell.keys.len(), shell.records.len(), "a forgotten authority's key is gone");
         assert!(shell.records.len() <= 4);
         now = wake;
     }

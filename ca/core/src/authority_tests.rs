@@ -40,11 +40,7 @@ fn stored(id: &str, issuer: Option<&str>, state: AuthorityState, from: i64, to: 
     let active = state == AuthorityState::Active;
     Stored {
         id: id.parse().unwrap(),
-        kind: if issuer.is_some() {
-            AuthorityKind::Issuer
-        } else {
-            AuthorityKind::Root
-        },
+        kind: if issuer.is_some() { AuthorityKind::Issuer } else { AuthorityKind::Root },
         replica: replica(),
         issuer: issuer.map(|id| id.parse().unwrap()),
         state,
@@ -81,11 +77,7 @@ struct World {
 
 impl World {
     fn new(policy: RotationPolicy, stored: Vec<Stored>) -> Self {
-        Self {
-            stored,
-            made: 0,
-            policy,
-        }
+        Self { stored, made: 0, policy }
     }
 
     fn slots(&self) -> Vec<Slot<'_>> {
@@ -119,10 +111,8 @@ impl World {
 
     fn transit(&mut self, effect: &Effect, now: Timestamp) {
         let slots = self.slots();
-        let moves: Vec<_> = transitions(effect, &slots)
-            .into_iter()
-            .map(|(id, state)| (id.clone(), state))
-            .collect();
+        let moves: Vec<_> =
+            transitions(effect, &slots).into_iter().map(|(id, state)| (id.clone(), state)).collect();
         for (id, state) in moves {
             match state {
                 None => self.stored.retain(|it| it.id != id),
@@ -153,9 +143,7 @@ impl World {
     }
 
     fn active(&self, kind: AuthorityKind) -> Option<&Stored> {
-        self.stored
-            .iter()
-            .find(|it| it.kind == kind && it.state == AuthorityState::Active)
+        self.stored.iter().find(|it| it.kind == kind && it.state == AuthorityState::Active)
     }
 
     /// Steps and performs until there is nothing to do now; returns when to come back.
@@ -169,10 +157,7 @@ impl World {
                     return Some(*at);
                 }
                 effects => {
-                    assert!(
-                        !effects.iter().any(|it| matches!(it, Effect::WakeAt(_))),
-                        "WakeAt comes alone"
-                    );
+                    assert!(!effects.iter().any(|it| matches!(it, Effect::WakeAt(_))), "WakeAt comes alone");
                     for effect in effects {
                         self.perform(effect, now);
                         self.at_most_one_active_per_kind_and_replica();
@@ -186,21 +171,15 @@ impl World {
 
     fn at_most_one_active_per_kind_and_replica(&self) {
         for kind in [AuthorityKind::Root, AuthorityKind::Issuer] {
-            let active = self
-                .stored
-                .iter()
-                .filter(|it| it.kind == kind && it.state == AuthorityState::Active);
+            let active =
+                self.stored.iter().filter(|it| it.kind == kind && it.state == AuthorityState::Active);
             assert!(active.count() <= 1, "{self:?}");
         }
     }
 
     fn no_issuer_outlives_its_root(&self) {
         for issuer in self.stored.iter().filter(|it| it.kind == AuthorityKind::Issuer) {
-            if let Some(root) = self
-                .stored
-                .iter()
-                .find(|it| Some(&it.id) == issuer.issuer.as_ref())
-            {
+            if let Some(root) = self.stored.iter().find(|it| Some(&it.id) == issuer.issuer.as_ref()) {
                 assert!(issuer.not_after <= root.not_after);
                 assert!(issuer.not_before >= root.not_before);
             }
@@ -227,13 +206,7 @@ impl World {
 }
 
 fn root_and(rest: Vec<Stored>) -> World {
-    let mut all = vec![stored(
-        "root",
-        None,
-        AuthorityState::Active,
-        START,
-        START + 3_650 * DAY,
-    )];
+    let mut all = vec![stored("root", None, AuthorityState::Active, START, START + 3_650 * DAY)];
     all.extend(rest);
     World::new(policy(3_650, 30 * DAY), all)
 }
@@ -242,9 +215,7 @@ fn root_and(rest: Vec<Stored>) -> World {
 fn a_fresh_authority_makes_and_activates_a_root_and_an_issuer() {
     let mut world = World::new(policy(3_650, 30 * DAY), Vec::new());
     let now = at(START);
-    let first = Effect::MakeRoot {
-        reason: Reason::FirstRoot,
-    };
+    let first = Effect::MakeRoot { reason: Reason::FirstRoot };
     assert_eq!(world.step(now), [first]);
     let wake = world.settle(now).unwrap();
     assert_eq!(world.stored.len(), 2);
@@ -266,27 +237,12 @@ fn thresholds_are_fractions_of_life_with_caps() {
 #[test]
 fn a_successor_waits_until_the_activation_threshold() {
     let world = root_and(vec![
-        stored(
-            "i1",
-            Some("root"),
-            AuthorityState::Active,
-            START,
-            START + 30 * DAY - 1,
-        ),
-        stored(
-            "i2",
-            Some("root"),
-            AuthorityState::Prepared,
-            START + 15 * DAY,
-            START + 45 * DAY,
-        ),
+        stored("i1", Some("root"), AuthorityState::Active, START, START + 30 * DAY - 1),
+        stored("i2", Some("root"), AuthorityState::Prepared, START + 15 * DAY, START + 45 * DAY),
     ]);
     let due = activate_at(at(START), at(START + 30 * DAY - 1));
     assert_eq!(world.step(due.minus(1)), [Effect::WakeAt(due)]);
-    let activate = Effect::Activate {
-        id: "i2".parse().unwrap(),
-        reason: Reason::ActivationDue,
-    };
+    let activate = Effect::Activate { id: "i2".parse().unwrap(), reason: Reason::ActivationDue };
     assert_eq!(world.step(due), [activate]);
 }
 
@@ -316,10 +272,7 @@ fn time_alone_never_touches_a_root() {
     ] {
         for now in [START - 400 * DAY, START + 11 * DAY, START + 400 * DAY] {
             let world = World::new(policy(10, DAY), roots.clone());
-            let acts = world
-                .step(at(now))
-                .into_iter()
-                .any(|it| !matches!(it, Effect::WakeAt(_)));
+            let acts = world.step(at(now)).into_iter().any(|it| !matches!(it, Effect::WakeAt(_)));
             assert!(!acts, "{now} {roots:?}: {:?}", world.step(at(now)));
         }
     }
@@ -328,39 +281,18 @@ fn time_alone_never_touches_a_root() {
 #[test]
 fn a_tainted_authority_never_returns_and_its_issuers_retire() {
     let mut world = root_and(vec![
-        stored(
-            "i1",
-            Some("root"),
-            AuthorityState::Active,
-            START,
-            START + 30 * DAY,
-        ),
-        stored(
-            "i2",
-            Some("root"),
-            AuthorityState::Tainted,
-            START,
-            START + 40 * DAY,
-        ),
+        stored("i1", Some("root"), AuthorityState::Active, START, START + 30 * DAY),
+        stored("i2", Some("root"), AuthorityState::Tainted, START, START + 40 * DAY),
     ]);
     world.stored[0].state = AuthorityState::Tainted;
     let now = at(START + DAY);
-    let retire = Effect::Retire {
-        id: "i1".parse().unwrap(),
-        reason: Reason::RootUnusable,
-    };
+    let retire = Effect::Retire { id: "i1".parse().unwrap(), reason: Reason::RootUnusable };
     assert_eq!(world.step(now), [retire]);
     world.settle(now);
     for id in ["root", "i2"] {
         for effect in [
-            Effect::Activate {
-                id: id.parse().unwrap(),
-                reason: Reason::NothingActive,
-            },
-            Effect::Retire {
-                id: id.parse().unwrap(),
-                reason: Reason::NothingActive,
-            },
+            Effect::Activate { id: id.parse().unwrap(), reason: Reason::NothingActive },
+            Effect::Retire { id: id.parse().unwrap(), reason: Reason::NothingActive },
         ] {
             let before = world.clone();
             world.transit(&effect, now);
@@ -373,35 +305,57 @@ fn a_tainted_authority_never_returns_and_its_issuers_retire() {
 
 #[test]
 fn another_active_root_gets_its_own_issuer_while_the_old_one_serves_on() {
-    let mut world = root_and(vec![stored(
-        "i1",
-        Some("root"),
-        AuthorityState::Active,
-        START,
-        START + 30 * DAY,
-    )]);
+    let mut world =
+        root_and(vec![stored("i1", Some("root"), AuthorityState::Active, START, START + 30 * DAY)]);
     world.stored[0].state = AuthorityState::Old;
     let now = at(START + DAY);
-    assert!(
-        !world
-            .step(now)
-            .iter()
-            .any(|it| matches!(it, Effect::Retire { .. }))
-    );
-    world.stored.push(stored(
-        "new",
-        None,
-        AuthorityState::Active,
-        START,
-        START + 3_000 * DAY,
-    ));
-    let make = Effect::MakeIssuer {
-        reason: Reason::RootChanged,
-    };
+    assert!(!world.step(now).iter().any(|it| matches!(it, Effect::Retire { .. })));
+    world.stored.push(stored("new", None, AuthorityState::Active, START, START + 3_000 * DAY));
+    let make = Effect::MakeIssuer { reason: Reason::RootChanged };
     assert_eq!(world.step(now), [make]);
     world.settle(now);
     let issuer = world.active(AuthorityKind::Issuer).unwrap();
     assert_eq!(issuer.issuer.as_ref().unwrap().as_str(), "new");
+}
+
+#[test]
+fn a_successor_prepared_under_the_old_root_is_not_activated_under_the_new_one() {
+    let mut world = root_and(vec![
+        stored("i1", Some("root"), AuthorityState::Active, START, START + 30 * DAY),
+        stored("i2", Some("root"), AuthorityState::Prepared, START, START + 40 * DAY),
+        stored("new", None, AuthorityState::Active, START, START + 3_000 * DAY),
+    ]);
+    world.stored[0].state = AuthorityState::Old;
+    let now = at(START + DAY);
+    let retire = Effect::Retire { id: "i2".parse().unwrap(), reason: Reason::RootChanged };
+    assert!(world.step(now).contains(&retire), "{:?}", world.step(now));
+    world.settle(now);
+    let issuer = world.active(AuthorityKind::Issuer).unwrap();
+    assert_eq!(issuer.issuer.as_ref().unwrap().as_str(), "new");
+}
+
+#[test]
+fn an_issuer_that_would_outlive_its_root_serves_no_more() {
+    let end = START + 3_650 * DAY;
+    for (not_after, serves) in [(end, true), (end + 1, false)] {
+        let world = root_and(vec![stored("i1", Some("root"), AuthorityState::Active, START, not_after)]);
+        let retire = Effect::Retire { id: "i1".parse().unwrap(), reason: Reason::RootUnusable };
+        assert_eq!(!world.step(at(START + DAY)).contains(&retire), serves);
+    }
+}
+
+#[test]
+fn after_the_policy_was_shortened_no_successor_is_made_that_would_end_first() {
+    let end = START + 300 * DAY;
+    let mut world = root_and(vec![stored("i1", Some("root"), AuthorityState::Active, START, end)]);
+    world.policy = policy(3_650, 2 * DAY);
+    let threshold = prepare_at(at(START), at(end));
+    let worth_it = at(end + 1).minus(2 * DAY - 1);
+    assert!(worth_it > threshold);
+    assert_eq!(world.step(threshold), [Effect::WakeAt(worth_it)]);
+    world.settle(worth_it);
+    let issuer = world.active(AuthorityKind::Issuer).unwrap();
+    assert!(issuer.not_after > at(end), "{issuer:?}");
 }
 
 #[test]
@@ -418,41 +372,23 @@ fn a_race_that_made_two_ends_with_one() {
         world.perform(&effect, at(START + DAY));
     }
     let states: Vec<_> = world.stored.iter().skip(1).map(|it| it.state).collect();
-    let expected = [
-        AuthorityState::Old,
-        AuthorityState::Active,
-        AuthorityState::Prepared,
-        AuthorityState::Old,
-    ];
+    let expected =
+        [AuthorityState::Old, AuthorityState::Active, AuthorityState::Prepared, AuthorityState::Old];
     assert_eq!(states, expected);
 }
 
 #[test]
 fn issuers_of_other_replicas_are_left_to_them() {
-    let mut world = root_and(vec![stored(
-        "i1",
-        Some("root"),
-        AuthorityState::Active,
-        START,
-        START + DAY,
-    )]);
+    let mut world = root_and(vec![stored("i1", Some("root"), AuthorityState::Active, START, START + DAY)]);
     world.stored[1].replica = "r2".parse().unwrap();
     let effects = world.step(at(START + 5 * DAY));
-    let make = Effect::MakeIssuer {
-        reason: Reason::NothingActive,
-    };
+    let make = Effect::MakeIssuer { reason: Reason::NothingActive };
     assert_eq!(effects, [make]);
 }
 
 #[test]
 fn a_clock_that_steps_back_retires_nothing() {
-    let world = root_and(vec![stored(
-        "i1",
-        Some("root"),
-        AuthorityState::Active,
-        START,
-        START + 30 * DAY,
-    )]);
+    let world = root_and(vec![stored("i1", Some("root"), AuthorityState::Active, START, START + 30 * DAY)]);
     assert_eq!(world.step(at(START - DAY)), [Effect::WakeAt(at(START))]);
 }
 

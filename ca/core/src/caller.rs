@@ -117,16 +117,9 @@ impl fmt::Display for Principal {
     /// The stable text of the audit record, for example `node:prod/join_token/vm-1`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Node {
-                cluster,
-                method,
-                name,
-            } => write!(f, "node:{cluster}/{method}/{name}"),
+            Self::Node { cluster, method, name } => write!(f, "node:{cluster}/{method}/{name}"),
             Self::Admin { name } => write!(f, "admin:{name}"),
-            Self::Local {
-                uid,
-                user: Some(user),
-            } => write!(f, "local:uid={uid}({})", user.escape_default()),
+            Self::Local { uid, user: Some(user) } => write!(f, "local:uid={uid}({})", user.escape_default()),
             Self::Local { uid, user: None } => write!(f, "local:uid={uid}"),
             Self::Token { id } => write!(f, "token:{id}"),
             Self::Server { name } => write!(f, "server:{name}"),
@@ -144,13 +137,7 @@ pub fn node_id(
     method: AttestationMethod,
     name: &NodeName,
 ) -> Result<SpiffeId, SpiffeIdError> {
-    let segments = [
-        "rhizome",
-        "node",
-        cluster.as_str(),
-        method.as_str(),
-        name.as_str(),
-    ];
+    let segments = ["rhizome", "node", cluster.as_str(), method.as_str(), name.as_str()];
     SpiffeId::from_segments(domain, segments)
 }
 
@@ -186,12 +173,8 @@ pub fn principal_of(id: &SpiffeId, domain: &TrustDomain) -> Option<Principal> {
             method: segments.next()?.parse().ok()?,
             name: segments.next()?.parse().ok()?,
         },
-        "admin" => Principal::Admin {
-            name: segments.next()?.parse().ok()?,
-        },
-        "server" => Principal::Server {
-            name: segments.next()?.parse().ok()?,
-        },
+        "admin" => Principal::Admin { name: segments.next()?.parse().ok()? },
+        "server" => Principal::Server { name: segments.next()?.parse().ok()? },
         _ => return None,
     };
     segments.next().is_none().then_some(principal)
@@ -210,15 +193,11 @@ pub struct Scope {
 
 impl Scope {
     /// Every namespace.
-    pub const ALL: Self = Self {
-        namespaces: NamespaceScope::All,
-    };
+    pub const ALL: Self = Self { namespaces: NamespaceScope::All };
 
     /// No namespace: for callers that vouch for nobody but themselves.
     pub const fn none() -> Self {
-        Self {
-            namespaces: NamespaceScope::Only(BTreeSet::new()),
-        }
+        Self { namespaces: NamespaceScope::Only(BTreeSet::new()) }
     }
 
     /// Whether `namespace` lies inside, compared byte for byte.
@@ -254,22 +233,14 @@ impl AttestedCaller {
     /// labels from its record; for a token: cluster, node and method) and that it may vouch for `scope`. It holds no
     /// role. Only authentication code calls this.
     pub const fn assertion(principal: Principal, attributes: Attributes, scope: Scope) -> Self {
-        Self {
-            principal,
-            attributes,
-            scope,
-            role: None,
-        }
+        Self { principal, attributes, scope, role: None }
     }
 
     /// The same caller, asserted to hold `role`; meaningful for administrators and local processes. Only
     /// authentication code calls this.
     #[must_use]
     pub fn with_role(self, role: Role) -> Self {
-        Self {
-            role: Some(role),
-            ..self
-        }
+        Self { role: Some(role), ..self }
     }
 
     /// Who it is.
@@ -308,33 +279,15 @@ mod tests {
             method: AttestationMethod::JoinToken,
             name: "vm-1".parse().unwrap(),
         };
-        let local = |user: Option<&str>| Principal::Local {
-            uid: 0,
-            user: user.map(str::to_owned),
-        };
+        let local = |user: Option<&str>| Principal::Local { uid: 0, user: user.map(str::to_owned) };
         let cases = [
             (node, "node:prod/join_token/vm-1"),
-            (
-                Principal::Admin {
-                    name: "alice".parse().unwrap(),
-                },
-                "admin:alice",
-            ),
+            (Principal::Admin { name: "alice".parse().unwrap() }, "admin:alice"),
             (local(Some("root")), "local:uid=0(root)"),
             (local(None), "local:uid=0"),
             (local(Some("a\nadmin:bob")), "local:uid=0(a\\nadmin:bob)"),
-            (
-                Principal::Token {
-                    id: "ab12".parse().unwrap(),
-                },
-                "token:ab12",
-            ),
-            (
-                Principal::Server {
-                    name: "r1".parse().unwrap(),
-                },
-                "server:r1",
-            ),
+            (Principal::Token { id: "ab12".parse().unwrap() }, "token:ab12"),
+            (Principal::Server { name: "r1".parse().unwrap() }, "server:r1"),
         ];
         for (principal, text) in cases {
             assert_eq!(principal.to_string(), text);
@@ -345,21 +298,11 @@ mod tests {
     fn an_identity_below_rhizome_reads_back_to_its_principal() {
         let (cluster, name) = ("prod".parse().unwrap(), "vm-1".parse().unwrap());
         let id = node_id(&domain(), &cluster, AttestationMethod::JoinToken, &name).unwrap();
-        assert_eq!(
-            id.as_str(),
-            "spiffe://example.org/rhizome/node/prod/join_token/vm-1"
-        );
-        let expected = Principal::Node {
-            cluster,
-            method: AttestationMethod::JoinToken,
-            name,
-        };
+        assert_eq!(id.as_str(), "spiffe://example.org/rhizome/node/prod/join_token/vm-1");
+        let expected = Principal::Node { cluster, method: AttestationMethod::JoinToken, name };
         assert_eq!(principal_of(&id, &domain()), Some(expected));
         let admin = admin_id(&domain(), &"alice".parse().unwrap()).unwrap();
-        assert_eq!(
-            principal_of(&admin, &domain()).unwrap().to_string(),
-            "admin:alice"
-        );
+        assert_eq!(principal_of(&admin, &domain()).unwrap().to_string(), "admin:alice");
         let server = server_id(&domain(), &"r1".parse().unwrap()).unwrap();
         assert_eq!(principal_of(&server, &domain()).unwrap().to_string(), "server:r1");
     }
@@ -390,16 +333,10 @@ mod tests {
 
     #[test]
     fn a_scope_compares_namespaces_byte_for_byte() {
-        let scope = Scope {
-            namespaces: NamespaceScope::Only(BTreeSet::from(["a.b".to_owned()])),
-        };
-        for (namespace, allowed) in [
-            ("a.b", true),
-            ("a-b", false),
-            ("A.b", false),
-            ("a.b.c", false),
-            ("", false),
-        ] {
+        let scope = Scope { namespaces: NamespaceScope::Only(BTreeSet::from(["a.b".to_owned()])) };
+        for (namespace, allowed) in
+            [("a.b", true), ("a-b", false), ("A.b", false), ("a.b.c", false), ("", false)]
+        {
             assert_eq!(scope.allows_namespace(namespace), allowed, "{namespace:?}");
         }
         assert!(Scope::ALL.allows_namespace("x") && !Scope::none().allows_namespace("x"));
@@ -410,9 +347,6 @@ mod tests {
         let text = r#"{"namespaces":{"only":["a","b"]}}"#;
         let scope: Scope = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&scope).unwrap(), text);
-        assert_eq!(
-            serde_json::from_str::<Scope>(r#"{"namespaces":"all","note":"x"}"#).unwrap(),
-            Scope::ALL
-        );
+        assert_eq!(serde_json::from_str::<Scope>(r#"{"namespaces":"all","note":"x"}"#).unwrap(), Scope::ALL);
     }
 }

@@ -23,9 +23,7 @@ pub struct ManualClock {
 impl ManualClock {
     /// A clock that shows `start`.
     pub const fn new(start: Timestamp) -> Self {
-        Self {
-            unix: AtomicI64::new(start.unix()),
-        }
+        Self { unix: AtomicI64::new(start.unix()) }
     }
 
     /// Sets the clock, also back.

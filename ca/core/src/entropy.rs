@@ -34,10 +34,7 @@ pub struct SeededEntropy {
 impl SeededEntropy {
     /// A stream of bytes that depends on `seed` only.
     pub const fn new(seed: u64) -> Self {
-        Self {
-            seed,
-            block: AtomicU64::new(0),
-        }
+        Self { seed, block: AtomicU64::new(0) }
     }
 }
 

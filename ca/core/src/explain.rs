@@ -119,11 +119,7 @@ fn near_misses(rules: &RuleSet, attributes: &Attributes) -> Vec<NearMiss> {
         .collect();
     // Stable, and the rules come by name: equally near ones stay in that order.
     misses.sort_by_key(|(unmet, met, _)| (*unmet, *met));
-    misses
-        .into_iter()
-        .take(NEAR_MISSES)
-        .map(|(_, _, rule)| near_miss(rule, attributes))
-        .collect()
+    misses.into_iter().take(NEAR_MISSES).map(|(_, _, rule)| near_miss(rule, attributes)).collect()
 }
 
 fn near_miss(rule: &Rule, attributes: &Attributes) -> NearMiss {
@@ -132,10 +128,7 @@ fn near_miss(rule: &Rule, attributes: &Attributes) -> NearMiss {
         wanted: wanted.iter().cloned().collect(),
         found: attributes.values(attribute).map(str::to_owned).collect(),
     });
-    NearMiss {
-        rule: rule.name().clone(),
-        missing: missing.collect(),
-    }
+    NearMiss { rule: rule.name().clone(), missing: missing.collect() }
 }
 
 /// What an edit of the rules changes for the workloads known.
@@ -204,11 +197,7 @@ pub fn diff<'a>(
         if before == after {
             diff.unchanged = diff.unchanged.saturating_add(1);
         } else {
-            diff.changes.push(IdentityChange {
-                attributes: attributes.clone(),
-                before,
-                after,
-            });
+            diff.changes.push(IdentityChange { attributes: attributes.clone(), before, after });
         }
     }
     diff

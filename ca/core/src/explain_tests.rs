@@ -48,17 +48,9 @@ fn node() -> AttestedCaller {
 
 fn explained(rules: &RuleSet, pairs: &[(&str, &str)]) -> Explanation {
     let (domain, limits) = (domain(), PolicyLimits::default());
-    let facts = Facts {
-        trust_domain: &domain,
-        rules,
-        limits: &limits,
-    };
-    let wish = Wish::Workload {
-        attributes: attributes(pairs),
-        spiffe_id: None,
-        ttl: None,
-        dns_names: Vec::new(),
-    };
+    let facts = Facts { trust_domain: &domain, rules, limits: &limits };
+    let wish =
+        Wish::Workload { attributes: attributes(pairs), spiffe_id: None, ttl: None, dns_names: Vec::new() };
     let explanation = explain(&node(), &wish, &facts, Timestamp::EPOCH);
     let decision = policy::decide(&node(), &wish, &facts, Timestamp::EPOCH);
     assert_eq!(
@@ -72,11 +64,7 @@ fn explained(rules: &RuleSet, pairs: &[(&str, &str)]) -> Explanation {
 #[test]
 fn an_explanation_names_what_matched_and_what_came_near() {
     let rules = RuleSet::new([
-        rule(
-            "a-far",
-            &[("namespace", "x"), ("pod", "y"), ("unix.uid", "1")],
-            "/far",
-        ),
+        rule("a-far", &[("namespace", "x"), ("pod", "y"), ("unix.uid", "1")], "/far"),
         rule("b-match", &[("namespace", "prod")], "/match"),
         rule("c-near", &[("namespace", "prod"), ("unix.uid", "1000")], "/near"),
         rule("d-alone", &[("unix.uid", "1000")], "/alone"),
@@ -85,11 +73,7 @@ fn an_explanation_names_what_matched_and_what_came_near() {
     assert_eq!(found.decision.as_ref().unwrap().spiffe_id, id("/match"));
     assert_eq!(found.matched, ["b-match".parse().unwrap()]);
     let near: Vec<_> = found.near.iter().map(|miss| miss.rule.as_str()).collect();
-    assert_eq!(
-        near,
-        ["c-near", "d-alone", "a-far"],
-        "fewest misses, then most hits"
-    );
+    assert_eq!(near, ["c-near", "d-alone", "a-far"], "fewest misses, then most hits");
     let unmet = Unmet {
         attribute: AttributeName::UnixUid,
         wanted: vec!["1000".to_owned()],

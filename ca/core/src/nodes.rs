@@ -123,11 +123,7 @@ impl NodeRecord {
 
     /// Who it is as a caller.
     pub fn principal(&self) -> Principal {
-        Principal::Node {
-            cluster: self.cluster.clone(),
-            method: self.method,
-            name: self.name.clone(),
-        }
+        Principal::Node { cluster: self.cluster.clone(), method: self.method, name: self.name.clone() }
     }
 
     /// The evidence for a node that authentication has matched to this record.
@@ -136,11 +132,7 @@ impl NodeRecord {
     /// [`RenewError::Banned`]: a banned node is nobody.
     pub fn assert_caller(&self) -> Result<AttestedCaller, RenewError> {
         self.check_active()?;
-        Ok(AttestedCaller::assertion(
-            self.principal(),
-            self.attributes.clone(),
-            self.scope.clone(),
-        ))
+        Ok(AttestedCaller::assertion(self.principal(), self.attributes.clone(), self.scope.clone()))
     }
 
     /// Whether a renewal that presents the certificate `presented` and asks for `key` would be accepted. To be asked
@@ -155,11 +147,7 @@ impl NodeRecord {
         if newest || lost_answer {
             return Ok(());
         }
-        Err(RenewError::Stale {
-            node: self.id(),
-            presented: *presented,
-            newest: self.serial,
-        })
+        Err(RenewError::Stale { node: self.id(), presented: *presented, newest: self.serial })
     }
 
     /// The record after a renewal: it presented `presented` and was issued `new`.
@@ -169,11 +157,7 @@ impl NodeRecord {
     /// key as the newest one, the certificate before.
     pub fn renew(&self, presented: &Serial, new: NewCertificate) -> Result<Self, RenewError> {
         self.check_renewal(presented, &new.key)?;
-        let NewCertificate {
-            key,
-            serial,
-            not_after,
-        } = new;
+        let NewCertificate { key, serial, not_after } = new;
         Ok(Self {
             key,
             serial,
@@ -190,35 +174,23 @@ impl NodeRecord {
     pub fn banned(&self, by: &str, reason: &str, now: Timestamp) -> Self {
         let state = match &self.state {
             first @ NodeState::Banned { .. } => first.clone(),
-            NodeState::Active => NodeState::Banned {
-                at: now,
-                by: by.to_owned(),
-                reason: reason.to_owned(),
-            },
+            NodeState::Active => NodeState::Banned { at: now, by: by.to_owned(), reason: reason.to_owned() },
         };
-        Self {
-            state,
-            ..self.clone()
-        }
+        Self { state, ..self.clone() }
     }
 
     /// The record let in again.
     #[must_use]
     pub fn unbanned(&self) -> Self {
-        Self {
-            state: NodeState::Active,
-            ..self.clone()
-        }
+        Self { state: NodeState::Active, ..self.clone() }
     }
 
     fn check_active(&self) -> Result<(), RenewError> {
         match &self.state {
             NodeState::Active => Ok(()),
-            NodeState::Banned { at, by: _, reason } => Err(RenewError::Banned {
-                node: self.id(),
-                at: *at,
-                reason: reason.clone(),
-            }),
+            NodeState::Banned { at, by: _, reason } => {
+                Err(RenewError::Banned { node: self.id(), at: *at, reason: reason.clone() })
+            }
         }
     }
 }
@@ -230,11 +202,7 @@ mod tests {
     use super::*;
 
     fn serial(counter: u64) -> Serial {
-        Serial::compose(
-            ReplicaNumber::new(1).unwrap(),
-            SerialCounter::new(counter).unwrap(),
-            [0; 11],
-        )
+        Serial::compose(ReplicaNumber::new(1).unwrap(), SerialCounter::new(counter).unwrap(), [0; 11])
     }
 
     fn key(n: u8) -> Digest {
@@ -275,10 +243,7 @@ mod tests {
         );
         assert_eq!(next.id(), "prod/join_token/vm-1");
         let domain = "example.org".parse().unwrap();
-        assert_eq!(
-            next.spiffe_id(&domain).unwrap().path(),
-            "/rhizome/node/prod/join_token/vm-1"
-        );
+        assert_eq!(next.spiffe_id(&domain).unwrap().path(), "/rhizome/node/prod/join_token/vm-1");
     }
 
     #[test]
@@ -306,15 +271,9 @@ mod tests {
     #[test]
     fn a_banned_node_neither_renews_nor_calls_until_it_is_unbanned() {
         let banned = record().banned("admin:alice", "stolen", Timestamp::from_unix(2_000));
-        assert_eq!(
-            banned.renew(&serial(1), issued(2, 2)).unwrap_err().code(),
-            "node_banned"
-        );
+        assert_eq!(banned.renew(&serial(1), issued(2, 2)).unwrap_err().code(), "node_banned");
         assert!(banned.assert_caller().is_err());
-        assert_eq!(
-            banned.banned("admin:bob", "again", Timestamp::from_unix(3_000)),
-            banned
-        );
+        assert_eq!(banned.banned("admin:bob", "again", Timestamp::from_unix(3_000)), banned);
         assert!(banned.unbanned().renew(&serial(1), issued(2, 2)).is_ok());
         let caller = record().assert_caller().unwrap();
         assert_eq!(caller.principal().to_string(), "node:prod/join_token/vm-1");

@@ -299,14 +299,7 @@ pub fn decide(
     let domain = facts.trust_domain;
     let (kind, id, ttl, ttl_limits) = match (caller.principal(), wish) {
         (Principal::Node { .. }, Wish::Workload { .. }) => return decide_workload(caller, wish, facts, now),
-        (
-            Principal::Node {
-                cluster,
-                method,
-                name,
-            },
-            Wish::Node { ttl },
-        ) => {
+        (Principal::Node { cluster, method, name }, Wish::Node { ttl }) => {
             let id = node_id(domain, cluster, *method, name);
             (GrantKind::Node, id, *ttl, facts.limits.node)
         }
@@ -320,12 +313,9 @@ pub fn decide(
         {
             (GrantKind::Admin, admin_id(domain, name), *ttl, facts.limits.admin)
         }
-        (Principal::Server { name: caller }, Wish::Server { name }) if caller == name => (
-            GrantKind::Server,
-            server_id(domain, name),
-            None,
-            facts.limits.server,
-        ),
+        (Principal::Server { name: caller }, Wish::Server { name }) if caller == name => {
+            (GrantKind::Server, server_id(domain, name), None, facts.limits.server)
+        }
         _ => return Err(DenialReason::WrongCaller.into()),
     };
     let (ttl, clamped) = lifetime(ttl, None, ttl_limits);
@@ -355,13 +345,7 @@ fn decide_workload(
     facts: &Facts<'_>,
     now: Timestamp,
 ) -> Result<Grant, Denial> {
-    let Wish::Workload {
-        attributes,
-        spiffe_id,
-        ttl,
-        dns_names,
-    } = wish
-    else {
+    let Wish::Workload { attributes, spiffe_id, ttl, dns_names } = wish else {
         return Err(DenialReason::WrongCaller.into());
     };
     let attributes = known_attributes(caller, attributes)?;
@@ -399,12 +383,7 @@ pub(crate) fn known_attributes(
     caller: &AttestedCaller,
     claimed: &Attributes,
 ) -> Result<Attributes, DenialReason> {
-    let Principal::Node {
-        cluster,
-        method,
-        name,
-    } = caller.principal()
-    else {
+    let Principal::Node { cluster, method, name } = caller.principal() else {
         return Err(DenialReason::WrongCaller);
     };
     let foreign = claimed.iter().find(|(attribute, value)| {
@@ -412,10 +391,7 @@ pub(crate) fn known_attributes(
             || (**attribute == AttributeName::Namespace && !caller.scope().allows_namespace(value))
     });
     if let Some((attribute, value)) = foreign {
-        return Err(DenialReason::OutOfScope {
-            attribute: attribute.clone(),
-            value: value.to_owned(),
-        });
+        return Err(DenialReason::OutOfScope { attribute: attribute.clone(), value: value.to_owned() });
     }
     let mut known = claimed.overridden_by(caller.attributes());
     known.set_name(AttributeName::Cluster, cluster.as_str());
@@ -455,19 +431,13 @@ impl<'a> Offers<'a> {
         attributes: &Attributes,
         scope: &Scope,
     ) -> Self {
-        let mut offers = Self {
-            identities: BTreeMap::new(),
-            refusal: None,
-        };
+        let mut offers = Self { identities: BTreeMap::new(), refusal: None };
         for rule in rules {
             let offer = identity_of(rule, domain, attributes).and_then(|id| within_scope(id, scope));
             match offer {
                 Ok(id) => offers.identities.entry(id).or_default().push(rule),
                 Err(reason) => {
-                    offers.refusal.get_or_insert_with(|| Denial {
-                        reason,
-                        rule: Some(rule.name().clone()),
-                    });
+                    offers.refusal.get_or_insert_with(|| Denial { reason, rule: Some(rule.name().clone()) });
                 }
             }
         }
@@ -491,16 +461,10 @@ impl<'a> Offers<'a> {
             (0, Some(refusal), _) => Err(refusal),
             (0, None, _) => Err(DenialReason::NoRule.into()),
             (_, _, Some(asked)) => Err(DenialReason::NotGranted { asked: asked.clone() }.into()),
-            (1, _, None) => self
-                .identities
-                .pop_first()
-                .ok_or_else(|| DenialReason::NoRule.into()),
+            (1, _, None) => self.identities.pop_first().ok_or_else(|| DenialReason::NoRule.into()),
             (_, _, None) => {
                 let candidates = self.identities.into_keys().take(limits::AMBIGUOUS_CANDIDATES);
-                Err(DenialReason::Ambiguous {
-                    candidates: candidates.collect(),
-                }
-                .into())
+                Err(DenialReason::Ambiguous { candidates: candidates.collect() }.into())
             }
         }
     }
@@ -559,10 +523,7 @@ fn granted_dns_names(
 fn lifetime(asked: Option<Ttl>, rule: Option<Ttl>, limits: TtlLimits) -> (Ttl, bool) {
     let bound = rule.unwrap_or(limits.max).min(limits.max);
     let wanted = asked.or(rule).unwrap_or(limits.default);
-    (
-        wanted.min(bound),
-        wanted > bound && (asked.is_some() || rule.is_some()),
-    )
+    (wanted.min(bound), wanted > bound && (asked.is_some() || rule.is_some()))
 }
 
 const fn template(error: TemplateError) -> DenialReason {

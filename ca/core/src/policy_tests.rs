@@ -38,11 +38,7 @@ fn draft(name: &str, when: &[(&str, &str)], identity: &str) -> RuleDraft {
 }
 
 fn rules(drafts: Vec<RuleDraft>) -> RuleSet {
-    RuleSet::new(
-        drafts
-            .into_iter()
-            .map(|draft| Arc::new(Rule::new(draft).unwrap())),
-    )
+    RuleSet::new(drafts.into_iter().map(|draft| Arc::new(Rule::new(draft).unwrap())))
 }
 
 fn built_in() -> RuleSet {
@@ -50,9 +46,7 @@ fn built_in() -> RuleSet {
 }
 
 fn only(namespaces: &[&str]) -> Scope {
-    Scope {
-        namespaces: NamespaceScope::Only(namespaces.iter().map(|name| (*name).to_owned()).collect()),
-    }
+    Scope { namespaces: NamespaceScope::Only(namespaces.iter().map(|name| (*name).to_owned()).collect()) }
 }
 
 fn node(scope: Scope) -> AttestedCaller {
@@ -65,9 +59,7 @@ fn node(scope: Scope) -> AttestedCaller {
 }
 
 fn admin(role: Option<Role>) -> AttestedCaller {
-    let principal = Principal::Admin {
-        name: "alice".parse().unwrap(),
-    };
+    let principal = Principal::Admin { name: "alice".parse().unwrap() };
     let caller = AttestedCaller::assertion(principal, Attributes::new(), Scope::none());
     match role {
         Some(role) => caller.with_role(role),
@@ -85,34 +77,23 @@ fn local(role: Option<Role>) -> AttestedCaller {
 }
 
 fn token(facts: &[(&str, &str)]) -> AttestedCaller {
-    let principal = Principal::Token {
-        id: "ab12".parse().unwrap(),
-    };
+    let principal = Principal::Token { id: "ab12".parse().unwrap() };
     AttestedCaller::assertion(principal, attributes(facts), Scope::ALL)
 }
 
 fn server() -> AttestedCaller {
-    let principal = Principal::Server {
-        name: "r1".parse().unwrap(),
-    };
+    let principal = Principal::Server { name: "r1".parse().unwrap() };
     AttestedCaller::assertion(principal, Attributes::new(), Scope::none())
 }
 
 fn workload(pairs: &[(&str, &str)]) -> Wish {
-    Wish::Workload {
-        attributes: attributes(pairs),
-        spiffe_id: None,
-        ttl: None,
-        dns_names: Vec::new(),
-    }
+    Wish::Workload { attributes: attributes(pairs), spiffe_id: None, ttl: None, dns_names: Vec::new() }
 }
 
 const WEB: [(&str, &str); 2] = [("namespace", "prod"), ("service_account", "web")];
 
 fn web(asked: Option<&str>, ttl: Option<Ttl>, dns_names: &[&str]) -> Wish {
-    let dns_names = dns_names
-        .iter()
-        .map(|name| DnsName::try_from((*name).to_owned()).unwrap());
+    let dns_names = dns_names.iter().map(|name| DnsName::try_from((*name).to_owned()).unwrap());
     Wish::Workload {
         attributes: attributes(&WEB),
         spiffe_id: asked.map(|text| text.parse().unwrap()),
@@ -123,11 +104,7 @@ fn web(asked: Option<&str>, ttl: Option<Ttl>, dns_names: &[&str]) -> Wish {
 
 fn ask(caller: &AttestedCaller, wish: &Wish, rules: &RuleSet) -> Result<Grant, Denial> {
     let (domain, limits) = (domain(), PolicyLimits::default());
-    let facts = Facts {
-        trust_domain: &domain,
-        rules,
-        limits: &limits,
-    };
+    let facts = Facts { trust_domain: &domain, rules, limits: &limits };
     decide(caller, wish, &facts, NOW)
 }
 
@@ -163,25 +140,9 @@ fn every_caller_may_wish_for_what_the_table_says_and_nothing_else() {
     let wishes = [
         ("workload", workload(&WEB)),
         ("node", Wish::Node { ttl: None }),
-        (
-            "admin",
-            Wish::Admin {
-                name: "bob".parse().unwrap(),
-                ttl: None,
-            },
-        ),
-        (
-            "itself",
-            Wish::Server {
-                name: "r1".parse().unwrap(),
-            },
-        ),
-        (
-            "another server",
-            Wish::Server {
-                name: "r2".parse().unwrap(),
-            },
-        ),
+        ("admin", Wish::Admin { name: "bob".parse().unwrap(), ttl: None }),
+        ("itself", Wish::Server { name: "r1".parse().unwrap() }),
+        ("another server", Wish::Server { name: "r2".parse().unwrap() }),
     ];
     let table = [
         ("node", "workload", "/ns/prod/sa/web"),
@@ -208,17 +169,9 @@ fn a_node_may_vouch_only_for_namespaces_in_its_scope() {
     assert_eq!(code(&ask(&caller, &workload(&WEB), &built_in())), "granted");
     for namespace in ["dev", "Prod", "prod.", "pro", "prod2", "a-b", "aXb", "*", ".*"] {
         let wish = workload(&[("namespace", namespace), ("service_account", "web")]);
-        assert_eq!(
-            code(&ask(&caller, &wish, &built_in())),
-            "out_of_scope",
-            "{namespace}"
-        );
+        assert_eq!(code(&ask(&caller, &wish, &built_in())), "out_of_scope", "{namespace}");
     }
-    let both = workload(&[
-        ("namespace", "prod"),
-        ("namespace", "dev"),
-        ("service_account", "web"),
-    ]);
+    let both = workload(&[("namespace", "prod"), ("namespace", "dev"), ("service_account", "web")]);
     assert_eq!(code(&ask(&caller, &both, &built_in())), "out_of_scope");
 }
 
@@ -229,10 +182,7 @@ fn a_rule_on_other_attributes_does_not_carry_a_node_out_of_its_namespaces() {
     assert_eq!(code(&ask(&node(Scope::ALL), &wish, &by_user)), "granted");
     assert_eq!(code(&ask(&node(only(&["pay"])), &wish, &by_user)), "granted");
     let denial = ask(&node(only(&["prod"])), &wish, &by_user).unwrap_err();
-    assert_eq!(
-        (denial.code(), denial.rule.unwrap().as_str()),
-        ("out_of_scope", "by-user")
-    );
+    assert_eq!((denial.code(), denial.rule.unwrap().as_str()), ("out_of_scope", "by-user"));
 }
 
 #[test]
@@ -280,10 +230,7 @@ fn one_wrong_fact_at_a_time_gives_no_identity() {
         ("label.app", "web"),
     ];
     let exact = rules(vec![draft("exact", &right, "/web")]);
-    assert_eq!(
-        code(&ask(&node(Scope::ALL), &workload(&right), &exact)),
-        "granted"
-    );
+    assert_eq!(code(&ask(&node(Scope::ALL), &workload(&right), &exact)), "granted");
     for wrong in 0..right.len() {
         for value in ["x", "*", ".*", "", "prod web"] {
             let mut pairs: Vec<_> = right.to_vec();
@@ -309,17 +256,10 @@ fn when_rules_disagree_the_wish_must_name_one_of_their_identities() {
     let candidates = vec![id("/a"), id("/b")];
     assert_eq!(denial.reason, DenialReason::Ambiguous { candidates });
     let grant = ask(&caller, &web(Some("spiffe://example.org/b"), None, &[]), &set).unwrap();
-    assert_eq!(
-        (grant.spiffe_id(), grant.rule().unwrap().as_str()),
-        (&id("/b"), "b")
-    );
+    assert_eq!((grant.spiffe_id(), grant.rule().unwrap().as_str()), (&id("/b"), "b"));
     for other in ["/c", "/A", "/a/b", "", "/ns/prod/sa/web"] {
         let asked = format!("spiffe://example.org{other}");
-        assert_eq!(
-            code(&ask(&caller, &web(Some(&asked), None, &[]), &set)),
-            "not_granted",
-            "{asked}"
-        );
+        assert_eq!(code(&ask(&caller, &web(Some(&asked), None, &[]), &set)), "not_granted", "{asked}");
     }
     let foreign = web(Some("spiffe://other.org/a"), None, &[]);
     assert_eq!(code(&ask(&caller, &foreign, &set)), "not_granted");
@@ -329,11 +269,7 @@ fn when_rules_disagree_the_wish_must_name_one_of_their_identities() {
 
 #[test]
 fn a_value_cannot_reach_a_reserved_path() {
-    let set = rules(vec![draft(
-        "r",
-        &[("label.first", "*"), ("pod", "*")],
-        "/{label.first}/admin/{pod}",
-    )]);
+    let set = rules(vec![draft("r", &[("label.first", "*"), ("pod", "*")], "/{label.first}/admin/{pod}")]);
     for (first, expected) in [
         ("rhizome", "reserved"),
         ("spire", "reserved"),
@@ -355,15 +291,9 @@ fn a_rule_that_cannot_be_filled_does_not_spoil_another() {
         draft("good", &[("namespace", "prod")], "/good"),
     ]);
     let wish = workload(&[("namespace", "prod"), ("pod", "a/b")]);
-    assert_eq!(
-        ask(&node(Scope::ALL), &wish, &set).unwrap().spiffe_id(),
-        &id("/good")
-    );
+    assert_eq!(ask(&node(Scope::ALL), &wish, &set).unwrap().spiffe_id(), &id("/good"));
     let denial = ask(&node(Scope::ALL), &workload(&[("pod", "a/b")]), &set).unwrap_err();
-    assert_eq!(
-        (denial.code(), denial.rule.unwrap().as_str()),
-        ("template", "bad")
-    );
+    assert_eq!((denial.code(), denial.rule.unwrap().as_str()), ("template", "bad"));
 }
 
 #[test]
@@ -386,16 +316,8 @@ fn a_lifetime_is_bounded_by_rule_and_limit_and_says_so() {
         draft.ttl = rule;
         let set = rules(vec![draft]).with(Arc::new(Rule::built_in()));
         let grant = ask(&node(Scope::ALL), &web(None, asked, &[]), &set).unwrap();
-        assert_eq!(
-            (grant.ttl(), grant.clamped()),
-            (granted, clamped),
-            "{asked:?} {rule:?}"
-        );
-        assert_eq!(
-            grant.rule().unwrap().as_str(),
-            "r",
-            "the narrower of the two rules is named"
-        );
+        assert_eq!((grant.ttl(), grant.clamped()), (granted, clamped), "{asked:?} {rule:?}");
+        assert_eq!(grant.rule().unwrap().as_str(), "r", "the narrower of the two rules is named");
     }
 }
 
@@ -427,15 +349,9 @@ fn rules_for_one_identity_add_up_and_the_shortest_lifetime_counts() {
 
 #[test]
 fn dns_names_are_granted_one_by_one() {
-    let mut draft = draft(
-        "r",
-        &[("namespace", "*"), ("service_account", "*")],
-        "/ns/{namespace}/sa/{service_account}",
-    );
-    draft.dns_names = vec![
-        "{service_account}.{namespace}.svc".to_owned(),
-        "web.example.org".to_owned(),
-    ];
+    let mut draft =
+        draft("r", &[("namespace", "*"), ("service_account", "*")], "/ns/{namespace}/sa/{service_account}");
+    draft.dns_names = vec!["{service_account}.{namespace}.svc".to_owned(), "web.example.org".to_owned()];
     let set = rules(vec![draft]);
     let caller = node(Scope::ALL);
     let names = |wish: &Wish| -> Vec<String> {
@@ -443,16 +359,8 @@ fn dns_names_are_granted_one_by_one() {
         grant.dns_names().iter().map(ToString::to_string).collect()
     };
     assert_eq!(names(&web(None, None, &[])), ["web.prod.svc", "web.example.org"]);
-    assert_eq!(
-        names(&web(None, None, &["web.example.org", "web.example.org"])),
-        ["web.example.org"]
-    );
-    for other in [
-        "web.dev.svc",
-        "example.org",
-        "webXexample.org",
-        "a.web.example.org",
-    ] {
+    assert_eq!(names(&web(None, None, &["web.example.org", "web.example.org"])), ["web.example.org"]);
+    for other in ["web.dev.svc", "example.org", "webXexample.org", "a.web.example.org"] {
         let Ok(_) = DnsName::try_from(other.to_owned()) else {
             continue;
         };
@@ -460,11 +368,7 @@ fn dns_names_are_granted_one_by_one() {
         assert_eq!(code(&answer), "dns_not_granted", "{other}");
     }
     let dotted = workload(&[("namespace", "prod"), ("service_account", "web.v2")]);
-    assert_eq!(
-        names(&dotted),
-        ["web.example.org"],
-        "a name that does not fit costs no identity"
-    );
+    assert_eq!(names(&dotted), ["web.example.org"], "a name that does not fit costs no identity");
 }
 
 #[test]
@@ -475,36 +379,17 @@ fn nodes_servers_and_administrators_have_their_own_limits() {
     };
     let month = Some(Ttl::hours(30 * 24));
     let name: AdminName = "bob".parse().unwrap();
-    let admin_wish = |ttl| Wish::Admin {
-        name: name.clone(),
-        ttl,
-    };
-    assert_eq!(
-        ttl(&node(Scope::ALL), &Wish::Node { ttl: None }),
-        (Ttl::hours(24), false)
-    );
-    assert_eq!(
-        ttl(&node(Scope::ALL), &Wish::Node { ttl: month }),
-        (Ttl::hours(168), true)
-    );
-    assert_eq!(
-        ttl(&admin(Some(Role::Security)), &admin_wish(None)),
-        (Ttl::hours(12), false)
-    );
-    assert_eq!(
-        ttl(&admin(Some(Role::Security)), &admin_wish(month)),
-        (Ttl::hours(24), true)
-    );
-    let itself = Wish::Server {
-        name: "r1".parse().unwrap(),
-    };
+    let admin_wish = |ttl| Wish::Admin { name: name.clone(), ttl };
+    assert_eq!(ttl(&node(Scope::ALL), &Wish::Node { ttl: None }), (Ttl::hours(24), false));
+    assert_eq!(ttl(&node(Scope::ALL), &Wish::Node { ttl: month }), (Ttl::hours(168), true));
+    assert_eq!(ttl(&admin(Some(Role::Security)), &admin_wish(None)), (Ttl::hours(12), false));
+    assert_eq!(ttl(&admin(Some(Role::Security)), &admin_wish(month)), (Ttl::hours(24), true));
+    let itself = Wish::Server { name: "r1".parse().unwrap() };
     assert_eq!(ttl(&server(), &itself), (Ttl::hours(24), false));
 }
 
 fn any_value() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(vec![
-        "prod", "dev", "a.b", "rhizome", "spire", "*", "..", "a/b", "web",
-    ])
+    prop::sample::select(vec!["prod", "dev", "a.b", "rhizome", "spire", "*", "..", "a/b", "web"])
 }
 
 fn any_name() -> impl Strategy<Value = &'static str> {
@@ -533,11 +418,7 @@ fn any_rule(name: usize) -> impl Strategy<Value = Option<RuleDraft>> {
         let mut draft = draft(&format!("r{name}"), &conditions, identity);
         draft.ttl = ttl.map(|seconds| Ttl::from_seconds(seconds).unwrap());
         draft.dns_names = vec!["{service_account}.svc".to_owned()];
-        draft
-            .when
-            .entry(AttributeName::ServiceAccount)
-            .or_default()
-            .insert("*".to_owned());
+        draft.when.entry(AttributeName::ServiceAccount).or_default().insert("*".to_owned());
         Rule::new(draft).ok().map(RuleDraft::from)
     })
 }

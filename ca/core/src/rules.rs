@@ -125,54 +125,25 @@ impl Rule {
     /// # Errors
     /// [`RuleError`] naming the rule and the first fault.
     pub fn new(draft: RuleDraft) -> Result<Self, RuleError> {
-        let RuleDraft {
-            name,
-            when,
-            identity,
-            ttl,
-            dns_names,
-            federates_with,
-            comment,
-        } = draft;
+        let RuleDraft { name, when, identity, ttl, dns_names, federates_with, comment } = draft;
         validate_conditions(&name, &when)?;
         let comment_bytes = comment.as_ref().map_or(0, String::len);
         at_most(&name, "DNS names", dns_names.len(), RULE_DNS_NAMES)?;
-        at_most(
-            &name,
-            "trust domains to federate with",
-            federates_with.len(),
-            RULE_FEDERATES_WITH,
-        )?;
+        at_most(&name, "trust domains to federate with", federates_with.len(), RULE_FEDERATES_WITH)?;
         at_most(&name, "bytes of comment", comment_bytes, RULE_COMMENT_BYTES)?;
-        let template = |source| RuleError::Template {
-            rule: name.clone(),
-            source,
-        };
+        let template = |source| RuleError::Template { rule: name.clone(), source };
         let identity: Template = identity.parse().map_err(template)?;
-        let dns_names: Vec<DnsTemplate> = dns_names
-            .iter()
-            .map(|text| text.parse().map_err(template))
-            .collect::<Result<_, _>>()?;
+        let dns_names: Vec<DnsTemplate> =
+            dns_names.iter().map(|text| text.parse().map_err(template)).collect::<Result<_, _>>()?;
         let unconditioned = identity
             .placeholders()
             .chain(dns_names.iter().flat_map(DnsTemplate::placeholders))
             .find(|attribute| !when.contains_key(attribute))
             .cloned();
         if let Some(attribute) = unconditioned {
-            return Err(RuleError::Unconditioned {
-                rule: name,
-                attribute,
-            });
+            return Err(RuleError::Unconditioned { rule: name, attribute });
         }
-        Ok(Self {
-            name,
-            when,
-            identity,
-            ttl,
-            dns_names,
-            federates_with,
-            comment,
-        })
+        Ok(Self { name, when, identity, ttl, dns_names, federates_with, comment })
     }
 
     /// The rule of a fresh server: whatever proves a namespace and a service account is
@@ -181,10 +152,7 @@ impl Rule {
         let any = || BTreeSet::from([ANY.to_owned()]);
         let draft = "default-ns-sa".parse().map(|name| RuleDraft {
             name,
-            when: BTreeMap::from([
-                (AttributeName::Namespace, any()),
-                (AttributeName::ServiceAccount, any()),
-            ]),
+            when: BTreeMap::from([(AttributeName::Namespace, any()), (AttributeName::ServiceAccount, any())]),
             identity: "/ns/{namespace}/sa/{service_account}".to_owned(),
             ttl: None,
             dns_names: Vec::new(),
@@ -242,9 +210,7 @@ impl Rule {
         &'a self,
         attributes: &'a Attributes,
     ) -> impl Iterator<Item = (&'a AttributeName, &'a BTreeSet<String>)> {
-        self.when
-            .iter()
-            .filter(|(name, wanted)| !holds(name, wanted, attributes))
+        self.when.iter().filter(|(name, wanted)| !holds(name, wanted, attributes))
     }
 
     /// How narrow the rule is: more conditions on concrete values first, then more conditions.
@@ -273,17 +239,12 @@ fn validate_conditions(rule: &RuleName, when: &Conditions) -> Result<(), RuleErr
     at_most(rule, "conditions", when.len(), RULE_CONDITIONS)?;
     for (attribute, values) in when {
         if values.is_empty() {
-            return Err(RuleError::NoValue {
-                rule: rule.clone(),
-                attribute: attribute.clone(),
-            });
+            return Err(RuleError::NoValue { rule: rule.clone(), attribute: attribute.clone() });
         }
         at_most(rule, "values in one condition", values.len(), RULE_VALUES)?;
         for value in values {
-            validate_value(attribute, value).map_err(|source| RuleError::Value {
-                rule: rule.clone(),
-                source,
-            })?;
+            validate_value(attribute, value)
+                .map_err(|source| RuleError::Value { rule: rule.clone(), source })?;
         }
     }
     Ok(())
@@ -293,12 +254,7 @@ fn at_most(rule: &RuleName, what: &'static str, found: usize, limit: usize) -> R
     if found <= limit {
         return Ok(());
     }
-    Err(RuleError::TooMany {
-        rule: rule.clone(),
-        what,
-        found,
-        limit,
-    })
+    Err(RuleError::TooMany { rule: rule.clone(), what, found, limit })
 }
 
 impl TryFrom<RuleDraft> for Rule {
@@ -311,15 +267,7 @@ impl TryFrom<RuleDraft> for Rule {
 
 impl From<Rule> for RuleDraft {
     fn from(rule: Rule) -> Self {
-        let Rule {
-            name,
-            when,
-            identity,
-            ttl,
-            dns_names,
-            federates_with,
-            comment,
-        } = rule;
+        let Rule { name, when, identity, ttl, dns_names, federates_with, comment } = rule;
         Self {
             name,
             when,
@@ -415,10 +363,7 @@ impl RuleSet {
 
     /// The rules that match `attributes`, each once, in the order of names.
     pub fn matching(&self, attributes: &Attributes) -> Vec<&Arc<Rule>> {
-        let mut rules: Vec<_> = self
-            .candidates(attributes)
-            .filter(|rule| rule.matches(attributes))
-            .collect();
+        let mut rules: Vec<_> = self.candidates(attributes).filter(|rule| rule.matches(attributes)).collect();
         rules.sort_by(|a, b| a.name.cmp(&b.name));
         rules.dedup_by(|a, b| a.name == b.name);
         rules
@@ -426,9 +371,7 @@ impl RuleSet {
 
     fn put(&mut self, rule: Arc<Rule>) {
         self.take(&rule.name);
-        let chosen = rule
-            .equalities()
-            .min_by_key(|(attribute, values)| self.crowd(attribute, values));
+        let chosen = rule.equalities().min_by_key(|(attribute, values)| self.crowd(attribute, values));
         let under = chosen.map(|(attribute, _)| attribute.clone());
         match chosen {
             None => insert(&mut self.catch_all, &rule),

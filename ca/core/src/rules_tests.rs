@@ -32,26 +32,15 @@ fn attributes(pairs: &[(&str, &str)]) -> Attributes {
 fn the_built_in_rule_is_valid_and_gives_the_usual_identity() {
     let rule = Rule::built_in();
     assert_eq!(rule.name().as_str(), "default-ns-sa");
-    assert_eq!(
-        rule.identity().to_string(),
-        "/ns/{namespace}/sa/{service_account}"
-    );
+    assert_eq!(rule.identity().to_string(), "/ns/{namespace}/sa/{service_account}");
     assert!(rule.matches(&attributes(&[("namespace", "a"), ("service_account", "b")])));
     assert!(!rule.matches(&attributes(&[("namespace", "a")])));
 }
 
 #[test]
 fn every_condition_must_hold_with_one_of_its_values() {
-    let rule = rule(
-        "r",
-        &[("namespace", &["a", "b"]), ("unix.gid", &["7"]), ("pod", &["*"])],
-    );
-    let right = [
-        ("namespace", "b"),
-        ("unix.gid", "7"),
-        ("unix.gid", "8"),
-        ("pod", "p"),
-    ];
+    let rule = rule("r", &[("namespace", &["a", "b"]), ("unix.gid", &["7"]), ("pod", &["*"])]);
+    let right = [("namespace", "b"), ("unix.gid", "7"), ("unix.gid", "8"), ("pod", "p")];
     assert!(rule.matches(&attributes(&right)));
     for wrong in 0..right.len() {
         let mut facts = right.to_vec();
@@ -59,11 +48,7 @@ fn every_condition_must_hold_with_one_of_its_values() {
         let only_pod_is_free = right[wrong].0 == "pod" || right[wrong].1 == "8";
         assert_eq!(rule.matches(&attributes(&facts)), only_pod_is_free, "{facts:?}");
         facts.remove(wrong);
-        assert_eq!(
-            rule.matches(&attributes(&facts)),
-            right[wrong].1 == "8",
-            "{facts:?}"
-        );
+        assert_eq!(rule.matches(&attributes(&facts)), right[wrong].1 == "8", "{facts:?}");
     }
 }
 
@@ -86,10 +71,7 @@ fn values_with_dots_stars_and_brackets_are_plain_text() {
     for (written, other) in cases {
         let rule = rule("r", &[("pod", &[written])]);
         assert!(rule.matches(&attributes(&[("pod", written)])), "{written}");
-        assert!(
-            !rule.matches(&attributes(&[("pod", other)])),
-            "{written} is not {other}"
-        );
+        assert!(!rule.matches(&attributes(&[("pod", other)])), "{written} is not {other}");
         let set = RuleSet::new([rule]);
         assert!(set.matching(&attributes(&[("pod", other)])).is_empty());
     }
@@ -106,14 +88,10 @@ fn a_draft_with_one_fault_is_refused() {
             draft.when.insert(AttributeName::Pod, BTreeSet::new());
         }),
         ("an empty value", |draft| {
-            draft
-                .when
-                .insert(AttributeName::Pod, BTreeSet::from([String::new()]));
+            draft.when.insert(AttributeName::Pod, BTreeSet::from([String::new()]));
         }),
         ("a value no attribute can have", |draft| {
-            draft
-                .when
-                .insert(AttributeName::Pod, BTreeSet::from(["\n".to_owned()]));
+            draft.when.insert(AttributeName::Pod, BTreeSet::from(["\n".to_owned()]));
         }),
         ("too many values", |draft| {
             let values = (0..=RULE_VALUES).map(|n| n.to_string()).collect();
@@ -126,9 +104,7 @@ fn a_draft_with_one_fault_is_refused() {
             }
         }),
         ("a malformed template", |draft| draft.identity = "ns".to_owned()),
-        ("a reserved path", |draft| {
-            draft.identity = "/rhizome/admin/x".to_owned()
-        }),
+        ("a reserved path", |draft| draft.identity = "/rhizome/admin/x".to_owned()),
         ("a placeholder without condition", |draft| {
             draft.identity = "/ns/{pod}".to_owned();
         }),
@@ -175,25 +151,14 @@ fn distinct(count: usize) -> RuleSet {
         let (namespace, account) = (format!("ns-{}", n / 10), format!("sa-{n}"));
         let name = format!("rule-{n}");
         match n % 3 {
-            0 => rule(
-                &name,
-                &[("namespace", &[&namespace]), ("service_account", &["default"])],
-            ),
+            0 => rule(&name, &[("namespace", &[&namespace]), ("service_account", &["default"])]),
             1 => rule(
                 &name,
-                &[
-                    ("service_account", &[&account]),
-                    ("namespace", &[&namespace]),
-                    ("cluster", &["prod"]),
-                ],
+                &[("service_account", &[&account]), ("namespace", &[&namespace]), ("cluster", &["prod"])],
             ),
             _ => rule(
                 &name,
-                &[
-                    ("label.app", &[&account, &namespace]),
-                    ("node", &["*"]),
-                    ("cluster", &["prod"]),
-                ],
+                &[("label.app", &[&account, &namespace]), ("node", &["*"]), ("cluster", &["prod"])],
             ),
         }
     }))
@@ -218,11 +183,7 @@ fn the_number_of_candidates_stays_the_same_from_1k_to_100k_rules() {
 fn rules_of_wildcards_alone_are_always_looked_at() {
     let set = distinct(1_000).with(Arc::new(Rule::built_in()));
     let asked = attributes(&[("namespace", "elsewhere"), ("service_account", "web")]);
-    let names: Vec<_> = set
-        .matching(&asked)
-        .iter()
-        .map(|rule| rule.name().to_string())
-        .collect();
+    let names: Vec<_> = set.matching(&asked).iter().map(|rule| rule.name().to_string()).collect();
     assert_eq!(names, ["default-ns-sa"]);
 }
 
@@ -252,10 +213,8 @@ fn small_rule() -> impl Strategy<Value = RuleDraft> {
     let condition = (attribute, prop::collection::btree_set(value, 1..3));
     (name, prop::collection::vec(condition, 1..4)).prop_map(|(name, conditions)| {
         let mut draft = draft(name, &[], "/x");
-        draft.when = conditions
-            .into_iter()
-            .map(|(attribute, values)| (attribute.parse().unwrap(), values))
-            .collect();
+        draft.when =
+            conditions.into_iter().map(|(attribute, values)| (attribute.parse().unwrap(), values)).collect();
         draft
     })
 }

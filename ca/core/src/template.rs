@@ -21,9 +21,7 @@ pub const RESERVED_SEGMENTS: [&str; 2] = ["rhizome", "spire"];
 
 /// Whether `id` lies under a reserved path.
 pub fn is_reserved(id: &SpiffeId) -> bool {
-    id.segments()
-        .next()
-        .is_some_and(|first| RESERVED_SEGMENTS.contains(&first))
+    id.segments().next().is_some_and(|first| RESERVED_SEGMENTS.contains(&first))
 }
 
 /// Why a template was refused, or could not be filled.
@@ -133,12 +131,8 @@ impl Template {
             let segment = part.fill(attributes)?;
             if let Some(attribute) = &part.placeholder {
                 // Alone first, so that the refusal names the attribute.
-                SpiffeId::from_segments(domain, [segment.as_str()]).map_err(|source| {
-                    TemplateError::Value {
-                        attribute: attribute.clone(),
-                        source,
-                    }
-                })?;
+                SpiffeId::from_segments(domain, [segment.as_str()])
+                    .map_err(|source| TemplateError::Value { attribute: attribute.clone(), source })?;
             }
             segments.push(segment);
         }
@@ -164,9 +158,7 @@ impl DnsTemplate {
             if let Some(attribute) = &part.placeholder
                 && !is_dns_label(&label)
             {
-                return Err(TemplateError::Label {
-                    attribute: attribute.clone(),
-                });
+                return Err(TemplateError::Label { attribute: attribute.clone() });
             }
             labels.push(label);
         }
@@ -198,11 +190,7 @@ impl Part {
                 _ => {}
             }
         }
-        Ok(Self {
-            before: before.to_owned(),
-            placeholder,
-            after: after.to_owned(),
-        })
+        Ok(Self { before: before.to_owned(), placeholder, after: after.to_owned() })
     }
 
     fn fill(&self, attributes: &Attributes) -> Result<String, TemplateError> {
@@ -211,14 +199,10 @@ impl Part {
             Some(name) => match attributes.single(name) {
                 Some(value) => value,
                 None if attributes.has(name) => {
-                    return Err(TemplateError::Several {
-                        attribute: name.clone(),
-                    });
+                    return Err(TemplateError::Several { attribute: name.clone() });
                 }
                 None => {
-                    return Err(TemplateError::Missing {
-                        attribute: name.clone(),
-                    });
+                    return Err(TemplateError::Missing { attribute: name.clone() });
                 }
             },
         };
@@ -254,9 +238,7 @@ fn split_outside_braces(text: &str, separator: char) -> impl Iterator<Item = &st
 }
 
 fn parse_parts(text: &str, separator: char, allowed: fn(u8) -> bool) -> Result<Vec<Part>, TemplateError> {
-    split_outside_braces(text, separator)
-        .map(|part| Part::parse(part, allowed))
-        .collect()
+    split_outside_braces(text, separator).map(|part| Part::parse(part, allowed)).collect()
 }
 
 const fn is_path_byte(byte: u8) -> bool {
@@ -281,23 +263,14 @@ impl FromStr for Template {
         if text.len() > TEMPLATE_BYTES {
             return Err(TemplateError::TooLong { bytes: text.len() });
         }
-        let not_a_path = || TemplateError::NotAPath {
-            template: text.to_owned(),
-        };
+        let not_a_path = || TemplateError::NotAPath { template: text.to_owned() };
         let path = text.strip_prefix('/').ok_or_else(not_a_path)?;
         let parts = parse_parts(path, '/', is_path_byte)?;
-        if parts
-            .iter()
-            .filter_map(Part::literal)
-            .any(|segment| matches!(segment, "" | "." | ".."))
-        {
+        if parts.iter().filter_map(Part::literal).any(|segment| matches!(segment, "" | "." | "..")) {
             return Err(not_a_path());
         }
         let first = parts.first().and_then(Part::literal);
-        match RESERVED_SEGMENTS
-            .into_iter()
-            .find(|reserved| first == Some(*reserved))
-        {
+        match RESERVED_SEGMENTS.into_iter().find(|reserved| first == Some(*reserved)) {
             Some(segment) => Err(TemplateError::Reserved { segment }),
             None => Ok(Self(parts)),
         }
@@ -312,15 +285,10 @@ impl FromStr for DnsTemplate {
             return Err(TemplateError::TooLong { bytes: text.len() });
         }
         let parts = parse_parts(text, '.', is_dns_byte)?;
-        let bad_literal = parts
-            .iter()
-            .filter_map(Part::literal)
-            .any(|label| !is_dns_label(label));
+        let bad_literal = parts.iter().filter_map(Part::literal).any(|label| !is_dns_label(label));
         let bad_edge = |part: &Part| part.before.starts_with('-') || part.after.ends_with('-');
         if bad_literal || parts.iter().any(bad_edge) {
-            return Err(TemplateError::NotADnsName {
-                template: text.to_owned(),
-            });
+            return Err(TemplateError::NotADnsName { template: text.to_owned() });
         }
         Ok(Self(parts))
     }
@@ -398,38 +366,16 @@ mod tests {
         assert_eq!(id.as_str(), "spiffe://example.org/ns/prod/sa/web.v2");
         let label: Template = "/app/x-{label.app.kubernetes.io/name}-y".parse().unwrap();
         let mut attributes = Attributes::new();
-        attributes
-            .insert("label.app.kubernetes.io/name".parse().unwrap(), "shop")
-            .unwrap();
-        assert_eq!(
-            label.expand(&domain(), &attributes).unwrap().path(),
-            "/app/x-shop-y"
-        );
+        attributes.insert("label.app.kubernetes.io/name".parse().unwrap(), "shop").unwrap();
+        assert_eq!(label.expand(&domain(), &attributes).unwrap().path(), "/app/x-shop-y");
     }
 
     #[test]
     fn values_that_are_no_path_segment_are_refused_and_the_attribute_is_named() {
-        for bad in [
-            ".",
-            "..",
-            "a/b",
-            "a b",
-            "a%2eb",
-            "*",
-            "[a]",
-            "{namespace}",
-            "a:b",
-            "/",
-        ] {
+        for bad in [".", "..", "a/b", "a b", "a%2eb", "*", "[a]", "{namespace}", "a:b", "/"] {
             let error = ns_sa().expand(&domain(), &workload(bad, "web")).unwrap_err();
             assert!(
-                matches!(
-                    &error,
-                    TemplateError::Value {
-                        attribute: AttributeName::Namespace,
-                        ..
-                    }
-                ),
+                matches!(&error, TemplateError::Value { attribute: AttributeName::Namespace, .. }),
                 "{bad}: {error}"
             );
         }
@@ -449,15 +395,11 @@ mod tests {
         attributes.insert(AttributeName::Namespace, "dev").unwrap();
         assert_eq!(
             ns_sa().expand(&domain(), &attributes),
-            Err(TemplateError::Several {
-                attribute: AttributeName::Namespace
-            })
+            Err(TemplateError::Several { attribute: AttributeName::Namespace })
         );
         assert_eq!(
             ns_sa().expand(&domain(), &Attributes::new()),
-            Err(TemplateError::Missing {
-                attribute: AttributeName::Namespace
-            })
+            Err(TemplateError::Missing { attribute: AttributeName::Namespace })
         );
     }
 
@@ -487,6 +429,9 @@ mod tests {
         ] {
             assert!(bad.parse::<Template>().is_err(), "{bad:?}");
         }
+        for two in ["/a/{pod}{node}", "/a/{pod}-{node}"] {
+            assert_eq!(two.parse::<Template>(), Err(TemplateError::TwoPlaceholders), "{two}");
+        }
         assert!("/a".repeat(512).parse::<Template>().is_ok());
         assert!(format!("{}a", "/a".repeat(512)).parse::<Template>().is_err());
     }
@@ -494,10 +439,7 @@ mod tests {
     #[test]
     fn reserved_paths_are_refused_where_the_template_spells_them() {
         for bad in ["/rhizome", "/rhizome/admin/{pod}", "/spire/agent", "/spire"] {
-            assert!(
-                matches!(bad.parse::<Template>(), Err(TemplateError::Reserved { .. })),
-                "{bad}"
-            );
+            assert!(matches!(bad.parse::<Template>(), Err(TemplateError::Reserved { .. })), "{bad}");
         }
         for good in ["/rhizomes/a", "/ns/rhizome", "/{pod}/a", "/x/spire"] {
             assert!(good.parse::<Template>().is_ok(), "{good}");
@@ -507,10 +449,7 @@ mod tests {
     #[test]
     fn a_dns_template_is_filled_label_by_label() {
         let template: DnsTemplate = "{service_account}.{namespace}.svc.example.org".parse().unwrap();
-        assert_eq!(
-            template.expand(&workload("prod", "web")).unwrap(),
-            "web.prod.svc.example.org"
-        );
+        assert_eq!(template.expand(&workload("prod", "web")).unwrap(), "web.prod.svc.example.org");
         for bad in ["web.v2", "Web", "-web", "web-", "w_b", "*", &"a".repeat(64)] {
             assert!(template.expand(&workload("prod", bad)).is_err(), "{bad}");
         }

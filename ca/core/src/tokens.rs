@@ -116,13 +116,7 @@ impl TokenError {
 impl JoinToken {
     /// Makes an unused token out of a freshly drawn secret, which is not kept.
     pub fn new(secret: &[u8; JOIN_TOKEN_SECRET_BYTES], purpose: TokenPurpose, now: Timestamp) -> Self {
-        let TokenPurpose {
-            cluster,
-            node,
-            scope,
-            created_by,
-            expires_at,
-        } = purpose;
+        let TokenPurpose { cluster, node, scope, created_by, expires_at } = purpose;
         Self {
             id: Self::id_of(secret),
             secret_digest: Self::digest_of(secret),
@@ -146,10 +140,7 @@ impl JoinToken {
     /// SHA-256 of the secret's bytes.
     pub fn digest_of(secret: &[u8]) -> Digest {
         let mut bytes = [0; 32];
-        for (to, from) in bytes
-            .iter_mut()
-            .zip(digest::digest(&digest::SHA256, secret).as_ref())
-        {
+        for (to, from) in bytes.iter_mut().zip(digest::digest(&digest::SHA256, secret).as_ref()) {
             *to = *from;
         }
         Digest::from_bytes(bytes)
@@ -179,16 +170,12 @@ impl JoinToken {
         }
         match &self.state {
             TokenState::Unused => Ok(Redemption {
-                token: Self {
-                    state: TokenState::Used { at: now, key: *key },
-                    ..self.clone()
-                },
+                token: Self { state: TokenState::Used { at: now, key: *key }, ..self.clone() },
                 replay: false,
             }),
-            TokenState::Used { key: first, .. } if first == key => Ok(Redemption {
-                token: self.clone(),
-                replay: true,
-            }),
+            TokenState::Used { key: first, .. } if first == key => {
+                Ok(Redemption { token: self.clone(), replay: true })
+            }
             TokenState::Used { .. } => Err(TokenError::Used),
             TokenState::Revoked { .. } => Err(TokenError::Revoked),
         }
@@ -200,15 +187,11 @@ impl JoinToken {
     pub fn revoked(&self, by: &str, now: Timestamp) -> Self {
         let state = match &self.state {
             first @ TokenState::Revoked { .. } => first.clone(),
-            TokenState::Unused | TokenState::Used { .. } => TokenState::Revoked {
-                at: now,
-                by: by.to_owned(),
-            },
+            TokenState::Unused | TokenState::Used { .. } => {
+                TokenState::Revoked { at: now, by: by.to_owned() }
+            }
         };
-        Self {
-            state,
-            ..self.clone()
-        }
+        Self { state, ..self.clone() }
     }
 }
 
@@ -241,29 +224,17 @@ mod tests {
     fn a_token_is_redeemed_once_and_by_the_same_key_again_after_a_lost_answer() {
         let first = token().redeem(&SECRET, &KEY, at(1_500)).unwrap();
         assert!(!first.replay);
-        assert_eq!(
-            first.token.state,
-            TokenState::Used {
-                at: at(1_500),
-                key: KEY
-            }
-        );
+        assert_eq!(first.token.state, TokenState::Used { at: at(1_500), key: KEY });
         let again = first.token.redeem(&SECRET, &KEY, at(1_999)).unwrap();
         assert!(again.replay);
         assert_eq!(again.token, first.token, "a replay changes nothing");
-        assert_eq!(
-            first.token.redeem(&SECRET, &OTHER_KEY, at(1_501)),
-            Err(TokenError::Used)
-        );
+        assert_eq!(first.token.redeem(&SECRET, &OTHER_KEY, at(1_501)), Err(TokenError::Used));
     }
 
     #[test]
     fn a_token_ends_at_its_expiry_for_retries_too() {
         assert!(token().redeem(&SECRET, &KEY, at(1_999)).is_ok());
-        assert_eq!(
-            token().redeem(&SECRET, &KEY, at(2_000)),
-            Err(TokenError::Expired { at: at(2_000) })
-        );
+        assert_eq!(token().redeem(&SECRET, &KEY, at(2_000)), Err(TokenError::Expired { at: at(2_000) }));
         let used = token().redeem(&SECRET, &KEY, at(1_999)).unwrap().token;
         assert!(used.redeem(&SECRET, &KEY, at(2_000)).is_err());
         assert!(!used.is_redeemable(at(1_999)) && token().is_redeemable(at(1_999)));
