@@ -1,4 +1,14 @@
 //! Every decision of the authority, without clock, randomness or I/O.
+//!
+//! Laws: every function here is a function of its arguments; time and random bits are among them. Who calls is evidence
+//! ([`caller::AttestedCaller`]), what they may have is evidence ([`policy::Grant`]), what may be sent is evidence
+//! ([`issuance::Recorded`]); each has one maker. Stored documents ignore unknown fields, because the code runs on
+//! schema N and N−1; what narrows a permission is therefore never a new field, but a new variant or attribute, which
+//! older code refuses to read.
+//! Not here: the shell that performs effects (`rhizome-server`), backends of the ports (`rhizome-store`,
+//! `rhizome-keys`), bytes of certificates (`rhizome-x509`).
+//!
+//! Start with [`ports`], [`policy`] and [`issuance`]; then [`authority`] for what changes over the years.
 
 pub mod attributes;
 pub mod authority;
