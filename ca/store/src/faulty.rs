@@ -42,10 +42,7 @@ struct Plan {
 impl<S: Store> FaultyStore<S> {
     /// A wrapper that fails nothing yet.
     pub fn new(inner: S) -> Self {
-        Self {
-            inner,
-            plan: Mutex::default(),
-        }
+        Self { inner, plan: Mutex::default() }
     }
 
     /// The store below.
@@ -92,10 +89,7 @@ impl<S: Store> FaultyStore<S> {
 }
 
 fn unavailable() -> StoreError {
-    StoreError::Unavailable {
-        cause: "a test made it fail".to_owned(),
-        retry_after: RETRY_AFTER,
-    }
+    StoreError::Unavailable { cause: "a test made it fail".to_owned(), retry_after: RETRY_AFTER }
 }
 
 fn due(failing: &mut Vec<(u64, Moment, StoreError)>, now: u64) -> Option<(Moment, StoreError)> {

@@ -52,32 +52,20 @@ impl State {
 
     fn document(&self, key: &DocumentKey) -> Option<Document> {
         let (version, body) = self.documents.get(key)?;
-        Some(Document {
-            key: key.clone(),
-            version: *version,
-            body: Arc::clone(body),
-        })
+        Some(Document { key: key.clone(), version: *version, body: Arc::clone(body) })
     }
 
     fn apply(&mut self, transaction: &Transaction) -> Result<Committed, StoreError> {
         let version_of = |key| self.documents.get(key).map(|(version, _)| *version);
-        if let Some(failed) = transaction
-            .requirements
-            .iter()
-            .find(|r| !r.holds(version_of(r.key())))
-        {
-            return Err(StoreError::Conflict {
-                key: failed.key().clone(),
-            });
+        if let Some(failed) = transaction.requirements.iter().find(|r| !r.holds(version_of(r.key()))) {
+            return Err(StoreError::Conflict { key: failed.key().clone() });
         }
         let mut counters = transaction.entries.iter().filter_map(Entry::counter);
         if let Some(twice) = counters.find(|counter| self.by_counter.contains_key(counter)) {
             return Err(rules::used_serial(twice));
         }
         // Nothing below fails.
-        self.version = self
-            .version
-            .saturating_add(u64::from(!transaction.writes.is_empty()));
+        self.version = self.version.saturating_add(u64::from(!transaction.writes.is_empty()));
         let version = Version(self.version);
         for write in &transaction.writes {
             match write {
@@ -121,10 +109,7 @@ impl Store for MemoryStore {
     ) -> Result<Vec<Document>, StoreError> {
         let state = self.state();
         let from = Bound::Excluded(DocumentKey::new(kind, after.unwrap_or_default()));
-        let of_kind = state
-            .documents
-            .range((from, Bound::Unbounded))
-            .take_while(|(key, _)| key.kind == kind);
+        let of_kind = state.documents.range((from, Bound::Unbounded)).take_while(|(key, _)| key.kind == kind);
         let page = of_kind.take(limit).map(|(key, (version, body))| Document {
             key: key.clone(),
             version: *version,
@@ -135,23 +120,12 @@ impl Store for MemoryStore {
 
     async fn records(&self, from: Position, limit: usize) -> Result<Vec<Record>, StoreError> {
         let skipped = usize::try_from(from.0.saturating_sub(1)).unwrap_or(usize::MAX);
-        Ok(self
-            .state()
-            .records
-            .iter()
-            .skip(skipped)
-            .take(limit)
-            .cloned()
-            .collect())
+        Ok(self.state().records.iter().skip(skipped).take(limit).cloned().collect())
     }
 
     async fn record_of_serial(&self, counter: SerialCounter) -> Result<Option<Record>, StoreError> {
         let state = self.state();
-        Ok(state
-            .by_counter
-            .get(&counter)
-            .and_then(|index| state.records.get(*index))
-            .cloned())
+        Ok(state.by_counter.get(&counter).and_then(|index| state.records.get(*index)).cloned())
     }
 
     async fn head(&self) -> Result<Head, StoreError> {
@@ -169,10 +143,7 @@ impl Store for MemoryStore {
     /// Always refused with [`StoreError::Unavailable`]: what lives in memory has no copy.
     async fn backup(&self, _to: &Path) -> Result<(), StoreError> {
         let cause = "a store in memory cannot be backed up".to_owned();
-        Err(StoreError::Unavailable {
-            cause,
-            retry_after: RETRY_AFTER,
-        })
+        Err(StoreError::Unavailable { cause, retry_after: RETRY_AFTER })
     }
 
     async fn check_integrity(&self) -> Result<(), StoreError> {

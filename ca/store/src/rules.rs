@@ -18,25 +18,12 @@ use crate::limits::{MAX_DOCUMENT_BYTES, MAX_ENTRY_BYTES, MAX_ID_BYTES, MAX_TRANS
 /// # Errors
 /// [`StoreError::Bug`] names the part that no store may keep.
 pub(crate) fn check(transaction: &Transaction) -> Result<(), StoreError> {
-    let Transaction {
-        name,
-        requirements,
-        writes,
-        entries,
-    } = transaction;
-    let parts = requirements
-        .len()
-        .saturating_add(writes.len())
-        .saturating_add(entries.len());
+    let Transaction { name, requirements, writes, entries } = transaction;
+    let parts = requirements.len().saturating_add(writes.len()).saturating_add(entries.len());
     if parts > MAX_TRANSACTION_PARTS {
-        return Err(bug(format!(
-            "transaction {name} has {parts} parts, above {MAX_TRANSACTION_PARTS}"
-        )));
+        return Err(bug(format!("transaction {name} has {parts} parts, above {MAX_TRANSACTION_PARTS}")));
     }
-    let mut keys = requirements
-        .iter()
-        .map(Requirement::key)
-        .chain(writes.iter().map(Write::key));
+    let mut keys = requirements.iter().map(Requirement::key).chain(writes.iter().map(Write::key));
     keys.try_for_each(check_key)?;
     writes.iter().try_for_each(check_write)?;
     check_entries(name, entries)
@@ -45,9 +32,7 @@ pub(crate) fn check(transaction: &Transaction) -> Result<(), StoreError> {
 fn check_key(key: &DocumentKey) -> Result<(), StoreError> {
     if key.id.is_empty() || key.id.len() > MAX_ID_BYTES {
         let (kind, bytes) = (key.kind.as_str(), key.id.len());
-        return Err(bug(format!(
-            "an id of kind {kind} has {bytes} bytes; allowed are 1 to {MAX_ID_BYTES}"
-        )));
+        return Err(bug(format!("an id of kind {kind} has {bytes} bytes; allowed are 1 to {MAX_ID_BYTES}")));
     }
     Ok(())
 }
@@ -58,9 +43,7 @@ fn check_write(write: &Write) -> Result<(), StoreError> {
     };
     if body.len() > MAX_DOCUMENT_BYTES {
         let bytes = body.len();
-        return Err(bug(format!(
-            "the body of {key} has {bytes} bytes, above {MAX_DOCUMENT_BYTES}"
-        )));
+        return Err(bug(format!("the body of {key} has {bytes} bytes, above {MAX_DOCUMENT_BYTES}")));
     }
     match serde_json::from_str::<IgnoredAny>(body) {
         Ok(_) => Ok(()),
@@ -82,10 +65,7 @@ fn check_entries(name: &str, entries: &[Entry]) -> Result<(), StoreError> {
     }
     if entries.len() > 1 {
         let mut seen = BTreeSet::new();
-        if let Some(twice) = entries
-            .iter()
-            .filter_map(Entry::counter)
-            .find(|counter| !seen.insert(*counter))
+        if let Some(twice) = entries.iter().filter_map(Entry::counter).find(|counter| !seen.insert(*counter))
         {
             return Err(used_serial(twice));
         }
@@ -105,10 +85,7 @@ pub(crate) fn weight(transaction: &Transaction) -> usize {
 
 /// A serial that the ledger already has: issuing must stop there, two certificates never share one.
 pub(crate) fn used_serial(counter: SerialCounter) -> StoreError {
-    bug(format!(
-        "serial counter {} was recorded before; nothing is issued under it again",
-        counter.value()
-    ))
+    bug(format!("serial counter {} was recorded before; nothing is issued under it again", counter.value()))
 }
 
 pub(crate) const fn bug(cause: String) -> StoreError {
@@ -136,20 +113,13 @@ pub(crate) fn reserve(
     if count == 0 {
         return Err(bug("a block of no serials was asked for".to_owned()));
     }
-    let clock = u64::try_from(now.unix())
-        .unwrap_or(0)
-        .saturating_mul(SERIALS_PER_SECOND);
+    let clock = u64::try_from(now.unix()).unwrap_or(0).saturating_mul(SERIALS_PER_SECOND);
     let recorded = highest.map_or(0, |counter| counter.value().saturating_add(1));
     let start = next.max(recorded).max(clock);
     let end = start.saturating_add(u64::from(count));
-    match (
-        SerialCounter::new(start),
-        SerialCounter::new(end.saturating_sub(1)),
-    ) {
+    match (SerialCounter::new(start), SerialCounter::new(end.saturating_sub(1))) {
         (Some(first), Some(_last)) => Ok(Block { first, next: end }),
-        _ => Err(bug(format!(
-            "serial counters are used up: {start} and {count} more pass 2^56"
-        ))),
+        _ => Err(bug(format!("serial counters are used up: {start} and {count} more pass 2^56"))),
     }
 }
 
@@ -159,11 +129,7 @@ const SERIALS_PER_SECOND: u64 = 1 << 20;
 
 /// The highest counter among `records`, or `before`.
 pub(crate) fn highest(before: Option<SerialCounter>, records: &[Record]) -> Option<SerialCounter> {
-    records
-        .iter()
-        .filter_map(|record| record.counter)
-        .chain(before)
-        .max()
+    records.iter().filter_map(|record| record.counter).chain(before).max()
 }
 
 #[cfg(test)]
@@ -177,10 +143,7 @@ mod tests {
     #[test]
     fn a_block_starts_behind_the_clock_the_last_block_and_the_last_record() {
         let start = |next, highest: Option<u64>, now| {
-            reserve(next, highest.map(counter), 10, Timestamp::from_unix(now))
-                .unwrap()
-                .first
-                .value()
+            reserve(next, highest.map(counter), 10, Timestamp::from_unix(now)).unwrap().first.value()
         };
         assert_eq!(start(0, None, 3), 3 << 20);
         assert_eq!(start(9 << 20, None, 3), 9 << 20);
@@ -190,10 +153,7 @@ mod tests {
     #[test]
     fn the_last_counter_is_given_out_and_none_beyond_it() {
         let last = SerialCounter::MAX.value();
-        assert_eq!(
-            reserve(last, None, 1, Timestamp::EPOCH).unwrap().first,
-            SerialCounter::MAX
-        );
+        assert_eq!(reserve(last, None, 1, Timestamp::EPOCH).unwrap().first, SerialCounter::MAX);
         assert!(reserve(last, None, 2, Timestamp::EPOCH).is_err());
         assert!(reserve(0, Some(SerialCounter::MAX), 1, Timestamp::EPOCH).is_err());
         assert!(reserve(u64::MAX, None, u32::MAX, Timestamp::MAX).is_err());

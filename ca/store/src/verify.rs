@@ -23,17 +23,12 @@ pub async fn verify_ledger(store: &dyn Store) -> Result<Head, StoreError> {
         if records.is_empty() {
             break; // `finish` names what is missing.
         }
-        records
-            .iter()
-            .try_for_each(|record| verifier.check(record))
-            .map_err(corrupt)?;
+        records.iter().try_for_each(|record| verifier.check(record)).map_err(corrupt)?;
     }
     verifier.finish(head).map_err(corrupt)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 pub(crate) fn corrupt(fault: Fault) -> StoreError {
-    StoreError::Corrupt {
-        cause: fault.to_string(),
-    }
+    StoreError::Corrupt { cause: fault.to_string() }
 }

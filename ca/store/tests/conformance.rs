@@ -1,5 +1,7 @@
 //! Every backend keeps every promise.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking, their helpers too")]
+
 use rhizome_store::conformance::{Backend, suite};
 use rhizome_store::{FaultyStore, MemoryStore, Options, SqliteStore};
 use tempfile::TempDir;

@@ -42,31 +42,11 @@ pub(super) async fn receipts_come_in_the_order_of_entries_and_match_the_records<
     let entries = vec![issued(30), changed("a"), issued(10), issued(20), changed("b")];
     let receipts = store.commit(recording(entries.clone())).await.unwrap().receipts;
     let records = store.records(Position(2), 99).await.unwrap();
-    assert_eq!(
-        receipts,
-        records.iter().map(Receipt::assertion).collect::<Vec<_>>()
-    );
-    let bodies = |entries: &[Entry]| {
-        entries
-            .iter()
-            .map(|entry| Arc::clone(entry.body()))
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(
-        records.into_iter().map(|record| record.body).collect::<Vec<_>>(),
-        bodies(&entries)
-    );
+    assert_eq!(receipts, records.iter().map(Receipt::assertion).collect::<Vec<_>>());
+    let bodies = |entries: &[Entry]| entries.iter().map(|entry| Arc::clone(entry.body())).collect::<Vec<_>>();
+    assert_eq!(records.into_iter().map(|record| record.body).collect::<Vec<_>>(), bodies(&entries));
     let counters = receipts.iter().map(|receipt| receipt.counter).collect::<Vec<_>>();
-    assert_eq!(
-        counters,
-        [
-            Some(counter(30)),
-            None,
-            Some(counter(10)),
-            Some(counter(20)),
-            None
-        ]
-    );
+    assert_eq!(counters, [Some(counter(30)), None, Some(counter(10)), Some(counter(20)), None]);
 }
 
 pub(super) async fn racing_entries_make_one_chain<B: Backend>(backend: &B) {
@@ -92,10 +72,7 @@ pub(super) async fn racing_entries_make_one_chain<B: Backend>(backend: &B) {
 pub(super) async fn records_are_paged_by_position<B: Backend>(backend: &B) {
     let place = backend.place();
     let store = backend.open(&place);
-    store
-        .commit(recording((0..10).map(|n| changed(&n.to_string())).collect()))
-        .await
-        .unwrap();
+    store.commit(recording((0..10).map(|n| changed(&n.to_string())).collect())).await.unwrap();
     let positions = async |from, limit| {
         let page = store.records(Position(from), limit).await.unwrap();
         page.iter().map(|record| record.position.0).collect::<Vec<_>>()
@@ -115,11 +92,7 @@ pub(super) async fn an_issuance_is_found_by_its_counter_and_nothing_else_is<B: B
     let entries = vec![changed("a"), issued(0), issued(5), issued((1 << 56) - 1)];
     let receipts = store.commit(recording(entries)).await.unwrap().receipts;
     for receipt in &receipts[1..] {
-        let found = store
-            .record_of_serial(receipt.counter.unwrap())
-            .await
-            .unwrap()
-            .unwrap();
+        let found = store.record_of_serial(receipt.counter.unwrap()).await.unwrap().unwrap();
         assert_eq!(Receipt::assertion(&found), *receipt);
         let (_, event) = found.read().unwrap();
         assert!(
@@ -139,25 +112,16 @@ pub(super) async fn a_serial_is_recorded_once<B: Backend>(backend: &B) {
     }
     let store = backend.open(&place);
     let head = store.head().await.unwrap();
-    for entries in [
-        vec![issued(5)],
-        vec![issued(9)],
-        vec![issued(11), issued(11)],
-        vec![issued(12), issued(9)],
-    ] {
-        let refused = Transaction {
-            entries,
-            ..writing(vec![put("a", "1")])
-        };
+    for entries in
+        [vec![issued(5)], vec![issued(9)], vec![issued(11), issued(11)], vec![issued(12), issued(9)]]
+    {
+        let refused = Transaction { entries, ..writing(vec![put("a", "1")]) };
         assert!(matches!(store.commit(refused).await, Err(StoreError::Bug { .. })));
     }
     assert_eq!(store.head().await, Ok(head));
     assert_eq!(super::body_of(&store, "a").await, None);
     // Counters between the recorded ones may still come: replicas finish out of order.
-    store
-        .commit(recording(vec![issued(7), issued(6), issued(12)]))
-        .await
-        .unwrap();
+    store.commit(recording(vec![issued(7), issued(6), issued(12)])).await.unwrap();
     assert_eq!(verify_ledger(&store).await.unwrap().position, Position(5));
 }
 
@@ -167,15 +131,7 @@ pub(super) async fn entries_too_large_are_refused<B: Backend>(backend: &B) {
     let sized = |detail: usize| {
         let (by, action, subject) = (String::new(), String::new(), String::new());
         let detail = "x".repeat(detail);
-        Entry::new(
-            Timestamp::EPOCH,
-            &Event::Changed {
-                by,
-                action,
-                subject,
-                detail,
-            },
-        )
+        Entry::new(Timestamp::EPOCH, &Event::Changed { by, action, subject, detail })
     };
     let frame = sized(1).body().len() - 1;
     let largest = sized(MAX_ENTRY_BYTES - frame);
@@ -190,11 +146,7 @@ pub(super) async fn the_chain_goes_on_after_reopening<B: Backend>(backend: &B) {
     let place = backend.place();
     for round in 1..=3_u64 {
         let store = backend.open(&place);
-        let receipts = store
-            .commit(recording(vec![issued(round)]))
-            .await
-            .unwrap()
-            .receipts;
+        let receipts = store.commit(recording(vec![issued(round)])).await.unwrap().receipts;
         assert_eq!(receipts[0].position, Position(round));
         assert_eq!(verify_ledger(&store).await, store.head().await);
     }

@@ -73,13 +73,7 @@ async fn everything_checks_out<B: Backend>(backend: &B) {
     let place = backend.place();
     let store = backend.open(&place);
     let issued = Transaction::named("issue").record(issued(7));
-    store
-        .commit(Transaction {
-            writes: vec![put("a", "1")],
-            ..issued
-        })
-        .await
-        .unwrap();
+    store.commit(Transaction { writes: vec![put("a", "1")], ..issued }).await.unwrap();
     store.check_integrity().await.unwrap();
     assert_eq!(crate::verify_ledger(&store).await, store.head().await);
 }
@@ -95,27 +89,16 @@ fn put(id: &str, body: &str) -> Write {
 }
 
 fn writing(writes: Vec<Write>) -> Transaction {
-    Transaction {
-        writes,
-        ..Transaction::named("write")
-    }
+    Transaction { writes, ..Transaction::named("write") }
 }
 
 fn recording(entries: Vec<Entry>) -> Transaction {
-    Transaction {
-        entries,
-        ..Transaction::named("record")
-    }
+    Transaction { entries, ..Transaction::named("record") }
 }
 
 fn changed(subject: &str) -> Entry {
     let (by, action) = ("local:uid=0".to_owned(), "rule.put".to_owned());
-    let event = Event::Changed {
-        by,
-        action,
-        subject: subject.to_owned(),
-        detail: String::new(),
-    };
+    let event = Event::Changed { by, action, subject: subject.to_owned(), detail: String::new() };
     Entry::new(Timestamp::from_unix(1_000), &event)
 }
 
@@ -129,11 +112,7 @@ pub fn issued(number: u64) -> Entry {
         profile: Profile::Workload,
         spiffe_id: "spiffe://example.org/ns/shop/sa/cart".parse().unwrap(),
         dns_names: Vec::new(),
-        serial: Serial::compose(
-            ReplicaNumber::new(1).unwrap(),
-            counter(number),
-            [7; Serial::RANDOM_BYTES],
-        ),
+        serial: Serial::compose(ReplicaNumber::new(1).unwrap(), counter(number), [7; Serial::RANDOM_BYTES]),
         not_before: Timestamp::from_unix(1_000),
         not_after: Timestamp::from_unix(4_600),
         public_key: Digest::from_bytes([1; 32]),
@@ -150,17 +129,9 @@ pub fn issued(number: u64) -> Entry {
 }
 
 async fn version_of(store: &impl Store, id: &str) -> Option<Version> {
-    store
-        .document(&key(id))
-        .await
-        .unwrap()
-        .map(|document| document.version)
+    store.document(&key(id)).await.unwrap().map(|document| document.version)
 }
 
 async fn body_of(store: &impl Store, id: &str) -> Option<Arc<str>> {
-    store
-        .document(&key(id))
-        .await
-        .unwrap()
-        .map(|document| document.body)
+    store.document(&key(id)).await.unwrap().map(|document| document.body)
 }

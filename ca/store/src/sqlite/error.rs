@@ -15,9 +15,7 @@ use crate::rules::bug;
 pub(super) fn translate(error: rusqlite::Error) -> StoreError {
     let cause = error.to_string();
     if is_unreadable(&error) {
-        return StoreError::Corrupt {
-            cause: format!("a stored value is not what it should be: {cause}"),
-        };
+        return StoreError::Corrupt { cause: format!("a stored value is not what it should be: {cause}") };
     }
     let Some(code) = error.sqlite_error_code() else {
         return bug(cause);

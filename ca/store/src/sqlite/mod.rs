@@ -3,7 +3,7 @@
 //! Laws: one server at a time; commits are durable (`synchronous=FULL`) and gathered by one writer thread; reads run
 //! beside it. A file that is damaged, foreign or newer is refused, in words that say what to do.
 //! Here: opening, and the port. The files are in `place`, the schema in `schema`, group commit in `writer`, columns in
-//! `rows`, backup and restore in `copy`, errors in `error`.
+//! `rows`, new files, backup and restore in `copy`, errors in `error`.
 //! Not here: what is stored. Put the database on a local disk: write-ahead logging and `flock` need one.
 //! Sources: sqlite.org/wal.html; limits.md.
 
@@ -49,10 +49,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            busy_timeout: BUSY_TIMEOUT,
-            max_pages: None,
-        }
+        Self { busy_timeout: BUSY_TIMEOUT, max_pages: None }
     }
 }
 
@@ -105,11 +102,7 @@ impl SqliteStore {
 
     /// What it has written since it was opened.
     pub fn statistics(&self) -> Statistics {
-        let Counts {
-            requests,
-            batches,
-            failed_batches,
-        } = &*self.counts;
+        let Counts { requests, batches, failed_batches } = &*self.counts;
         Statistics {
             requests: requests.load(Ordering::Relaxed),
             batches: batches.load(Ordering::Relaxed),
@@ -119,9 +112,11 @@ impl SqliteStore {
     }
 
     fn open_place(place: Place, options: Options) -> Result<Self, StoreError> {
+        if !place.is_taken()? {
+            copy::initialise(&place, &options)?;
+        }
         place.secure()?;
         let connection = schema::open_writer(place.path(), &options)?;
-        place::sync_directory(place.path())?;
         let state = rows::state(&connection)?;
         let counts = Arc::new(Counts::default());
         let writer = Writer::new(connection, state, Arc::clone(&counts));
@@ -130,14 +125,7 @@ impl SqliteStore {
         let writer = thread.spawn(move || writer.run(receiver));
         let writer = writer.map_err(|cause| failed("start a writer for", place.path(), &cause))?;
         let readers = Readers::new(place.path().to_owned(), options.clone());
-        Ok(Self {
-            place,
-            options,
-            readers,
-            requests: Some(requests),
-            writer: Some(writer),
-            counts,
-        })
+        Ok(Self { place, options, readers, requests: Some(requests), writer: Some(writer), counts })
     }
 
     async fn ask<T>(
@@ -193,9 +181,8 @@ impl Store for SqliteStore {
                    WHERE kind = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
         let query = move |connection: &Connection| {
             let mut statement = connection.prepare_cached(sql).map_err(translate)?;
-            let mut found = statement
-                .query(params![kind.as_str(), after, at_most(limit)])
-                .map_err(translate)?;
+            let mut found =
+                statement.query(params![kind.as_str(), after, at_most(limit)]).map_err(translate)?;
             let mut page = Vec::new();
             while let Some(row) = found.next().map_err(translate)? {
                 page.push(rows::document(row, kind)?);
@@ -211,9 +198,7 @@ impl Store for SqliteStore {
         let query = move |connection: &Connection| {
             let mut statement = connection.prepare_cached(sql).map_err(translate)?;
             let from = i64::try_from(from.0).unwrap_or(i64::MAX);
-            let mut found = statement
-                .query(params![from, at_most(limit)])
-                .map_err(translate)?;
+            let mut found = statement.query(params![from, at_most(limit)]).map_err(translate)?;
             let mut page = Vec::new();
             while let Some(row) = found.next().map_err(translate)? {
                 page.push(rows::record(row)?);
@@ -226,20 +211,13 @@ impl Store for SqliteStore {
     async fn record_of_serial(&self, counter: SerialCounter) -> Result<Option<Record>, StoreError> {
         let sql = "SELECT position, previous, hash, counter, body FROM ledger WHERE counter = ?1";
         let query = move |connection: &Connection| {
-            rows::optional(
-                connection,
-                sql,
-                params![rows::signed(counter.value())?],
-                rows::record,
-            )
+            rows::optional(connection, sql, params![rows::signed(counter.value())?], rows::record)
         };
         self.readers.read(query).await
     }
 
     async fn head(&self) -> Result<Head, StoreError> {
-        self.readers
-            .read(|connection| rows::stored_head(connection).map(|(head, _version)| head))
-            .await
+        self.readers.read(|connection| rows::stored_head(connection).map(|(head, _version)| head)).await
     }
 
     async fn reserve_serials(&self, count: u32, now: Timestamp) -> Result<SerialCounter, StoreError> {
@@ -251,8 +229,7 @@ impl Store for SqliteStore {
     async fn backup(&self, to: &Path) -> Result<(), StoreError> {
         let (from, to, options) = (self.place.path().to_owned(), to.to_owned(), self.options.clone());
         let work = task::spawn_blocking(move || copy::backup(&from, &to, &options));
-        work.await
-            .map_err(|lost| bug(format!("a backup stopped: {lost}")))?
+        work.await.map_err(|lost| bug(format!("a backup stopped: {lost}")))?
     }
 
     async fn check_integrity(&self) -> Result<(), StoreError> {
@@ -261,8 +238,7 @@ impl Store for SqliteStore {
             let connection = schema::open_reader(&path, &options)?;
             copy::check(&connection)
         });
-        work.await
-            .map_err(|lost| bug(format!("a check stopped: {lost}")))?
+        work.await.map_err(|lost| bug(format!("a check stopped: {lost}")))?
     }
 }
 

@@ -1,6 +1,6 @@
 //! The files of a database: who may read them, and that one server at a time has them.
 //!
-//! Laws: the database is created with mode 0600 whatever the umask, and the mode is applied again at every open;
+//! Laws: a file is created with mode 0600 whatever the umask, and the mode is applied again at every open;
 //! SQLite gives `-wal` and `-shm` the database's mode. `PATH.lock` is locked (`flock`) as long as a store is open, so
 //! a second server on the same file is refused at once, and a killed one leaves no lock behind. The lock is a file of
 //! its own because SQLite's POSIX locks on the database are lost when any descriptor of it is closed.
@@ -33,18 +33,10 @@ impl Place {
         check_directory(path)?;
         let beside = with_suffix(path, ".lock");
         let mut options = OpenOptions::new();
-        let lock = options
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(PRIVATE)
-            .open(&beside);
+        let lock = options.create(true).truncate(false).write(true).mode(PRIVATE).open(&beside);
         let lock = lock.map_err(|cause| failed("open", &beside, &cause))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                path: path.to_owned(),
-                _lock: lock,
-            }),
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(unavailable(format!(
                 "{} is in use by another server (its lock {} is held); stop that one first",
                 path.display(),
@@ -58,12 +50,38 @@ impl Place {
         &self.path
     }
 
-    /// Creates the database file if there is none, and closes it to everybody else either way.
-    pub(super) fn secure(&self) -> Result<(), StoreError> {
-        match create(&self.path) {
-            Ok(()) | Err(StoreError::Exists { .. }) => {}
-            Err(other) => return Err(other),
+    /// Whether the database is there. One that is shorter than SQLite's smallest page is not taken for a new one:
+    /// databases appear at their path whole (see `copy`), so it was emptied. And where a log of a lost database lies,
+    /// no other is made: SQLite would write that log into it (sqlite.org/howtocorrupt.html §1.4).
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when it was emptied or lost.
+    pub(super) fn is_taken(&self) -> Result<bool, StoreError> {
+        match fs::metadata(&self.path) {
+            Ok(found) if found.len() >= SMALLEST_PAGE => Ok(true),
+            Ok(found) => {
+                let (path, bytes) = (self.path.display(), found.len());
+                Err(StoreError::Corrupt { cause: format!("{path} has only {bytes} bytes; it was emptied") })
+            }
+            Err(cause) if cause.kind() == ErrorKind::NotFound => self.refuse_orphans().map(|()| false),
+            Err(cause) => Err(failed("look for", &self.path, &cause)),
         }
+    }
+
+    fn refuse_orphans(&self) -> Result<(), StoreError> {
+        for suffix in ["-wal", "-journal"] {
+            let log = with_suffix(&self.path, suffix);
+            if fs::exists(&log).map_err(|cause| failed("look for", &log, &cause))? {
+                let (log, path) = (log.display(), self.path.display());
+                let cause = format!("{log} is there, but {path} is not; put it back, or move the log away");
+                return Err(StoreError::Corrupt { cause });
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the database, and what lies beside it, to everybody else.
+    pub(super) fn secure(&self) -> Result<(), StoreError> {
         for suffix in ["", "-wal", "-shm"] {
             let file = with_suffix(&self.path, suffix);
             match fs::set_permissions(&file, Permissions::from_mode(PRIVATE)) {
@@ -81,17 +99,13 @@ impl Place {
 ///
 /// # Errors
 /// [`StoreError::Exists`] when it does.
-pub(super) fn create(path: &Path) -> Result<(), StoreError> {
-    let created = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(PRIVATE)
-        .open(path);
+fn create(path: &Path) -> Result<(), StoreError> {
+    let created = OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path);
     match created.and_then(|file| file.set_permissions(Permissions::from_mode(PRIVATE))) {
         Ok(()) => Ok(()),
-        Err(cause) if cause.kind() == ErrorKind::AlreadyExists => Err(StoreError::Exists {
-            path: path.display().to_string(),
-        }),
+        Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
+            Err(StoreError::Exists { path: path.display().to_string() })
+        }
         Err(cause) => Err(failed("create", path, &cause)),
     }
 }
@@ -112,11 +126,23 @@ impl<'a> Unfinished<'a> {
 
     /// Makes the file and its name durable, and keeps it.
     pub(super) fn keep(mut self) -> Result<(), StoreError> {
-        let synced = File::open(self.path).and_then(|file| file.sync_all());
-        synced.map_err(|cause| failed("sync", self.path, &cause))?;
+        self.sync()?;
         sync_directory(self.path)?;
         self.kept = true;
         Ok(())
+    }
+
+    /// Gives the finished file its proper name, durably. Nothing is there: the caller holds the place's lock.
+    pub(super) fn keep_as(mut self, place: &Place) -> Result<(), StoreError> {
+        self.sync()?;
+        fs::rename(self.path, &place.path).map_err(|cause| failed("rename", self.path, &cause))?;
+        self.kept = true;
+        sync_directory(&place.path)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let synced = File::open(self.path).and_then(|file| file.sync_all());
+        synced.map_err(|cause| failed("sync", self.path, &cause))
     }
 }
 
@@ -142,7 +168,7 @@ pub(super) fn remove_database(path: &Path) {
 }
 
 /// Makes the directory entry of `path` durable.
-pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
     let directory = directory_of(path);
     let synced = File::open(directory).and_then(|opened| opened.sync_all());
     synced.map_err(|cause| failed("sync", directory, &cause))
@@ -163,10 +189,7 @@ pub(super) fn failed(action: &str, path: &Path, cause: &io::Error) -> StoreError
 }
 
 pub(super) const fn unavailable(cause: String) -> StoreError {
-    StoreError::Unavailable {
-        cause,
-        retry_after: RETRY_AFTER,
-    }
+    StoreError::Unavailable { cause, retry_after: RETRY_AFTER }
 }
 
 fn check_directory(path: &Path) -> Result<(), StoreError> {
@@ -196,5 +219,7 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 const PRIVATE: u32 = 0o600;
+/// sqlite.org/fileformat.html §1.3.2: pages have at least 512 bytes.
+const SMALLEST_PAGE: u64 = 512;
 const WRITABLE_BY_ALL: u32 = 0o002;
 const STICKY: u32 = 0o1000;

@@ -28,12 +28,7 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn new(path: PathBuf, options: Options) -> Self {
-        Self {
-            path,
-            options,
-            idle: Arc::default(),
-            free: Arc::new(Semaphore::new(READERS)),
-        }
+        Self { path, options, idle: Arc::default(), free: Arc::new(Semaphore::new(READERS)) }
     }
 
     /// Runs `query` with a connection of its own.
@@ -51,8 +46,7 @@ impl Readers {
             drop(permit);
             found
         });
-        work.await
-            .map_err(|lost| bug(format!("a reader stopped: {lost}")))?
+        work.await.map_err(|lost| bug(format!("a reader stopped: {lost}")))?
     }
 
     fn take(&self) -> Result<Connection, StoreError> {
@@ -61,9 +55,6 @@ impl Readers {
     }
 
     fn give_back(&self, connection: Connection) {
-        self.idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(connection);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
 }

@@ -37,17 +37,9 @@ pub(super) fn state(connection: &Connection) -> Result<State, StoreError> {
         )));
     }
     let highest: Option<i64> = connection
-        .query_row(
-            "SELECT max(counter) FROM ledger WHERE counter IS NOT NULL",
-            [],
-            |row| row.get(0),
-        )
+        .query_row("SELECT max(counter) FROM ledger WHERE counter IS NOT NULL", [], |row| row.get(0))
         .map_err(translate)?;
-    Ok(State {
-        head,
-        version,
-        highest: highest.map(counter).transpose()?,
-    })
+    Ok(State { head, version, highest: highest.map(counter).transpose()? })
 }
 
 /// The head as it is stored, and the last version.
@@ -56,10 +48,7 @@ pub(super) fn stored_head(connection: &Connection) -> Result<(Head, Version), St
     let found = optional(connection, sql, [], |row| {
         let position = Position(unsigned(row.get(0).map_err(translate)?)?);
         let hash = digest(row, 1)?;
-        Ok((
-            Head { position, hash },
-            Version(unsigned(row.get(2).map_err(translate)?)?),
-        ))
+        Ok((Head { position, hash }, Version(unsigned(row.get(2).map_err(translate)?)?)))
     })?;
     found.ok_or_else(|| corrupt("the stored head is missing".to_owned()))
 }
@@ -68,11 +57,7 @@ pub(super) fn put_state(connection: &Connection, state: &State) -> Result<(), St
     let sql = "UPDATE head SET position = ?1, hash = ?2, version = ?3 WHERE one = 1";
     let mut statement = connection.prepare_cached(sql).map_err(translate)?;
     let position = signed(state.head.position.0)?;
-    let changed = statement.execute(params![
-        position,
-        state.head.hash.as_bytes(),
-        signed(state.version.0)?
-    ]);
+    let changed = statement.execute(params![position, state.head.hash.as_bytes(), signed(state.version.0)?]);
     match changed.map_err(translate)? {
         1 => Ok(()),
         _ => Err(corrupt("the stored head is missing".to_owned())),
@@ -98,37 +83,24 @@ pub(super) fn put_document(
                SET version = excluded.version, body = excluded.body, checksum = excluded.checksum";
     let mut statement = connection.prepare_cached(sql).map_err(translate)?;
     let checksum = checksum(key.kind.as_str(), &key.id, version, body);
-    let written = statement.execute(params![
-        key.kind.as_str(),
-        key.id,
-        signed(version.0)?,
-        body,
-        checksum.as_bytes()
-    ]);
+    let written =
+        statement.execute(params![key.kind.as_str(), key.id, signed(version.0)?, body, checksum.as_bytes()]);
     written.map(|_rows| ()).map_err(translate)
 }
 
 pub(super) fn delete_document(connection: &Connection, key: &DocumentKey) -> Result<(), StoreError> {
     let sql = "DELETE FROM documents WHERE kind = ?1 AND id = ?2";
     let mut statement = connection.prepare_cached(sql).map_err(translate)?;
-    statement
-        .execute(params![key.kind.as_str(), key.id])
-        .map(|_rows| ())
-        .map_err(translate)
+    statement.execute(params![key.kind.as_str(), key.id]).map(|_rows| ()).map_err(translate)
 }
 
 pub(super) fn put_record(connection: &Connection, record: &Record) -> Result<(), StoreError> {
     let sql = "INSERT INTO ledger (position, previous, hash, counter, body) VALUES (?1, ?2, ?3, ?4, ?5)";
     let mut statement = connection.prepare_cached(sql).map_err(translate)?;
     let position = signed(record.position.0)?;
-    let counter = record
-        .counter
-        .map(|counter| signed(counter.value()))
-        .transpose()?;
+    let counter = record.counter.map(|counter| signed(counter.value())).transpose()?;
     let (previous, hash) = (record.previous.as_bytes(), record.hash.as_bytes());
-    statement
-        .execute(params![position, previous, hash, counter, &*record.body])
-        .map_err(translate)?;
+    statement.execute(params![position, previous, hash, counter, &*record.body]).map_err(translate)?;
     Ok(())
 }
 
@@ -140,19 +112,14 @@ pub(super) fn is_recorded(connection: &Connection, counter: SerialCounter) -> Re
 /// The first counter that nobody was given yet.
 pub(super) fn next_serial(connection: &Connection) -> Result<u64, StoreError> {
     let sql = "SELECT next FROM counters WHERE name = 'serial'";
-    let found = optional(connection, sql, [], |row| {
-        unsigned(row.get(0).map_err(translate)?)
-    })?;
+    let found = optional(connection, sql, [], |row| unsigned(row.get(0).map_err(translate)?))?;
     found.ok_or_else(|| corrupt("the stored serial counter is missing".to_owned()))
 }
 
 pub(super) fn put_next_serial(connection: &Connection, next: u64) -> Result<(), StoreError> {
     let sql = "UPDATE counters SET next = ?1 WHERE name = 'serial'";
     let mut statement = connection.prepare_cached(sql).map_err(translate)?;
-    statement
-        .execute(params![signed(next)?])
-        .map(|_rows| ())
-        .map_err(translate)
+    statement.execute(params![signed(next)?]).map(|_rows| ()).map_err(translate)
 }
 
 /// A row of `position, previous, hash, counter, body`.
@@ -173,16 +140,9 @@ pub(super) fn document(row: &Row<'_>, kind: Kind) -> Result<Document, StoreError
     let version = Version(unsigned(row.get(1).map_err(translate)?)?);
     let (id, body) = (text(row, 0)?, text(row, 2)?);
     if checksum(kind.as_str(), id, version, body) != digest(row, 3)? {
-        return Err(corrupt(format!(
-            "the stored {} {id} does not give its checksum",
-            kind.as_str()
-        )));
+        return Err(corrupt(format!("the stored {} {id} does not give its checksum", kind.as_str())));
     }
-    Ok(Document {
-        key: DocumentKey::new(kind, id),
-        version,
-        body: body.into(),
-    })
+    Ok(Document { key: DocumentKey::new(kind, id), version, body: body.into() })
 }
 
 /// Runs a query that finds at most one row.
@@ -216,9 +176,7 @@ fn digest(row: &Row<'_>, column: usize) -> Result<Digest, StoreError> {
 
 fn text<'r>(row: &'r Row<'_>, column: usize) -> Result<&'r str, StoreError> {
     let value = row.get_ref(column).map_err(translate)?;
-    value
-        .as_str()
-        .map_err(|cause| corrupt(format!("a stored text cannot be read: {cause}")))
+    value.as_str().map_err(|cause| corrupt(format!("a stored text cannot be read: {cause}")))
 }
 
 /// Detects bytes that changed on disk; it is no defence against somebody who may write the file.

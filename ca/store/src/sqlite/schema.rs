@@ -20,24 +20,25 @@ use crate::limits::WAL_KEPT_BYTES;
 use crate::rules::bug;
 
 /// `RHZM` in ASCII: what `file` and SQLite show as the application of our databases.
-pub(super) const APPLICATION_ID: i32 = 0x5248_5a4d;
+const APPLICATION_ID: i32 = 0x5248_5a4d;
 
-/// A connection that writes; the database is made, or brought to this release's schema, if need be.
+/// Makes an empty file a database of ours, without a schema yet.
+pub(super) fn claim_empty(path: &Path, options: &Options) -> Result<(), StoreError> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, options)?;
+    connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(translate)
+}
+
+/// A connection that writes to a database of ours, which is brought to this release's schema if need be.
 pub(super) fn open_writer(path: &Path, options: &Options) -> Result<Connection, StoreError> {
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, options)?;
-    claim_file(&connection, path)?;
+    refuse_foreign(&connection, path)?;
     let mode: String = connection
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
         .map_err(translate)?;
     if !mode.eq_ignore_ascii_case("wal") {
-        return Err(unavailable(format!(
-            "{} lies on a file system without shared memory",
-            path.display()
-        )));
+        return Err(unavailable(format!("{} lies on a file system without shared memory", path.display())));
     }
-    connection
-        .pragma_update(None, "synchronous", "FULL")
-        .map_err(translate)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(translate)?;
     connection
         .pragma_update_and_check(None, "journal_size_limit", WAL_KEPT_BYTES, |_row| Ok(()))
         .map_err(translate)?;
@@ -55,9 +56,7 @@ pub(super) fn open_writer(path: &Path, options: &Options) -> Result<Connection, 
 /// A connection that only reads, and only a database of ours whose schema this release knows.
 pub(super) fn open_reader(path: &Path, options: &Options) -> Result<Connection, StoreError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, options)?;
-    if application_id(&connection)? != APPLICATION_ID {
-        return Err(foreign(path));
-    }
+    refuse_foreign(&connection, path)?;
     applied(&connection)?;
     defend(&connection)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
@@ -72,12 +71,8 @@ pub(super) fn connect(path: &Path, flags: OpenFlags, options: &Options) -> Resul
         .map_err(|cause| unavailable(format!("cannot open {}: {cause}", path.display())))?;
     connection.busy_timeout(options.busy_timeout).map_err(translate)?;
     // Damaged cells are reported instead of followed.
-    connection
-        .pragma_update(None, "cell_size_check", "ON")
-        .map_err(translate)?;
-    connection
-        .pragma_update(None, "trusted_schema", "OFF")
-        .map_err(translate)?;
+    connection.pragma_update(None, "cell_size_check", "ON").map_err(translate)?;
+    connection.pragma_update(None, "trusted_schema", "OFF").map_err(translate)?;
     Ok(connection)
 }
 
@@ -94,32 +89,19 @@ pub(super) fn applied(connection: &Connection) -> Result<Option<i32>, StoreError
     let mut statement = connection.prepare(sql).map_err(translate)?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)));
     let history: Vec<(i64, String, String, String)> = rows.and_then(Iterator::collect).map_err(translate)?;
-    let newest = known
-        .get_migrations()
-        .iter()
-        .map(refinery::Migration::version)
-        .max()
-        .unwrap_or(0);
+    let newest = known.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
     let mut last = None;
     for (version, name, applied_on, checksum) in history {
-        let migration = known
-            .get_migrations()
-            .iter()
-            .find(|ours| i64::from(ours.version()) == version);
+        let migration = known.get_migrations().iter().find(|ours| i64::from(ours.version()) == version);
         let Some(ours) = migration else {
-            return Err(StoreError::Newer {
-                found: version,
-                known: i64::from(newest),
-            });
+            return Err(StoreError::Newer { found: version, known: i64::from(newest) });
         };
         // refinery panics on an instant or a checksum it cannot read, so it is never shown one.
         let whole = ours.name() == name
             && ours.checksum().to_string() == checksum
             && applied_on.parse::<Timestamp>().is_ok();
         if !whole {
-            return Err(corrupt(format!(
-                "migration {version} ({name}) is not the one this release knows"
-            )));
+            return Err(corrupt(format!("migration {version} ({name}) is not the one this release knows")));
         }
         last = Some(ours.version());
     }
@@ -129,20 +111,11 @@ pub(super) fn applied(connection: &Connection) -> Result<Option<i32>, StoreError
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let found = applied(connection)?;
     let runner = runner();
-    if found
-        == runner
-            .get_migrations()
-            .iter()
-            .map(refinery::Migration::version)
-            .max()
-    {
+    if found == runner.get_migrations().iter().map(refinery::Migration::version).max() {
         return Ok(());
     }
     // Grouped: refinery would otherwise record a migration in another transaction than the one that applies it.
-    let report = runner
-        .set_grouped(true)
-        .run(connection)
-        .map_err(|cause| migration_failed(&cause))?;
+    let report = runner.set_grouped(true).run(connection).map_err(|cause| migration_failed(&cause))?;
     for migration in report.applied_migrations() {
         tracing::info!(%migration, "applied a migration");
     }
@@ -168,45 +141,21 @@ fn runner() -> Runner {
 
 fn has_history(connection: &Connection) -> Result<bool, StoreError> {
     let sql = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'refinery_schema_history'";
-    Ok(connection
-        .query_row(sql, [], |_row| Ok(()))
-        .optional()
-        .map_err(translate)?
-        .is_some())
+    Ok(connection.query_row(sql, [], |_row| Ok(())).optional().map_err(translate)?.is_some())
 }
 
-/// Marks an empty file as ours, and refuses a file of another application.
-fn claim_file(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    if application_id(connection)? == APPLICATION_ID {
+fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let found: i32 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(translate)?;
+    if found == APPLICATION_ID {
         return Ok(());
     }
-    let tables: i64 = connection
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(translate)?;
-    if application_id(connection)? != 0 || tables != 0 {
-        return Err(foreign(path));
-    }
-    connection
-        .pragma_update(None, "application_id", APPLICATION_ID)
-        .map_err(translate)
-}
-
-fn application_id(connection: &Connection) -> Result<i32, StoreError> {
-    connection
-        .pragma_query_value(None, "application_id", |row| row.get(0))
-        .map_err(translate)
-}
-
-fn foreign(path: &Path) -> StoreError {
-    corrupt(format!("{} is not a Rhizome database", path.display()))
+    Err(corrupt(format!("{} is not a Rhizome database", path.display())))
 }
 
 /// Nothing that comes by way of SQL may write the schema or the file's bytes.
 fn defend(connection: &Connection) -> Result<(), StoreError> {
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)
-        .map(|_on| ())
-        .map_err(translate)
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map(|_on| ()).map_err(translate)
 }
 
 /// More than the statements this crate has.

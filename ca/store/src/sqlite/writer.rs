@@ -27,11 +27,7 @@ use crate::rules;
 #[derive(Debug)]
 pub(super) enum Request {
     Commit(Transaction, oneshot::Sender<Result<Committed, StoreError>>),
-    Reserve {
-        count: u32,
-        now: Timestamp,
-        answer: oneshot::Sender<Result<SerialCounter, StoreError>>,
-    },
+    Reserve { count: u32, now: Timestamp, answer: oneshot::Sender<Result<SerialCounter, StoreError>> },
 }
 
 /// How much the writer has done since the store was opened.
@@ -51,11 +47,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) const fn new(connection: Connection, state: State, counts: Arc<Counts>) -> Self {
-        Self {
-            connection,
-            state: Some(state),
-            counts,
-        }
+        Self { connection, state: Some(state), counts }
     }
 
     /// Serves until every sender is gone and the queue is empty.
@@ -68,23 +60,17 @@ impl Writer {
 
     fn serve(&mut self, batch: Vec<Request>) {
         let count = |counter: &AtomicU64, more| counter.fetch_add(more, Ordering::Relaxed);
-        count(
-            &self.counts.requests,
-            u64::try_from(batch.len()).unwrap_or(u64::MAX),
-        );
+        count(&self.counts.requests, u64::try_from(batch.len()).unwrap_or(u64::MAX));
         count(&self.counts.batches, 1);
         match self.write(&batch) {
-            Ok(outcomes) => batch
-                .into_iter()
-                .zip(outcomes)
-                .for_each(|(request, outcome)| answer(request, outcome)),
+            Ok(outcomes) => {
+                batch.into_iter().zip(outcomes).for_each(|(request, outcome)| answer(request, outcome))
+            }
             Err(error) => {
                 count(&self.counts.failed_batches, 1);
                 tracing::error!(%error, requests = batch.len(), "a durable write failed");
                 self.abandon();
-                batch
-                    .into_iter()
-                    .for_each(|request| refuse(request, error.clone()));
+                batch.into_iter().for_each(|request| refuse(request, error.clone()));
             }
         }
     }
@@ -156,9 +142,7 @@ fn apply(
 ) -> Result<Outcome, StoreError> {
     for requirement in &transaction.requirements {
         if !requirement.holds(rows::version_of(connection, requirement.key())?) {
-            return Ok(Outcome::Refused(StoreError::Conflict {
-                key: requirement.key().clone(),
-            }));
+            return Ok(Outcome::Refused(StoreError::Conflict { key: requirement.key().clone() }));
         }
     }
     for counter in transaction.entries.iter().filter_map(Entry::counter) {
@@ -187,10 +171,7 @@ fn apply(
     }
     after.highest = rules::highest(after.highest, &records);
     *state = after;
-    Ok(Outcome::Applied {
-        version: after.version,
-        records,
-    })
+    Ok(Outcome::Applied { version: after.version, records })
 }
 
 fn reserve(
