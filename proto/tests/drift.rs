@@ -33,11 +33,7 @@ fn proto_files(folder: &Path) -> Vec<PathBuf> {
 /// Compiles the protocol into `out`: one Rust file for each package, and the descriptor set without comments.
 fn generate(out: &Path) {
     let mut compiler = protox::Compiler::new([proto_root()]).unwrap();
-    compiler
-        .include_imports(true)
-        .include_source_info(true)
-        .open_files(proto_files(&proto_root()))
-        .unwrap();
+    compiler.include_imports(true).include_source_info(true).open_files(proto_files(&proto_root())).unwrap();
     let with_comments = compiler.file_descriptor_set();
 
     let mut bare = with_comments.clone();
@@ -80,11 +76,7 @@ fn committed_code_is_what_the_protocol_files_give() {
     }
 
     let names = listing(fresh.path());
-    assert_eq!(
-        names,
-        listing(&committed()),
-        "files differ; run with RHIZOME_BLESS=1"
-    );
+    assert_eq!(names, listing(&committed()), "files differ; run with RHIZOME_BLESS=1");
     for name in names {
         let same = fs::read(fresh.path().join(&name)).unwrap() == fs::read(committed().join(&name)).unwrap();
         assert!(same, "src/gen/{name} is stale; run with RHIZOME_BLESS=1");
@@ -97,11 +89,7 @@ fn the_descriptor_set_decodes_and_names_every_service() {
     let mut services: Vec<String> = set
         .file
         .iter()
-        .flat_map(|file| {
-            file.service
-                .iter()
-                .map(|service| format!("{}.{}", file.package(), service.name()))
-        })
+        .flat_map(|file| file.service.iter().map(|service| format!("{}.{}", file.package(), service.name())))
         .collect();
     services.sort();
     assert_eq!(

@@ -102,9 +102,7 @@ pub(crate) async fn run(verb: AdminVerb, session: &mut Session<'_, '_>) -> Resul
                 ttl_seconds: wish.ttl.map_or(0, Ttl::seconds),
             };
             let waiting = client.issue_admin_certificate(call(request));
-            let answer = patiently("Waiting for the certificate".to_owned(), waiting)
-                .await?
-                .into_inner();
+            let answer = patiently("Waiting for the certificate".to_owned(), waiting).await?.into_inner();
             let sent = wire::promised(answer.issued, "the certificate")?;
             let domain = domain_of(sent.bundle.as_ref().map(|bundle| bundle.trust_domain.as_str()))?;
             let issued = Issued::check(sent, &key, &domain, None, session.now())?;
@@ -117,10 +115,7 @@ pub(crate) async fn run(verb: AdminVerb, session: &mut Session<'_, '_>) -> Resul
         }
         AdminVerb::List { limit } => {
             let listed = wire::pages(limit, async |page_size, page_token| {
-                let request = ListAdminsRequest {
-                    page_size,
-                    page_token,
-                };
+                let request = ListAdminsRequest { page_size, page_token };
                 let page = client.list_admins(call(request)).await?.into_inner();
                 Ok((page.admins, page.next_page_token))
             })
@@ -129,10 +124,7 @@ pub(crate) async fn run(verb: AdminVerb, session: &mut Session<'_, '_>) -> Resul
             wire::remark_more(session, listed.more);
         }
         AdminVerb::Remove { name, reason } => {
-            let request = RemoveAdminRequest {
-                name: name.into(),
-                reason,
-            };
+            let request = RemoveAdminRequest { name: name.into(), reason };
             let answer = client.remove_admin(call(request)).await?.into_inner();
             session.show(&removed(answer, session.now())?)?;
         }
@@ -152,8 +144,7 @@ fn refuse_to_overwrite(wish: &AddAdmin) -> Result<(), Failure> {
 /// The connection was authenticated, by the socket or by TLS; so the server's word on its trust domain is good.
 fn domain_of(said: Option<&str>) -> Result<TrustDomain, Failure> {
     let said = said.ok_or_else(|| Failure::protocol("the bundle is missing"))?;
-    said.parse()
-        .map_err(|error| Failure::protocol(&format!("{error}")))
+    said.parse().map_err(|error| Failure::protocol(&format!("{error}")))
 }
 
 #[derive(Serialize)]
@@ -193,11 +184,7 @@ fn list(admins: Vec<Admin>, more: bool, now: Timestamp) -> Result<View, Failure>
         ]
     });
     let heading = ["NAME", "ROLE", "CERTIFICATE EXPIRES", "CREATED", "CREATED BY"];
-    let text = table(
-        &heading,
-        cells,
-        "no administrators but the local ones; `rhizome admin add` makes one",
-    );
+    let text = table(&heading, cells, "no administrators but the local ones; `rhizome admin add` makes one");
     View::list("admins", &rows, more, text)
 }
 
@@ -222,10 +209,7 @@ mod tests {
             name: "alice".into(),
             role: Role::Security.into(),
             created_by: "local:uid=0(root)".into(),
-            not_after: Some(prost_types::Timestamp {
-                seconds: 3600,
-                nanos: 0,
-            }),
+            not_after: Some(prost_types::Timestamp { seconds: 3600, nanos: 0 }),
             created_at: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
             ..Admin::default()
         };
@@ -247,10 +231,7 @@ mod tests {
             ttl: None,
             force,
         };
-        assert_eq!(
-            refuse_to_overwrite(&wish(false)).unwrap_err().code(),
-            "already_there"
-        );
+        assert_eq!(refuse_to_overwrite(&wish(false)).unwrap_err().code(), "already_there");
         assert!(refuse_to_overwrite(&wish(true)).is_ok());
     }
 }

@@ -52,10 +52,7 @@ pub(crate) async fn run(verb: AuthorityVerb, session: &mut Session<'_, '_>) -> R
     match verb {
         AuthorityVerb::List { limit } => {
             let listed = wire::pages(limit, async |page_size, page_token| {
-                let request = ListAuthoritiesRequest {
-                    page_size,
-                    page_token,
-                };
+                let request = ListAuthoritiesRequest { page_size, page_token };
                 let page = client.list_authorities(call(request)).await?.into_inner();
                 Ok((page.authorities, page.next_page_token))
             })
@@ -70,9 +67,7 @@ pub(crate) async fn run(verb: AuthorityVerb, session: &mut Session<'_, '_>) -> R
                 dry_run: !wish.yes,
             };
             let rotating = client.rotate_issuer(call(request));
-            let answer = patiently("Rotating the issuer".to_owned(), rotating)
-                .await?
-                .into_inner();
+            let answer = patiently("Rotating the issuer".to_owned(), rotating).await?.into_inner();
             let applied = answer.applied;
             session.show(&rotated(answer)?)?;
             if !applied {
@@ -158,12 +153,8 @@ fn list(authorities: Vec<Authority>, more: bool, now: Timestamp) -> Result<View,
 }
 
 fn rotated(answer: RotateIssuerResponse) -> Result<View, Failure> {
-    let mut text = if answer.applied {
-        "rotated the issuer:\n"
-    } else {
-        "would rotate the issuer:\n"
-    }
-    .to_owned();
+    let mut text =
+        if answer.applied { "rotated the issuer:\n" } else { "would rotate the issuer:\n" }.to_owned();
     for (number, step) in (1u32..).zip(&answer.steps) {
         text.push_str(&format!("  {number}. {}\n", printable(step)));
     }
@@ -171,10 +162,7 @@ fn rotated(answer: RotateIssuerResponse) -> Result<View, Failure> {
     if let Some(row) = &active {
         text.push_str(&format!("signing now: {}\n", printable(&row.id)));
     }
-    View::new(
-        &json!({ "applied": answer.applied, "steps": answer.steps, "active": active }),
-        text,
-    )
+    View::new(&json!({ "applied": answer.applied, "steps": answer.steps, "active": active }), text)
 }
 
 #[cfg(test)]
@@ -189,15 +177,9 @@ mod tests {
             state: AuthorityState::Active.into(),
             replica: "r1".into(),
             algorithm: "ecdsa-p256".into(),
-            not_after: Some(prost_types::Timestamp {
-                seconds: 86_400 * 3,
-                nanos: 0,
-            }),
+            not_after: Some(prost_types::Timestamp { seconds: 86_400 * 3, nanos: 0 }),
             next_step: "prepare a successor".into(),
-            next_step_at: Some(prost_types::Timestamp {
-                seconds: 86_400,
-                nanos: 0,
-            }),
+            next_step_at: Some(prost_types::Timestamp { seconds: 86_400, nanos: 0 }),
             ..Authority::default()
         };
         let view = list(vec![authority], false, Timestamp::EPOCH).unwrap();
@@ -210,14 +192,7 @@ mod tests {
 
     #[test]
     fn a_dry_run_shows_the_steps_as_a_wish() {
-        let answer = RotateIssuerResponse {
-            steps: vec!["make a key".into()],
-            applied: false,
-            active: None,
-        };
-        assert_eq!(
-            rotated(answer).unwrap().text,
-            "would rotate the issuer:\n  1. make a key\n"
-        );
+        let answer = RotateIssuerResponse { steps: vec!["make a key".into()], applied: false, active: None };
+        assert_eq!(rotated(answer).unwrap().text, "would rotate the issuer:\n  1. make a key\n");
     }
 }

@@ -64,10 +64,8 @@ async fn receive(
         return Err(Failure::protocol("the backup does not begin with its manifest"));
     };
     if manifest.format != FORMAT {
-        let message = format!(
-            "the backup has format {}, this program knows format {FORMAT}",
-            manifest.format
-        );
+        let message =
+            format!("the backup has format {}, this program knows format {FORMAT}", manifest.format);
         return Err(Failure::new(Exit::Failed, "backup_format", message)
             .hint("use the program of the server's version"));
     }
@@ -167,21 +165,18 @@ mod tests {
             digest: Bytes::copy_from_slice(digest(&SHA256, promised).as_ref()),
             ..BackupManifest::default()
         };
-        let mut parts = vec![BackupResponse {
-            part: Some(Part::Manifest(manifest)),
-        }];
-        parts.extend(content.chunks(3).map(|chunk| BackupResponse {
-            part: Some(Part::Chunk(Bytes::copy_from_slice(chunk))),
-        }));
+        let mut parts = vec![BackupResponse { part: Some(Part::Manifest(manifest)) }];
+        parts.extend(
+            content
+                .chunks(3)
+                .map(|chunk| BackupResponse { part: Some(Part::Chunk(Bytes::copy_from_slice(chunk))) }),
+        );
         parts.into_iter()
     }
 
     async fn backup(content: &[u8], promised: &[u8]) -> (tempfile::TempDir, Result<BackupManifest, Failure>) {
         let folder = tempfile::tempdir().unwrap();
-        let wish = BackupVerb {
-            file: folder.path().join("copy"),
-            force: false,
-        };
+        let wish = BackupVerb { file: folder.path().join("copy"), force: false };
         let mut parts = parts(content, promised);
         let outcome = receive(&wish, async || Ok(parts.next())).await;
         (folder, outcome)
@@ -196,12 +191,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_backup_that_is_short_long_or_changed_leaves_no_file() {
-        for content in [
-            &b"the whole stat"[..],
-            b"the whole state!",
-            b"the whole stAte",
-            b"",
-        ] {
+        for content in [&b"the whole stat"[..], b"the whole state!", b"the whole stAte", b""] {
             let (folder, outcome) = backup(content, b"the whole state").await;
             assert!(outcome.is_err(), "{content:?}");
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -211,29 +201,14 @@ mod tests {
     #[tokio::test]
     async fn a_stream_without_a_manifest_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let wish = BackupVerb {
-            file: folder.path().join("copy"),
-            force: false,
-        };
+        let wish = BackupVerb { file: folder.path().join("copy"), force: false };
         let mut chunks = parts(b"abc", b"abc").skip(1);
-        assert_eq!(
-            receive(&wish, async || Ok(chunks.next()))
-                .await
-                .unwrap_err()
-                .code(),
-            "protocol"
-        );
-        assert_eq!(
-            receive(&wish, async || Ok(None)).await.unwrap_err().code(),
-            "protocol"
-        );
+        assert_eq!(receive(&wish, async || Ok(chunks.next())).await.unwrap_err().code(), "protocol");
+        assert_eq!(receive(&wish, async || Ok(None)).await.unwrap_err().code(), "protocol");
     }
 
     #[test]
     fn the_manifest_stands_beside_the_file() {
-        assert_eq!(
-            manifest_path(Path::new("/b/state.db")),
-            Path::new("/b/state.db.json")
-        );
+        assert_eq!(manifest_path(Path::new("/b/state.db")), Path::new("/b/state.db.json"));
     }
 }

@@ -71,10 +71,7 @@ async fn show(limit: usize, session: &mut Session<'_, '_>) -> Result<(), Failure
     let mut client = BundleAdminServiceClient::new(session.channel().await?);
     let mut first = None;
     let listed = wire::pages(limit, async |page_size, page_token| {
-        let request = ShowBundleRequest {
-            page_size,
-            page_token,
-        };
+        let request = ShowBundleRequest { page_size, page_token };
         let mut page = client.show_bundle(call(request)).await?.into_inner();
         let subscribers = std::mem::take(&mut page.subscribers);
         let next = std::mem::take(&mut page.next_page_token);
@@ -84,10 +81,7 @@ async fn show(limit: usize, session: &mut Session<'_, '_>) -> Result<(), Failure
     .await?;
     let first = wire::promised(first, "the bundle")?;
     let bundle = bundle_of(&wire::promised(first.bundle, "the bundle")?)?;
-    let counts = Counts {
-        subscribers: first.subscriber_count,
-        behind: first.behind_count,
-    };
+    let counts = Counts { subscribers: first.subscriber_count, behind: first.behind_count };
     session.show(&shown(&bundle, listed.items, listed.more, counts, session.now())?)?;
     wire::remark_more(session, listed.more);
     Ok(())
@@ -100,10 +94,7 @@ async fn fetch(wish: &FetchBundle, session: &mut Session<'_, '_>) -> Result<(), 
             .hint("give --out FILE, or redirect"));
     }
     let mut client = BundleServiceClient::new(session.channel().await?);
-    let answer = client
-        .get_bundle(call(GetBundleRequest::default()))
-        .await?
-        .into_inner();
+    let answer = client.get_bundle(call(GetBundleRequest::default())).await?.into_inner();
     let bundle = bundle_of(&wire::promised(answer.bundle, "the bundle")?)?;
     let bytes = match wish.format {
         BundleFormat::Pem => bundle.to_pem().into_bytes(),
@@ -196,18 +187,11 @@ fn shown(
         ("trust domain", bundle.trust_domain().to_string()),
         ("sequence", bundle.sequence().to_string()),
         ("sha256", bundle.digest().to_string()),
-        (
-            "subscribers",
-            format!("{}, of them {} behind", counts.subscribers, counts.behind),
-        ),
+        ("subscribers", format!("{}, of them {} behind", counts.subscribers, counts.behind)),
     ]);
-    let anchor_cells = anchors.iter().map(|row| {
-        vec![
-            row.fingerprint.clone(),
-            row.subject.clone(),
-            relative(Some(row.not_after), now),
-        ]
-    });
+    let anchor_cells = anchors
+        .iter()
+        .map(|row| vec![row.fingerprint.clone(), row.subject.clone(), relative(Some(row.not_after), now)]);
     let anchor_table = table(&["ROOT SHA256", "SUBJECT", "EXPIRES"], anchor_cells, "no roots");
     let text = format!("{head}\n{anchor_table}\n{}", subscriber_table(&subscribers, now));
     let json = json!({
@@ -235,14 +219,7 @@ fn subscriber_table(subscribers: &[SubscriberRow], now: Timestamp) -> String {
             relative(row.live_until, now),
         ]
     });
-    let heading = [
-        "SUBSCRIBER",
-        "BUNDLE",
-        "BEHIND",
-        "CONNECTED",
-        "LAST SEEN",
-        "MATTERS UNTIL",
-    ];
+    let heading = ["SUBSCRIBER", "BUNDLE", "BEHIND", "CONNECTED", "LAST SEEN", "MATTERS UNTIL"];
     table(&heading, cells, "nobody has subscribed")
 }
 

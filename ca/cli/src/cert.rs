@@ -110,10 +110,8 @@ pub(crate) async fn run(verb: CertVerb, session: &mut Session<'_, '_>) -> Result
         CertVerb::List(wish) => {
             let mut client = CertificateAdminServiceClient::new(session.channel().await?);
             let listed = wire::pages(wish.limit, async |page_size, page_token| {
-                let page = client
-                    .list_certificates(call(wish.page(page_size, page_token)))
-                    .await?
-                    .into_inner();
+                let page =
+                    client.list_certificates(call(wish.page(page_size, page_token))).await?.into_inner();
                 Ok((page.certificates, page.next_page_token))
             })
             .await?;
@@ -127,14 +125,8 @@ pub(crate) async fn run(verb: CertVerb, session: &mut Session<'_, '_>) -> Result
         CertVerb::Show(ShowCertificate { serial, file: None }) => {
             let mut client = CertificateAdminServiceClient::new(session.channel().await?);
             let serial = serial.map(String::from).unwrap_or_default();
-            let answer = client
-                .get_certificate(call(GetCertificateRequest { serial }))
-                .await?
-                .into_inner();
-            session.show(&one(
-                wire::promised(answer.certificate, "the certificate")?,
-                session.now(),
-            )?)?;
+            let answer = client.get_certificate(call(GetCertificateRequest { serial })).await?.into_inner();
+            session.show(&one(wire::promised(answer.certificate, "the certificate")?, session.now())?)?;
         }
         CertVerb::Revoke(wish) => {
             let mut client = CertificateAdminServiceClient::new(session.channel().await?);
@@ -153,11 +145,7 @@ impl ListCertificates {
         ListCertificatesRequest {
             page_size,
             page_token,
-            spiffe_id: self
-                .spiffe_id
-                .as_ref()
-                .map(SpiffeId::to_string)
-                .unwrap_or_default(),
+            spiffe_id: self.spiffe_id.as_ref().map(SpiffeId::to_string).unwrap_or_default(),
             node_id: self.node.clone().unwrap_or_default(),
             unexpired_only: !self.all,
         }
@@ -166,20 +154,12 @@ impl ListCertificates {
 
 impl From<RevokeCertificates> for RevokeCertificatesRequest {
     fn from(wish: RevokeCertificates) -> Self {
-        let RevocationTarget {
-            serial,
-            spiffe_id,
-            node,
-        } = wish.target;
+        let RevocationTarget { serial, spiffe_id, node } = wish.target;
         let target = serial
             .map(|serial| Target::Serial(serial.to_string()))
             .or_else(|| spiffe_id.map(|id| Target::SpiffeId(id.to_string())))
             .or_else(|| node.map(Target::NodeId));
-        Self {
-            target,
-            reason: wish.reason,
-            dry_run: !wish.yes,
-        }
+        Self { target, reason: wish.reason, dry_run: !wish.yes }
     }
 }
 
@@ -270,10 +250,7 @@ fn one(record: CertificateRecord, now: Timestamp) -> Result<View, Failure> {
         ("state", row.state(now).to_owned()),
         ("revoked", instant_with_distance(row.revoked_at, now)),
         ("revoked by", row.revoked_by.clone().unwrap_or_default()),
-        (
-            "revocation reason",
-            row.revocation_reason.clone().unwrap_or_default(),
-        ),
+        ("revocation reason", row.revocation_reason.clone().unwrap_or_default()),
         ("asked for by", row.caller.clone()),
         ("rule", row.rule.clone().unwrap_or_default()),
         ("issuer", row.issuer_id.clone()),
@@ -300,17 +277,11 @@ fn revoked(answer: &RevokeCertificatesResponse) -> Result<View, Failure> {
     for serial in &answer.serials {
         text.push_str(&format!("  {}\n", crate::output::printable(serial)));
     }
-    let unlisted = answer
-        .count
-        .saturating_sub(u64::try_from(answer.serials.len()).unwrap_or(answer.count));
+    let unlisted = answer.count.saturating_sub(u64::try_from(answer.serials.len()).unwrap_or(answer.count));
     if unlisted > 0 {
         text.push_str(&format!("  and {unlisted} more\n"));
     }
-    let row = RevokedRow {
-        applied: answer.applied,
-        count: answer.count,
-        serials: &answer.serials,
-    };
+    let row = RevokedRow { applied: answer.applied, count: answer.count, serials: &answer.serials };
     View::new(&row, text)
 }
 
@@ -370,14 +341,7 @@ fn inspected_details(row: &InspectedRow, now: Timestamp) -> String {
         ("dns names", row.dns_names.join(" ")),
         ("valid from", instant_with_distance(Some(row.not_before), now)),
         ("valid until", instant_with_distance(Some(row.not_after), now)),
-        (
-            "authority",
-            if row.is_ca {
-                "yes".to_owned()
-            } else {
-                String::new()
-            },
-        ),
+        ("authority", if row.is_ca { "yes".to_owned() } else { String::new() }),
         ("issuer key", row.issuer_key_id.clone().unwrap_or_default()),
         ("key sha256", row.key_digest.clone()),
         ("sha256", row.fingerprint.clone()),
@@ -391,36 +355,23 @@ mod tests {
     #[test]
     fn a_certificate_is_revoked_before_it_is_expired_before_it_is_valid() {
         let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
-        let record = CertificateRecord {
-            not_after: at(100),
-            ..CertificateRecord::default()
-        };
+        let record = CertificateRecord { not_after: at(100), ..CertificateRecord::default() };
         let state = |record: &CertificateRecord, now| {
             CertificateRow::from(record.clone()).state(Timestamp::from_unix(now))
         };
         assert_eq!(state(&record, 100), "valid", "NotAfter is inclusive");
         assert_eq!(state(&record, 101), "expired");
-        let revoked = CertificateRecord {
-            revoked_at: at(50),
-            ..record
-        };
+        let revoked = CertificateRecord { revoked_at: at(50), ..record };
         assert_eq!(state(&revoked, 101), "revoked");
     }
 
     #[test]
     fn a_dry_run_never_says_that_something_was_revoked() {
-        let answer = RevokeCertificatesResponse {
-            serials: vec!["40".repeat(20)],
-            count: 3,
-            applied: false,
-        };
+        let answer = RevokeCertificatesResponse { serials: vec!["40".repeat(20)], count: 3, applied: false };
         let view = revoked(&answer).unwrap();
         assert_eq!(
             view.text,
-            format!(
-                "would revoke 3 certificate(s)\n  {}\n  and 2 more\n",
-                "40".repeat(20)
-            )
+            format!("would revoke 3 certificate(s)\n  {}\n  and 2 more\n", "40".repeat(20))
         );
         assert_eq!(view.json["applied"], false);
     }
@@ -428,27 +379,17 @@ mod tests {
     #[test]
     fn revoking_is_a_dry_run_unless_it_was_confirmed() {
         let wish = |yes| RevokeCertificates {
-            target: RevocationTarget {
-                serial: None,
-                spiffe_id: None,
-                node: Some("c/m/n".into()),
-            },
+            target: RevocationTarget { serial: None, spiffe_id: None, node: Some("c/m/n".into()) },
             reason: "stolen".into(),
             yes,
         };
         assert!(RevokeCertificatesRequest::from(wish(false)).dry_run);
         let sure = RevokeCertificatesRequest::from(wish(true));
-        assert_eq!(
-            (sure.dry_run, sure.target),
-            (false, Some(Target::NodeId("c/m/n".into())))
-        );
+        assert_eq!((sure.dry_run, sure.target), (false, Some(Target::NodeId("c/m/n".into()))));
     }
 
     #[test]
     fn a_file_without_a_certificate_is_refused() {
-        assert_eq!(
-            inspected(b"hello", Timestamp::EPOCH).unwrap_err().exit(),
-            Exit::Usage
-        );
+        assert_eq!(inspected(b"hello", Timestamp::EPOCH).unwrap_err().exit(), Exit::Usage);
     }
 }

@@ -26,12 +26,8 @@ pub struct CheckVerb {
 
 pub(crate) async fn run(wish: CheckVerb, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
     let mut client = ServerServiceClient::new(session.channel().await?);
-    let request = RunChecksRequest {
-        fail_within_seconds: wish.fail_within.map_or(0, Ttl::seconds),
-    };
-    let answer = patiently("Checking".to_owned(), client.run_checks(call(request)))
-        .await?
-        .into_inner();
+    let request = RunChecksRequest { fail_within_seconds: wish.fail_within.map_or(0, Ttl::seconds) };
+    let answer = patiently("Checking".to_owned(), client.run_checks(call(request))).await?.into_inner();
     let exit = verdict(&answer);
     session.show(&checked(answer, session.now())?)?;
     Ok(exit)
@@ -46,11 +42,7 @@ pub(crate) async fn status(session: &mut Session<'_, '_>) -> Result<Exit, Failur
 
 fn verdict(answer: &RunChecksResponse) -> Exit {
     let matters = |check: &Check| !check.ok && check.severity() != CheckSeverity::Note;
-    if !answer.ok || answer.checks.iter().any(matters) {
-        Exit::CheckFailed
-    } else {
-        Exit::Done
-    }
+    if !answer.ok || answer.checks.iter().any(matters) { Exit::CheckFailed } else { Exit::Done }
 }
 
 #[derive(Serialize)]
@@ -92,11 +84,7 @@ fn checked(answer: RunChecksResponse, now: Timestamp) -> Result<View, Failure> {
             row.summary.clone(),
         ]
     });
-    let mut text = table(
-        &["RESULT", "CHECK", "EXPIRES", "FOUND"],
-        cells,
-        "the server ran no checks",
-    );
+    let mut text = table(&["RESULT", "CHECK", "EXPIRES", "FOUND"], cells, "the server ran no checks");
     for row in rows.iter().filter(|row| !row.ok) {
         if let Some(remedy) = &row.remedy {
             text.push_str(&format!("\n{}: {}\n", printable(&row.name), printable(remedy)));
@@ -173,15 +161,9 @@ fn stated(status: GetStatusResponse, now: Timestamp) -> Result<View, Failure> {
         ("issuer", until(&row.active_issuer, row.issuer_not_after)),
         ("bundle", row.bundle_sequence.to_string()),
         ("ledger", format!("{} entries", row.ledger_sequence)),
-        (
-            "nodes",
-            format!("{}, of them {} connected here", row.nodes, row.connected_nodes),
-        ),
+        ("nodes", format!("{}, of them {} connected here", row.nodes, row.connected_nodes)),
         ("rules", row.rules.to_string()),
-        (
-            "certificates",
-            format!("{} issued, {} refused since the start", row.issued, row.refused),
-        ),
+        ("certificates", format!("{} issued, {} refused since the start", row.issued, row.refused)),
     ]);
     View::new(&row, text)
 }
@@ -197,35 +179,19 @@ mod tests {
             ok,
             summary: "the root expires soon".into(),
             remedy: if ok { String::new() } else { "rotate it".into() },
-            expires_at: Some(prost_types::Timestamp {
-                seconds: 86_400,
-                nanos: 0,
-            }),
+            expires_at: Some(prost_types::Timestamp { seconds: 86_400, nanos: 0 }),
         };
-        RunChecksResponse {
-            ok,
-            checks: vec![check],
-        }
+        RunChecksResponse { ok, checks: vec![check] }
     }
 
     #[test]
     fn what_matters_makes_the_exit_code_and_a_note_does_not() {
         assert_eq!(verdict(&answer(true, CheckSeverity::Critical)), Exit::Done);
         assert_eq!(verdict(&answer(false, CheckSeverity::Warning)), Exit::CheckFailed);
-        let noted = RunChecksResponse {
-            ok: true,
-            ..answer(false, CheckSeverity::Note)
-        };
+        let noted = RunChecksResponse { ok: true, ..answer(false, CheckSeverity::Note) };
         assert_eq!(verdict(&noted), Exit::Done);
-        let overlooked = RunChecksResponse {
-            ok: true,
-            ..answer(false, CheckSeverity::Critical)
-        };
-        assert_eq!(
-            verdict(&overlooked),
-            Exit::CheckFailed,
-            "one failed check outweighs a cheerful summary"
-        );
+        let overlooked = RunChecksResponse { ok: true, ..answer(false, CheckSeverity::Critical) };
+        assert_eq!(verdict(&overlooked), Exit::CheckFailed, "one failed check outweighs a cheerful summary");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! programs. Not here: the codes themselves that the server gives (`rhizome_server::status`).
 //! Sources: the gRPC status codes; sysexits is not followed, its numbers say little to a script.
 
+use std::error::Error as _;
+
 use rhizome_proto::{METADATA_CODE, METADATA_RETRY_AFTER_MS};
 use tonic::{Code, Status};
 
@@ -65,12 +67,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with its exit code, a stable machine code and one sentence for people.
     pub fn new(exit: Exit, code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            exit,
-            code: code.into(),
-            message: message.into(),
-            hint: None,
-        }
+        Self { exit, code: code.into(), message: message.into(), hint: None }
     }
 
     /// The command line or an input file is not valid.
@@ -80,21 +77,13 @@ impl Failure {
 
     /// A file could not be read or written.
     pub fn file(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
-        Self::new(
-            Exit::Failed,
-            "file",
-            format!("cannot {doing} {}: {error}", path.display()),
-        )
+        Self::new(Exit::Failed, "file", format!("cannot {doing} {}: {error}", path.display()))
     }
 
     /// The server's answer lacks something that the protocol promises.
     pub fn protocol(what: &str) -> Self {
-        Self::new(
-            Exit::Failed,
-            "protocol",
-            format!("the server's answer makes no sense: {what}"),
-        )
-        .hint("compare the versions of this program and of the server")
+        Self::new(Exit::Failed, "protocol", format!("the server's answer makes no sense: {what}"))
+            .hint("compare the versions of this program and of the server")
     }
 
     /// The same failure with advice on what to do.
@@ -128,22 +117,14 @@ impl Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let (exit, fallback, hint) = meaning(status.code());
-        let text = |key| {
-            status
-                .metadata()
-                .get(key)
-                .and_then(|value| value.to_str().ok())
-                .map(str::to_owned)
-        };
+        let text = |key| status.metadata().get(key).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        // A status with a cause was made here, not by the server: the call never got there, or its answer never came.
         let message = match status.message() {
+            _transport if status.source().is_some() => rhizome_tls::cause_of(&status),
             "" => fallback.replace('_', " "),
             said => said.to_owned(),
         };
-        let failure = Self::new(
-            exit,
-            text(METADATA_CODE).unwrap_or_else(|| fallback.to_owned()),
-            message,
-        );
+        let failure = Self::new(exit, text(METADATA_CODE).unwrap_or_else(|| fallback.to_owned()), message);
         let wait: Option<u64> = text(METADATA_RETRY_AFTER_MS).and_then(|digits| digits.parse().ok());
         match (wait, hint) {
             (Some(milliseconds), _) => {
@@ -173,11 +154,9 @@ const fn meaning(code: Code) -> (Exit, &'static str, Option<&'static str>) {
                 "check that the identity given by --identity has not expired, or use the local socket on the server",
             ),
         ),
-        Code::Unavailable => (
-            Exit::Unavailable,
-            "unavailable",
-            Some("check that the server runs and that --server names it"),
-        ),
+        Code::Unavailable => {
+            (Exit::Unavailable, "unavailable", Some("check that the server runs and that --server names it"))
+        }
         Code::DeadlineExceeded => (Exit::Unavailable, "deadline_exceeded", Some("try again")),
         Code::ResourceExhausted => (Exit::Unavailable, "resource_exhausted", Some("try again later")),
         Code::Unimplemented => (
@@ -225,9 +204,7 @@ mod tests {
     #[test]
     fn a_refusal_by_the_server_keeps_its_stable_code_and_its_sentence() {
         let mut status = Status::permission_denied("no rule grants this");
-        status
-            .metadata_mut()
-            .insert(METADATA_CODE, "denied_no_rule".parse().unwrap());
+        status.metadata_mut().insert(METADATA_CODE, "denied_no_rule".parse().unwrap());
         let failure = Failure::from(status);
         assert_eq!(
             (failure.exit(), failure.code(), failure.message()),
@@ -239,14 +216,9 @@ mod tests {
     #[test]
     fn an_overloaded_server_says_when_to_come_back() {
         let mut status = Status::resource_exhausted("too many requests");
-        status
-            .metadata_mut()
-            .insert(METADATA_RETRY_AFTER_MS, "1500".parse().unwrap());
+        status.metadata_mut().insert(METADATA_RETRY_AFTER_MS, "1500".parse().unwrap());
         let failure = Failure::from(status);
-        assert_eq!(
-            (failure.exit(), failure.advice()),
-            (Exit::Unavailable, Some("try again in 2 s"))
-        );
+        assert_eq!((failure.exit(), failure.advice()), (Exit::Unavailable, Some("try again in 2 s")));
     }
 
     #[test]

@@ -57,16 +57,9 @@ impl From<Explain> for ExplainRequest {
     fn from(wish: Explain) -> Self {
         let CallerArgument { node, principal } = wish.caller;
         Self {
-            caller: node
-                .map(Caller::NodeId)
-                .or_else(|| principal.map(Caller::Principal)),
+            caller: node.map(Caller::NodeId).or_else(|| principal.map(Caller::Principal)),
             attributes: wish.workload.attributes(),
-            spiffe_id: wish
-                .workload
-                .spiffe_id
-                .as_ref()
-                .map(SpiffeId::to_string)
-                .unwrap_or_default(),
+            spiffe_id: wish.workload.spiffe_id.as_ref().map(SpiffeId::to_string).unwrap_or_default(),
             ttl_seconds: wish.workload.ttl.map_or(0, Ttl::seconds),
             dns_names: wish.dns_names,
         }
@@ -88,10 +81,7 @@ fn explained(answer: &ExplainResponse) -> Result<View, Failure> {
     }
     if !answer.near.is_empty() {
         text.push_str("\nrules that nearly matched:\n");
-        answer
-            .near
-            .iter()
-            .for_each(|miss| text.push_str(&near_text(miss)));
+        answer.near.iter().for_each(|miss| text.push_str(&near_text(miss)));
     }
     let near: Vec<Value> = answer.near.iter().map(near_json).collect();
     let json = json!({
@@ -104,11 +94,7 @@ fn explained(answer: &ExplainResponse) -> Result<View, Failure> {
 }
 
 fn granted_text(grant: &GrantSummary) -> String {
-    let clamped = if grant.ttl_clamped {
-        " (less than wished)"
-    } else {
-        ""
-    };
+    let clamped = if grant.ttl_clamped { " (less than wished)" } else { "" };
     let ttl = Ttl::from_seconds(grant.ttl_seconds).map_or_else(|_none| "-".to_owned(), |ttl| ttl.to_string());
     details([
         ("decision", "granted".to_owned()),
@@ -162,16 +148,8 @@ fn near_json(miss: &NearMiss) -> Value {
 fn near_text(miss: &NearMiss) -> String {
     let mut text = format!("  {}\n", printable(&miss.rule));
     for unmet in &miss.unmet {
-        let found = if unmet.found.is_empty() {
-            "nothing".to_owned()
-        } else {
-            unmet.found.join("|")
-        };
-        let line = format!(
-            "{} should be {}, is {found}",
-            unmet.attribute,
-            unmet.wanted.join("|")
-        );
+        let found = if unmet.found.is_empty() { "nothing".to_owned() } else { unmet.found.join("|") };
+        let line = format!("{} should be {}, is {found}", unmet.attribute, unmet.wanted.join("|"));
         text.push_str(&format!("    {}\n", printable(&line)));
     }
     text

@@ -34,10 +34,7 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> 
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= limit) {
         Ok(bytes)
     } else {
-        Err(Failure::usage(format!(
-            "{} is larger than {limit} bytes",
-            path.display()
-        )))
+        Err(Failure::usage(format!("{} is larger than {limit} bytes", path.display())))
     }
 }
 
@@ -55,9 +52,7 @@ impl NewFile {
         };
         let begin = || {
             let temporary = NamedTempFile::new_in(folder)?;
-            temporary
-                .as_file()
-                .set_permissions(Permissions::from_mode(mode))?;
+            temporary.as_file().set_permissions(Permissions::from_mode(mode))?;
             Ok(Self { temporary })
         };
         begin().map_err(|error| Failure::file("create", path, &error))
@@ -65,9 +60,7 @@ impl NewFile {
 
     /// Appends.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.temporary
-            .write_all(bytes)
-            .map_err(|error| Failure::file("write", self.temporary.path(), &error))
+        self.temporary.write_all(bytes).map_err(|error| Failure::file("write", self.temporary.path(), &error))
     }
 
     /// Makes it durable and gives it its name. Without `replace`, a file that is there already is a failure.
@@ -126,10 +119,7 @@ mod tests {
             assert_eq!(read_limited(&path, 6).unwrap(), text.as_bytes());
         }
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, PRIVATE);
-        assert!(
-            read_limited(&path, 5).is_err(),
-            "one byte more than the limit is refused"
-        );
+        assert!(read_limited(&path, 5).is_err(), "one byte more than the limit is refused");
     }
 
     #[test]

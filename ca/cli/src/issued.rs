@@ -47,10 +47,8 @@ impl Issued {
         if bundle.trust_domain() != domain {
             return Err(Failure::protocol("the bundle is of another trust domain"));
         }
-        let (leaf, above) = sent
-            .chain_der
-            .split_first()
-            .ok_or_else(|| Failure::protocol("the chain is empty"))?;
+        let (leaf, above) =
+            sent.chain_der.split_first().ok_or_else(|| Failure::protocol("the chain is empty"))?;
         let facts = inspect(leaf).map_err(|error| Failure::protocol(&error.to_string()))?;
         let intermediates: Vec<&[u8]> = above.iter().map(AsRef::as_ref).collect();
         let anchors = TrustAnchors::from_bundle(&bundle);
@@ -73,21 +71,17 @@ impl Issued {
 
     /// Keeps it in a directory: key, chain, bundle and trust domain.
     pub(crate) fn save(&self, directory: &IdentityDir) -> Result<(), Failure> {
-        directory
-            .save(&self.stored)
-            .map_err(|error| identity_failure(&error))
+        directory.save(&self.stored).map_err(|error| identity_failure(&error))
     }
 
     /// Key, chain and bundle in PEM, in this order.
     pub(crate) fn to_pem(&self) -> Zeroizing<String> {
         let chain = self.stored.identity.chain_der();
-        let blocks: Vec<Zeroizing<String>> = std::iter::once(pem::encode(
-            pem::PRIVATE_KEY,
-            self.stored.identity.key_pkcs8_der(),
-        ))
-        .chain(chain.iter().map(|der| pem::encode(pem::CERTIFICATE, der)))
-        .chain(std::iter::once(Zeroizing::new(self.stored.bundle.to_pem())))
-        .collect();
+        let blocks: Vec<Zeroizing<String>> =
+            std::iter::once(pem::encode(pem::PRIVATE_KEY, self.stored.identity.key_pkcs8_der()))
+                .chain(chain.iter().map(|der| pem::encode(pem::CERTIFICATE, der)))
+                .chain(std::iter::once(Zeroizing::new(self.stored.bundle.to_pem())))
+                .collect();
         let room = blocks.iter().map(|block| block.len()).sum();
         let mut text = Zeroizing::new(String::with_capacity(room));
         blocks.iter().for_each(|block| text.push_str(block));
@@ -116,9 +110,7 @@ pub(crate) fn bundle_of(sent: &ca::Bundle) -> Result<Bundle, Failure> {
     let refresh = Ttl::from_seconds(sent.refresh_hint_seconds).map_err(|error| nonsense(&error))?;
     let bundle = Bundle::new(domain, sent.sequence, refresh, anchors?).map_err(|error| nonsense(&error))?;
     if bundle.digest() != wire::digest(&sent.digest)? {
-        return Err(Failure::protocol(
-            "the bundle's digest is not the digest of the bundle",
-        ));
+        return Err(Failure::protocol("the bundle's digest is not the digest of the bundle"));
     }
     Ok(bundle)
 }

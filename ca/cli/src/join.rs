@@ -54,11 +54,9 @@ pub(crate) async fn run(wish: &JoinNode, session: &mut Session<'_, '_>) -> Resul
     }
 
     let (address, bundle) = discover(&join).await?;
-    let channel = patiently(
-        format!("Connecting to {address}"),
-        verified(&address, &bundle, None, session.clock()),
-    )
-    .await?;
+    let channel =
+        patiently(format!("Connecting to {address}"), verified(&address, &bundle, None, session.clock()))
+            .await?;
     let key = pending_key(&wish.out)?;
     let (identity, node_id) = patiently("Attesting".to_owned(), attest(channel, &join, &key)).await?;
 
@@ -70,9 +68,7 @@ pub(crate) async fn run(wish: &JoinNode, session: &mut Session<'_, '_>) -> Resul
 }
 
 fn read_join_string(argument: &str) -> Result<JoinString, Failure> {
-    let limit = u64::try_from(join_string::MAX_BYTES)
-        .unwrap_or(u64::MAX)
-        .saturating_add(2);
+    let limit = u64::try_from(join_string::MAX_BYTES).unwrap_or(u64::MAX).saturating_add(2);
     let text = if argument == "-" {
         let bytes = Zeroizing::new(files::read_limited(Path::new("-"), limit)?);
         Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
@@ -105,18 +101,10 @@ async fn discover(join: &JoinString) -> Result<(String, Bundle), Failure> {
 async fn fetch_bundle(address: &str, domain: &TrustDomain) -> Result<ca::Bundle, Failure> {
     let config = rhizome_tls::danger_unverified_client_config()
         .map_err(|error| Failure::new(Exit::Failed, "tls", error.to_string()))?;
-    let channel = rhizome_tls::connect(address, Some(Arc::new(config)))
-        .await
-        .map_err(|error| {
-            unreachable(&error).hint("check that this machine can reach the server's address and port")
-        })?;
-    let request = ca::GetBundleRequest {
-        trust_domain: domain.to_string(),
-    };
-    let answer = BundleServiceClient::new(channel)
-        .get_bundle(call(request))
-        .await?
-        .into_inner();
+    let channel =
+        rhizome_tls::connect(address, Some(Arc::new(config))).await.map_err(|error| unreachable(&error))?;
+    let request = ca::GetBundleRequest { trust_domain: domain.to_string() };
+    let answer = BundleServiceClient::new(channel).get_bundle(call(request)).await?.into_inner();
     wire::promised(answer.bundle, "the bundle")
 }
 
@@ -136,14 +124,10 @@ fn pin(offered: &ca::Bundle, join: &JoinString) -> Result<Bundle, Failure> {
     if offered.anchors_der.len() > MAX_ANCHORS {
         return Err(Failure::protocol("the bundle has more than 64 anchors"));
     }
-    let anchors: Vec<CaCertificate> = offered
-        .anchors_der
-        .iter()
-        .filter_map(|der| CaCertificate::parse(der).ok())
-        .collect();
-    let (believed, other): (Vec<_>, Vec<_>) = anchors
-        .into_iter()
-        .partition(|anchor| join.root_sha256().contains(&anchor.fingerprint()));
+    let anchors: Vec<CaCertificate> =
+        offered.anchors_der.iter().filter_map(|der| CaCertificate::parse(der).ok()).collect();
+    let (believed, other): (Vec<_>, Vec<_>) =
+        anchors.into_iter().partition(|anchor| join.root_sha256().contains(&anchor.fingerprint()));
     if believed.is_empty() {
         return Err(mismatch(join.root_sha256(), &other));
     }
@@ -154,19 +138,10 @@ fn pin(offered: &ca::Bundle, join: &JoinString) -> Result<Bundle, Failure> {
 
 fn mismatch(pinned: &[Digest], offered: &[CaCertificate]) -> Failure {
     let list = |digests: Vec<String>| {
-        if digests.is_empty() {
-            "none that can be read".to_owned()
-        } else {
-            digests.join(", ")
-        }
+        if digests.is_empty() { "none that can be read".to_owned() } else { digests.join(", ") }
     };
     let pinned = list(pinned.iter().map(Digest::to_string).collect());
-    let offered = list(
-        offered
-            .iter()
-            .map(|anchor| anchor.fingerprint().to_string())
-            .collect(),
-    );
+    let offered = list(offered.iter().map(|anchor| anchor.fingerprint().to_string()).collect());
     Failure::new(
         Exit::Denied,
         "root_mismatch",
@@ -185,12 +160,8 @@ fn pending_key(directory: &Path) -> Result<RequestKey, Failure> {
     if path.exists() {
         let der = Zeroizing::new(files::read_limited(&path, PENDING_KEY_LIMIT)?);
         return RequestKey::from_pkcs8_der(&der).map_err(|error| {
-            Failure::new(
-                Exit::Failed,
-                "key",
-                format!("{} is damaged: {error}", path.display()),
-            )
-            .hint("remove it and join with a new join string")
+            Failure::new(Exit::Failed, "key", format!("{} is damaged: {error}", path.display()))
+                .hint("remove it and join with a new join string")
         });
     }
     let key = RequestKey::generate(KeyAlgorithm::EcdsaP256)
@@ -207,9 +178,7 @@ async fn attest(
 ) -> Result<(ca::IssuedCertificate, String), Failure> {
     let csr = create_csr(key).map_err(|error| Failure::new(Exit::Failed, "csr", error.to_string()))?;
     let request = AttestRequest {
-        evidence: Some(Evidence::JoinToken(JoinTokenEvidence {
-            token: join.token().to_owned(),
-        })),
+        evidence: Some(Evidence::JoinToken(JoinTokenEvidence { token: join.token().to_owned() })),
         csr_der: Bytes::from(csr),
     };
     let answer = NodeServiceClient::new(channel).attest(call(request)).await;
@@ -244,13 +213,7 @@ mod tests {
     use super::*;
 
     fn join_for(pins: Vec<Digest>) -> JoinString {
-        JoinString::new(
-            vec!["a:1".into()],
-            "example.org".parse().unwrap(),
-            pins,
-            "token".into(),
-        )
-        .unwrap()
+        JoinString::new(vec!["a:1".into()], "example.org".parse().unwrap(), pins, "token".into()).unwrap()
     }
 
     #[test]
@@ -268,10 +231,7 @@ mod tests {
 
     #[test]
     fn a_bundle_of_another_trust_domain_is_refused() {
-        let offered = ca::Bundle {
-            trust_domain: "evil.org".into(),
-            ..ca::Bundle::default()
-        };
+        let offered = ca::Bundle { trust_domain: "evil.org".into(), ..ca::Bundle::default() };
         let failure = pin(&offered, &join_for(vec![Digest::ZERO])).unwrap_err();
         assert_eq!(failure.code(), "wrong_trust_domain");
     }

@@ -82,12 +82,7 @@ impl JoinString {
         root_sha256: Vec<Digest>,
         token: String,
     ) -> Result<Self, JoinStringError> {
-        let join = Self {
-            addresses,
-            trust_domain,
-            root_sha256,
-            token,
-        };
+        let join = Self { addresses, trust_domain, root_sha256, token };
         join.validate()?;
         Ok(join)
     }
@@ -102,9 +97,7 @@ impl JoinString {
             return Err(JoinStringError::TooLong { length: text.len() });
         }
         let encoded = text.strip_prefix(PREFIX).ok_or(JoinStringError::Prefix)?;
-        let json = URL_SAFE_NO_PAD
-            .decode(encoded)
-            .map_err(|_not_base64| JoinStringError::Encoding)?;
+        let json = URL_SAFE_NO_PAD.decode(encoded).map_err(|_not_base64| JoinStringError::Encoding)?;
         let join: Self =
             serde_json::from_slice(&json).map_err(|error| JoinStringError::Content(error_place(&error)))?;
         join.validate()?;
@@ -181,9 +174,7 @@ pub(crate) fn is_address(text: &str) -> bool {
         Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
         None => {
             !host.is_empty()
-                && host
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
         }
     };
     port_is_valid && host_is_valid
@@ -191,12 +182,7 @@ pub(crate) fn is_address(text: &str) -> bool {
 
 impl fmt::Debug for JoinString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            addresses,
-            trust_domain,
-            root_sha256,
-            token: _secret,
-        } = self;
+        let Self { addresses, trust_domain, root_sha256, token: _secret } = self;
         f.debug_struct("JoinString")
             .field("addresses", addresses)
             .field("trust_domain", trust_domain)
@@ -229,9 +215,7 @@ mod tests {
     #[test]
     fn a_join_string_is_rhz1_and_base64url_of_json() {
         let text = sample().encode().unwrap();
-        let json = URL_SAFE_NO_PAD
-            .decode(text.strip_prefix("rhz1.").unwrap())
-            .unwrap();
+        let json = URL_SAFE_NO_PAD.decode(text.strip_prefix("rhz1.").unwrap()).unwrap();
         assert_eq!(
             String::from_utf8(json).unwrap(),
             format!(
@@ -246,23 +230,13 @@ mod tests {
     fn the_secret_is_not_printed_by_accident() {
         assert!(!format!("{:?}", sample()).contains("c2VjcmV0"));
         let damaged = encoded(r#"{"addresses":["a:1"],"trust_domain":"TD","token":"c2VjcmV0"}"#);
-        assert!(
-            !JoinString::decode(&damaged)
-                .unwrap_err()
-                .to_string()
-                .contains("c2VjcmV0")
-        );
+        assert!(!JoinString::decode(&damaged).unwrap_err().to_string().contains("c2VjcmV0"));
     }
 
     #[test]
     fn limits_hold_when_decoding_and_when_putting_together() {
         let long = format!("{PREFIX}{}", "A".repeat(MAX_BYTES));
-        assert_eq!(
-            JoinString::decode(&long),
-            Err(JoinStringError::TooLong {
-                length: MAX_BYTES + 5
-            })
-        );
+        assert_eq!(JoinString::decode(&long), Err(JoinStringError::TooLong { length: MAX_BYTES + 5 }));
         let with = |count: usize| {
             JoinString::new(
                 vec!["a:1".to_owned(); count],
@@ -275,18 +249,9 @@ mod tests {
         assert_eq!(with(MAX_ADDRESSES + 1), Err(JoinStringError::Addresses(9)));
         assert_eq!(with(0), Err(JoinStringError::Addresses(0)));
         let pins = |count: usize| {
-            JoinString::new(
-                vec!["a:1".into()],
-                "td".parse().unwrap(),
-                vec![Digest::ZERO; count],
-                "t".into(),
-            )
+            JoinString::new(vec!["a:1".into()], "td".parse().unwrap(), vec![Digest::ZERO; count], "t".into())
         };
-        assert_eq!(
-            pins(0),
-            Err(JoinStringError::Roots(0)),
-            "a join string without a pin proves nothing"
-        );
+        assert_eq!(pins(0), Err(JoinStringError::Roots(0)), "a join string without a pin proves nothing");
         assert_eq!(pins(9), Err(JoinStringError::Roots(9)));
         let longest = JoinString::new(
             vec![format!("{}:65535", "a".repeat(253)); 8],
@@ -294,10 +259,7 @@ mod tests {
             vec![Digest::ZERO; 8],
             "t".repeat(256),
         );
-        assert!(
-            longest.unwrap().encode().is_ok(),
-            "whatever is valid can be encoded"
-        );
+        assert!(longest.unwrap().encode().is_ok(), "whatever is valid can be encoded");
     }
 
     #[test]
@@ -305,10 +267,7 @@ mod tests {
         assert_eq!(JoinString::decode("rhz2.AAAA"), Err(JoinStringError::Prefix));
         assert_eq!(JoinString::decode("rhz1.A A"), Err(JoinStringError::Encoding));
         assert_eq!(JoinString::decode("rhz1.e30="), Err(JoinStringError::Encoding));
-        assert!(matches!(
-            JoinString::decode(&encoded("{}")),
-            Err(JoinStringError::Content(_))
-        ));
+        assert!(matches!(JoinString::decode(&encoded("{}")), Err(JoinStringError::Content(_))));
         let text = sample().encode().unwrap();
         assert!(JoinString::decode(&text[..text.len() - 3]).is_err());
     }

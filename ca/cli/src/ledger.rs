@@ -68,10 +68,7 @@ impl FromStr for HeadArgument {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parts = text.split_once(':').and_then(|(sequence, digest)| {
-            Some(Self {
-                sequence: sequence.parse().ok()?,
-                digest: digest.parse().ok()?,
-            })
+            Some(Self { sequence: sequence.parse().ok()?, digest: digest.parse().ok()? })
         });
         parts.ok_or_else(|| "write SEQUENCE:SHA256, as `rhizome ledger head` shows it".to_owned())
     }
@@ -101,9 +98,7 @@ pub(crate) async fn run(verb: LedgerVerb, session: &mut Session<'_, '_>) -> Resu
             session.show(&head(&wire::promised(answer.head, "the head")?, session.now())?)?;
         }
         LedgerVerb::Verify { expect_head } => {
-            let request = VerifyLedgerRequest {
-                expected_head: expect_head.map(LedgerHead::from),
-            };
+            let request = VerifyLedgerRequest { expected_head: expect_head.map(LedgerHead::from) };
             let last = verify(&mut client, request).await?;
             session.show(&verified(&last)?)?;
             if !last.fault.is_empty() {
@@ -183,9 +178,7 @@ impl From<&LedgerHead> for HeadRow {
     fn from(head: &LedgerHead) -> Self {
         let digest = wire::hexadecimal(&head.digest);
         Self {
-            head: digest
-                .as_ref()
-                .map(|digest| format!("{}:{digest}", head.sequence)),
+            head: digest.as_ref().map(|digest| format!("{}:{digest}", head.sequence)),
             sequence: head.sequence,
             digest,
             recorded_at: wire::instant(head.recorded_at.as_ref()),
@@ -196,12 +189,7 @@ impl From<&LedgerHead> for HeadRow {
 fn head(head: &LedgerHead, now: Timestamp) -> Result<View, Failure> {
     let row = HeadRow::from(head);
     let text = details([
-        (
-            "head",
-            row.head
-                .clone()
-                .unwrap_or_else(|| "the ledger is empty".to_owned()),
-        ),
+        ("head", row.head.clone().unwrap_or_else(|| "the ledger is empty".to_owned())),
         ("recorded", instant_with_distance(row.recorded_at, now)),
     ]);
     View::new(&row, text)
@@ -214,10 +202,7 @@ fn verified(last: &VerifyLedgerResponse) -> Result<View, Failure> {
         ("ledger", if sound { "sound" } else { "FAULTY" }.to_owned()),
         ("checked", format!("{} of {} entries", last.checked, last.total)),
         ("fault", last.fault.clone()),
-        (
-            "head",
-            row.as_ref().and_then(|row| row.head.clone()).unwrap_or_default(),
-        ),
+        ("head", row.as_ref().and_then(|row| row.head.clone()).unwrap_or_default()),
     ]);
     let json = json!({
         "sound": sound,
@@ -265,11 +250,7 @@ fn list(entries: Vec<LedgerEntry>, more: bool) -> Result<View, Failure> {
             row.body.to_string(),
         ]
     });
-    let text = table(
-        &["SEQUENCE", "RECORDED", "KIND", "ACTOR", "BODY"],
-        cells,
-        "no such entries",
-    );
+    let text = table(&["SEQUENCE", "RECORDED", "KIND", "ACTOR", "BODY"], cells, "no such entries");
     View::list("entries", &rows, more, text)
 }
 
@@ -299,19 +280,12 @@ mod tests {
         };
         let view = verified(&last).unwrap();
         assert_eq!(view.json["sound"], false);
-        assert!(
-            view.text.contains("FAULTY") && view.text.contains("3 of 9"),
-            "{}",
-            view.text
-        );
+        assert!(view.text.contains("FAULTY") && view.text.contains("3 of 9"), "{}", view.text);
     }
 
     #[test]
     fn an_entry_s_body_is_json_within_json() {
-        let entry = LedgerEntry {
-            body_json: r#"{"serial":"40"}"#.into(),
-            ..LedgerEntry::default()
-        };
+        let entry = LedgerEntry { body_json: r#"{"serial":"40"}"#.into(), ..LedgerEntry::default() };
         let view = list(vec![entry], false).unwrap();
         assert_eq!(view.json["entries"][0]["body"]["serial"], "40");
     }

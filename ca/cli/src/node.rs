@@ -85,11 +85,7 @@ pub(crate) async fn run(verb: NodeVerb, session: &mut Session<'_, '_>) -> Result
         NodeVerb::List(ListNodes { cluster, limit }) => {
             let cluster = cluster.map(String::from).unwrap_or_default();
             let listed = wire::pages(limit, async |page_size, page_token| {
-                let request = ListNodesRequest {
-                    page_size,
-                    page_token,
-                    cluster: cluster.clone(),
-                };
+                let request = ListNodesRequest { page_size, page_token, cluster: cluster.clone() };
                 let page = client.list_nodes(call(request)).await?.into_inner();
                 Ok((page.nodes, page.next_page_token))
             })
@@ -98,13 +94,7 @@ pub(crate) async fn run(verb: NodeVerb, session: &mut Session<'_, '_>) -> Result
             wire::remark_more(session, listed.more);
             return Ok(Exit::Done);
         }
-        NodeVerb::Show { id } => {
-            client
-                .get_node(call(GetNodeRequest { id }))
-                .await?
-                .into_inner()
-                .node
-        }
+        NodeVerb::Show { id } => client.get_node(call(GetNodeRequest { id })).await?.into_inner().node,
         NodeVerb::Ban { id, reason } => {
             let request = BanNodeRequest { id, reason };
             client.ban_node(call(request)).await?.into_inner().node
@@ -155,10 +145,7 @@ pub(crate) struct AttributeRow {
 
 impl From<rhizome_proto::ca::v1::Attribute> for AttributeRow {
     fn from(attribute: rhizome_proto::ca::v1::Attribute) -> Self {
-        Self {
-            name: attribute.name,
-            value: attribute.value,
-        }
+        Self { name: attribute.name, value: attribute.value }
     }
 }
 
@@ -208,30 +195,15 @@ fn list(nodes: Vec<Node>, more: bool, now: Timestamp) -> Result<View, Failure> {
             or_dash(row.agent_version.as_deref().unwrap_or_default()),
         ]
     });
-    let heading = [
-        "ID",
-        "STATE",
-        "CONNECTED",
-        "EXPIRES",
-        "BUNDLE",
-        "MAY VOUCH FOR",
-        "AGENT",
-    ];
-    let text = table(
-        &heading,
-        cells,
-        "no nodes; `rhizome token create` makes a join string for the first",
-    );
+    let heading = ["ID", "STATE", "CONNECTED", "EXPIRES", "BUNDLE", "MAY VOUCH FOR", "AGENT"];
+    let text = table(&heading, cells, "no nodes; `rhizome token create` makes a join string for the first");
     View::list("nodes", &rows, more, text)
 }
 
 fn one(node: Node, now: Timestamp) -> Result<View, Failure> {
     let row = NodeRow::from(node);
-    let attributes: Vec<String> = row
-        .attributes
-        .iter()
-        .map(|attribute| format!("{}={}", attribute.name, attribute.value))
-        .collect();
+    let attributes: Vec<String> =
+        row.attributes.iter().map(|attribute| format!("{}={}", attribute.name, attribute.value)).collect();
     let text = details([
         ("id", row.id.clone()),
         ("spiffe id", row.spiffe_id.clone()),
@@ -265,10 +237,7 @@ mod tests {
             state: NodeState::Banned.into(),
             ban_reason: "stolen\u{1b}[1m".to_owned(),
             key_digest: vec![1, 2].into(),
-            not_after: Some(prost_types::Timestamp {
-                seconds: 60,
-                nanos: 0,
-            }),
+            not_after: Some(prost_types::Timestamp { seconds: 60, nanos: 0 }),
             acknowledged_sequence: 4,
             ..Node::default()
         }

@@ -148,9 +148,7 @@ pub(crate) fn details<'a>(fields: impl IntoIterator<Item = (&'a str, String)>) -
 
 fn plain() -> Table {
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table
 }
 
@@ -167,15 +165,14 @@ fn trimmed(table: &Table) -> String {
 
 /// The text with control characters escaped, so that no value can drive a terminal.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars()
-        .fold(String::with_capacity(text.len()), |mut clean, c| {
-            if c.is_control() || is_bidirectional(c) {
-                clean.extend(c.escape_default());
-            } else {
-                clean.push(c);
-            }
-            clean
-        })
+    text.chars().fold(String::with_capacity(text.len()), |mut clean, c| {
+        if c.is_control() || is_bidirectional(c) {
+            clean.extend(c.escape_default());
+        } else {
+            clean.push(c);
+        }
+        clean
+    })
 }
 
 /// Characters that reorder what a reader sees.
@@ -216,20 +213,12 @@ pub(crate) fn span(seconds: i64) -> String {
         }
     }
     parts.truncate(2);
-    if parts.is_empty() {
-        "0s".to_owned()
-    } else {
-        parts.join(" ")
-    }
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
 }
 
 /// `-` for nothing, so that columns stay readable.
 pub(crate) fn or_dash(text: &str) -> String {
-    if text.is_empty() {
-        "-".to_owned()
-    } else {
-        text.to_owned()
-    }
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
 /// `yes` or `no`.
@@ -245,28 +234,18 @@ mod tests {
     #[test]
     fn a_table_is_plain_lines_without_padding_at_the_ends() {
         let rows = [["a", "long value"], ["bb", ""]].map(|row| row.map(str::to_owned).to_vec());
-        assert_eq!(
-            table(&["ID", "WHAT"], rows, "none"),
-            "ID  WHAT\na   long value\nbb\n"
-        );
+        assert_eq!(table(&["ID", "WHAT"], rows, "none"), "ID  WHAT\na   long value\nbb\n");
         assert_eq!(table(&["ID"], [], "no tokens"), "no tokens\n");
     }
 
     #[test]
     fn details_leave_out_what_has_no_value() {
-        assert_eq!(
-            details([("id", "1".to_owned()), ("empty", String::new())]),
-            "id  1\n"
-        );
+        assert_eq!(details([("id", "1".to_owned()), ("empty", String::new())]), "id  1\n");
     }
 
     #[test]
     fn a_hostile_value_cannot_drive_the_terminal() {
-        let shown = table(
-            &["NAME"],
-            [vec!["\u{1b}[2Jx\r\nadmin\u{202e}".to_owned()]],
-            "none",
-        );
+        let shown = table(&["NAME"], [vec!["\u{1b}[2Jx\r\nadmin\u{202e}".to_owned()]], "none");
         assert_eq!(shown, "NAME\n\\u{1b}[2Jx\\r\\nadmin\\u{202e}\n");
     }
 

@@ -20,9 +20,7 @@ pub(crate) const PRIVATE_KEY: &str = "PRIVATE KEY";
 pub(crate) fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
     let encoded = Zeroizing::new(STANDARD.encode(der));
     let newlines = encoded.len().div_ceil(LINE);
-    let frame = "-----BEGIN -----\n-----END -----\n"
-        .len()
-        .saturating_add(label.len().saturating_mul(2));
+    let frame = "-----BEGIN -----\n-----END -----\n".len().saturating_add(label.len().saturating_mul(2));
     // Room for all of it at once: a string that grows leaves unwiped copies behind.
     let room = encoded.len().saturating_add(newlines).saturating_add(frame);
     let mut text = Zeroizing::new(String::with_capacity(room));
@@ -48,10 +46,7 @@ mod tests {
             let text = encode(CERTIFICATE, &vec![0xff; bytes]);
             let lines: Vec<&str> = text.lines().collect();
             let (body, end) = lines[1..].split_at(lines.len() - 2);
-            assert_eq!(
-                (lines[0], end),
-                ("-----BEGIN CERTIFICATE-----", &["-----END CERTIFICATE-----"][..])
-            );
+            assert_eq!((lines[0], end), ("-----BEGIN CERTIFICATE-----", &["-----END CERTIFICATE-----"][..]));
             assert!(body.iter().rev().skip(1).all(|line| line.len() == 64), "{bytes}");
             assert!(body.iter().all(|line| !line.is_empty()), "{bytes}");
             assert_eq!(STANDARD.decode(body.concat()).unwrap().len(), bytes);

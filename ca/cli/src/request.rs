@@ -67,20 +67,14 @@ pub struct Workload {
 impl Workload {
     /// The attributes as they go over the wire, in the order of the command line.
     pub(crate) fn attributes(&self) -> Vec<ca::Attribute> {
-        let named = [
-            ("namespace", &self.namespace),
-            ("service_account", &self.service_account),
-        ];
+        let named = [("namespace", &self.namespace), ("service_account", &self.service_account)];
         let named = named.into_iter().filter_map(|(name, value)| {
-            value.as_ref().map(|value| ca::Attribute {
-                name: name.to_owned(),
-                value: value.clone(),
-            })
+            value.as_ref().map(|value| ca::Attribute { name: name.to_owned(), value: value.clone() })
         });
-        let further = self.attributes.iter().map(|argument| ca::Attribute {
-            name: argument.name.clone(),
-            value: argument.value.clone(),
-        });
+        let further = self
+            .attributes
+            .iter()
+            .map(|argument| ca::Attribute { name: argument.name.clone(), value: argument.value.clone() });
         named.chain(further).collect()
     }
 }
@@ -107,10 +101,9 @@ impl FromStr for AttributeArgument {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once('=') {
-            Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok(Self {
-                name: name.to_owned(),
-                value: value.to_owned(),
-            }),
+            Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+                Ok(Self { name: name.to_owned(), value: value.to_owned() })
+            }
             Some(_) | None => Err("write NAME=VALUE, as in unix.uid=1000".to_owned()),
         }
     }
@@ -123,10 +116,7 @@ impl fmt::Display for AttributeArgument {
 }
 
 pub(crate) async fn run(wish: &RequestCertificate, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
-    let domain = load_identity(session.identity_dir()?)?
-        .bundle
-        .trust_domain()
-        .clone();
+    let domain = load_identity(session.identity_dir()?)?.bundle.trust_domain().clone();
     let channel = session.channel().await?;
     let (key, csr_der) = new_key()?;
     let request = ca::SignCertificateRequest {
@@ -134,22 +124,14 @@ pub(crate) async fn run(wish: &RequestCertificate, session: &mut Session<'_, '_>
             request_id: request_id(&csr_der),
             csr: Some(Csr::CsrDer(Bytes::from(csr_der))),
             attributes: wish.workload.attributes(),
-            spiffe_id: wish
-                .workload
-                .spiffe_id
-                .as_ref()
-                .map(SpiffeId::to_string)
-                .unwrap_or_default(),
+            spiffe_id: wish.workload.spiffe_id.as_ref().map(SpiffeId::to_string).unwrap_or_default(),
             ttl_seconds: wish.workload.ttl.map_or(0, Ttl::seconds),
             dns_names: wish.dns_names.clone(),
         }),
     };
     let mut client = CertificateServiceClient::new(channel);
-    let answer = patiently(
-        "Waiting for the certificate".to_owned(),
-        client.sign_certificate(call(request)),
-    )
-    .await?;
+    let answer =
+        patiently("Waiting for the certificate".to_owned(), client.sign_certificate(call(request))).await?;
     let sent = wire::promised(answer.into_inner().issued, "the certificate")?;
     let issued = Issued::check(sent, &key, &domain, None, session.now())?;
 
@@ -201,10 +183,7 @@ pub(crate) fn summary(issued: &Issued, directory: Option<&PathBuf>, now: Timesta
         ("renew at", instant_with_distance(issued.renew_at, now)),
         ("written to", directory.clone().unwrap_or_default()),
     ]);
-    View::new(
-        &json!({ "certificate": issued::row(issued), "directory": directory }),
-        text,
-    )
+    View::new(&json!({ "certificate": issued::row(issued), "directory": directory }), text)
 }
 
 #[cfg(test)]
@@ -214,10 +193,7 @@ mod tests {
     #[test]
     fn attributes_are_name_and_value() {
         let parsed: AttributeArgument = "label.app=a=b".parse().unwrap();
-        assert_eq!(
-            (parsed.name.as_str(), parsed.value.as_str()),
-            ("label.app", "a=b")
-        );
+        assert_eq!((parsed.name.as_str(), parsed.value.as_str()), ("label.app", "a=b"));
         for bad in ["", "a", "=b", "a="] {
             assert!(bad.parse::<AttributeArgument>().is_err(), "{bad}");
         }

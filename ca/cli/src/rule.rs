@@ -111,10 +111,7 @@ pub(crate) async fn run(verb: RuleVerb, session: &mut Session<'_, '_>) -> Result
     match verb {
         RuleVerb::List { limit } => {
             let listed = wire::pages(limit, async |page_size, page_token| {
-                let request = ListRulesRequest {
-                    page_size,
-                    page_token,
-                };
+                let request = ListRulesRequest { page_size, page_token };
                 let page = client.list_rules(call(request)).await?.into_inner();
                 Ok((page.rules, page.next_page_token))
             })
@@ -123,10 +120,7 @@ pub(crate) async fn run(verb: RuleVerb, session: &mut Session<'_, '_>) -> Result
             wire::remark_more(session, listed.more);
         }
         RuleVerb::Show { name } => {
-            let answer = client
-                .get_rule(call(GetRuleRequest { name: name.into() }))
-                .await?
-                .into_inner();
+            let answer = client.get_rule(call(GetRuleRequest { name: name.into() })).await?.into_inner();
             session.show(&one(&wire::promised(answer.rule, "the rule")?, session.now())?)?;
         }
         RuleVerb::Put(wish) => {
@@ -139,12 +133,7 @@ pub(crate) async fn run(verb: RuleVerb, session: &mut Session<'_, '_>) -> Result
                     expected_version: wish.confirmation.expect_version,
                 };
                 let answer = client.put_rule(call(request)).await?.into_inner();
-                changes.push(change(
-                    name,
-                    "put",
-                    answer.applied,
-                    &answer.diff.unwrap_or_default(),
-                ));
+                changes.push(change(name, "put", answer.applied, &answer.diff.unwrap_or_default()));
             }
             conclude(&changes, session)?;
         }
@@ -155,12 +144,7 @@ pub(crate) async fn run(verb: RuleVerb, session: &mut Session<'_, '_>) -> Result
                 expected_version: confirmation.expect_version,
             };
             let answer = client.delete_rule(call(request)).await?.into_inner();
-            let change = change(
-                name.into(),
-                "delete",
-                answer.applied,
-                &answer.diff.unwrap_or_default(),
-            );
+            let change = change(name.into(), "delete", answer.applied, &answer.diff.unwrap_or_default());
             conclude(&[change], session)?;
         }
     }
@@ -184,9 +168,7 @@ fn rules_of(wish: &PutRule) -> Result<Vec<GrantRule>, Failure> {
         }
     };
     if documents.len() > 1 && wish.confirmation.expect_version.is_some() {
-        return Err(Failure::usage(
-            "--expect-version goes with one rule, and the file has several",
-        ));
+        return Err(Failure::usage("--expect-version goes with one rule, and the file has several"));
     }
     Ok(documents.into_iter().map(GrantRule::from).collect())
 }
@@ -194,15 +176,9 @@ fn rules_of(wish: &PutRule) -> Result<Vec<GrantRule>, Failure> {
 fn conditions(when: &[AttributeArgument]) -> BTreeMap<String, Values> {
     let mut several: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for condition in when {
-        several
-            .entry(condition.name().to_owned())
-            .or_default()
-            .push(condition.value().to_owned());
+        several.entry(condition.name().to_owned()).or_default().push(condition.value().to_owned());
     }
-    several
-        .into_iter()
-        .map(|(name, values)| (name, Values::Several(values)))
-        .collect()
+    several.into_iter().map(|(name, values)| (name, Values::Several(values))).collect()
 }
 
 #[derive(Serialize)]
@@ -247,9 +223,7 @@ impl From<GrantRule> for RuleRow {
         let conditions = rule.conditions.into_iter();
         Self {
             name: rule.name,
-            when: conditions
-                .map(|condition| (condition.attribute, condition.values))
-                .collect(),
+            when: conditions.map(|condition| (condition.attribute, condition.values)).collect(),
             identity: rule.identity,
             ttl: Ttl::from_seconds(rule.ttl_seconds).ok(),
             dns_names: rule.dns_names,
@@ -286,11 +260,7 @@ fn list(rules: &[StoredRule], more: bool, now: Timestamp) -> Result<View, Failur
         ]
     });
     let heading = ["NAME", "WHEN", "IDENTITY", "TTL", "VERSION", "CHANGED"];
-    let text = table(
-        &heading,
-        cells,
-        "no rules: nobody gets a certificate; `rhizome rule put` makes one",
-    );
+    let text = table(&heading, cells, "no rules: nobody gets a certificate; `rhizome rule put` makes one");
     View::list("rules", &rows, more, text)
 }
 
@@ -306,14 +276,7 @@ fn one(stored: &StoredRule, now: Timestamp) -> Result<View, Failure> {
         ("federates with", rule.federates_with.join(" ")),
         ("comment", rule.comment.clone()),
         ("version", row.version.to_string()),
-        (
-            "built in",
-            if row.built_in {
-                "yes".to_owned()
-            } else {
-                String::new()
-            },
-        ),
+        ("built in", if row.built_in { "yes".to_owned() } else { String::new() }),
         ("changed", instant_with_distance(row.changed_at, now)),
         ("changed by", row.changed_by.clone().unwrap_or_default()),
     ]);
@@ -345,12 +308,7 @@ impl From<&IdentityChange> for ChangeRow {
     fn from(change: &IdentityChange) -> Self {
         Self {
             workload: wire::attributes(&change.attributes),
-            attributes: change
-                .attributes
-                .iter()
-                .cloned()
-                .map(AttributeRow::from)
-                .collect(),
+            attributes: change.attributes.iter().cloned().map(AttributeRow::from).collect(),
             before: wire::text(change.before.clone()),
             after: wire::text(change.after.clone()),
         }
@@ -396,11 +354,7 @@ fn difference(change: &Change) -> String {
         change.changes.len(),
         change.examined
     );
-    for (mark, rows) in [
-        ("+", &change.gains),
-        ("-", &change.losses),
-        ("~", &change.changes),
-    ] {
+    for (mark, rows) in [("+", &change.gains), ("-", &change.losses), ("~", &change.changes)] {
         for row in rows {
             let identities = match (&row.before, &row.after) {
                 (None, Some(after)) => after.clone(),
@@ -408,11 +362,7 @@ fn difference(change: &Change) -> String {
                 (Some(before), Some(after)) => format!("{before} → {after}"),
                 (None, None) => String::new(),
             };
-            text.push_str(&format!(
-                "  {mark} {}  ({})\n",
-                printable(&identities),
-                printable(&row.workload)
-            ));
+            text.push_str(&format!("  {mark} {}  ({})\n", printable(&identities), printable(&row.workload)));
         }
     }
     if change.truncated {
@@ -429,10 +379,7 @@ mod tests {
 
     fn diff() -> RuleDiff {
         let workload = |before: &str, after: &str| IdentityChange {
-            attributes: vec![Attribute {
-                name: "namespace".into(),
-                value: "shop".into(),
-            }],
+            attributes: vec![Attribute { name: "namespace".into(), value: "shop".into() }],
             before: before.into(),
             after: after.into(),
         };
@@ -461,10 +408,7 @@ mod tests {
     fn what_is_shown_as_json_can_be_put_again() {
         let rule = GrantRule {
             name: "web".into(),
-            conditions: vec![Condition {
-                attribute: "namespace".into(),
-                values: vec!["*".into()],
-            }],
+            conditions: vec![Condition { attribute: "namespace".into(), values: vec!["*".into()] }],
             identity: "/ns/{namespace}".into(),
             ttl_seconds: 60,
             dns_names: vec![],
@@ -472,25 +416,17 @@ mod tests {
             comment: "c".into(),
         };
         let text = serde_json::to_string(&RuleRow::from(rule.clone())).unwrap();
-        let back: Vec<GrantRule> = rule_file::parse(text.as_bytes())
-            .unwrap()
-            .into_iter()
-            .map(GrantRule::from)
-            .collect();
+        let back: Vec<GrantRule> =
+            rule_file::parse(text.as_bytes()).unwrap().into_iter().map(GrantRule::from).collect();
         assert_eq!(back, [rule]);
     }
 
     #[test]
     fn repeated_conditions_on_one_attribute_are_alternatives() {
-        let when: Vec<AttributeArgument> = ["namespace=a", "cluster=c", "namespace=b"]
-            .iter()
-            .map(|text| text.parse().unwrap())
-            .collect();
+        let when: Vec<AttributeArgument> =
+            ["namespace=a", "cluster=c", "namespace=b"].iter().map(|text| text.parse().unwrap()).collect();
         let conditions = conditions(&when);
-        assert_eq!(
-            conditions["namespace"],
-            Values::Several(vec!["a".into(), "b".into()])
-        );
+        assert_eq!(conditions["namespace"], Values::Several(vec!["a".into(), "b".into()]));
         assert_eq!(conditions.len(), 2);
     }
 }

@@ -131,11 +131,7 @@ comment: \"the shop's front\"
     }
 
     fn rules(text: &str) -> Vec<GrantRule> {
-        parse(text.as_bytes())
-            .unwrap()
-            .into_iter()
-            .map(GrantRule::from)
-            .collect()
+        parse(text.as_bytes()).unwrap().into_iter().map(GrantRule::from).collect()
     }
 
     #[test]
@@ -163,9 +159,7 @@ comment: \"the shop's front\"
             YAML.replace("federates_with", "federates"),
             format!(
                 "- {}",
-                YAML.replace("# web servers\n", "")
-                    .replace('\n', "\n  ")
-                    .replace("ttl:", "tll:")
+                YAML.replace("# web servers\n", "").replace('\n', "\n  ").replace("ttl:", "tll:")
             ),
         ] {
             let failure = parse(text.as_bytes()).unwrap_err();

@@ -12,7 +12,9 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rhizome_id::Timestamp;
-use rhizome_tls::{ClientIdentity, ExpectedServer, IdentityDir, IdentityDirError, StoredIdentity, TlsError};
+use rhizome_tls::{
+    ClientIdentity, ConnectError, ExpectedServer, IdentityDir, IdentityDirError, StoredIdentity, TlsError,
+};
 use rhizome_x509::{Bundle, TrustAnchors};
 use tonic::transport::Channel;
 
@@ -91,13 +93,10 @@ impl FromStr for ServerAddress {
                 return Ok(Self::Unix(path.to_owned()));
             }
             return Err(
-                "after unix:// comes an absolute path, as in unix:///run/rhizome/admin.sock".to_owned(),
+                "after unix:// comes an absolute path, as in unix:///run/rhizome/admin.sock".to_owned()
             );
         }
-        match text
-            .strip_prefix("https://")
-            .map(|rest| rest.trim_end_matches('/'))
-        {
+        match text.strip_prefix("https://").map(|rest| rest.trim_end_matches('/')) {
             Some(address) if is_address(address) => Ok(Self::Https(address.to_owned())),
             Some(_) => {
                 Err("after https:// come a host and a port, as in https://ca.example.org:8443".to_owned())
@@ -125,11 +124,7 @@ pub(crate) struct Session<'a, 'c> {
 
 impl<'a, 'c> Session<'a, 'c> {
     pub(crate) const fn new(options: &'a Options, console: &'a mut Console<'c>) -> Self {
-        Self {
-            options,
-            console,
-            channel: None,
-        }
+        Self { options, console, channel: None }
     }
 
     /// The moment that relative times are counted from.
@@ -167,11 +162,9 @@ impl<'a, 'c> Session<'a, 'c> {
         if let Some(channel) = &self.channel {
             return Ok(channel.clone());
         }
-        let made = patiently(
-            format!("Connecting to {}", self.options.server),
-            connect(self.options, self.clock()),
-        )
-        .await?;
+        let made =
+            patiently(format!("Connecting to {}", self.options.server), connect(self.options, self.clock()))
+                .await?;
         self.channel = Some(made.clone());
         Ok(made)
     }
@@ -191,9 +184,9 @@ fn identity_dir(options: &Options) -> Result<&Path, Failure> {
 
 async fn connect(options: &Options, clock: Clock) -> Result<Channel, Failure> {
     match &options.server {
-        ServerAddress::Unix(_) => rhizome_tls::connect(&options.server.to_string(), None)
-            .await
-            .map_err(|error| unreachable(&error)),
+        ServerAddress::Unix(_) => {
+            rhizome_tls::connect(&options.server.to_string(), None).await.map_err(|error| unreachable(&error))
+        }
         ServerAddress::Https(address) => {
             let StoredIdentity { identity, bundle } = load_identity(identity_dir(options)?)?;
             verified(address, &bundle, Some(identity), clock).await
@@ -203,9 +196,7 @@ async fn connect(options: &Options, clock: Clock) -> Result<Channel, Failure> {
 
 /// Reads the identity kept in a directory.
 pub(crate) fn load_identity(path: &Path) -> Result<StoredIdentity, Failure> {
-    IdentityDir::new(path)
-        .load()
-        .map_err(|error| identity_failure(&error))
+    IdentityDir::new(path).load().map_err(|error| identity_failure(&error))
 }
 
 /// What went wrong with an identity directory; the sentence already says what to do.
@@ -221,22 +212,35 @@ pub(crate) async fn verified(
     clock: Clock,
 ) -> Result<Channel, Failure> {
     let expected = ExpectedServer::ServerOf(bundle.trust_domain().clone());
-    let config = rhizome_tls::client_config(
-        Arc::new(TrustAnchors::from_bundle(bundle)),
-        identity,
-        expected,
-        clock,
-    )
-    .map_err(|error: TlsError| Failure::new(Exit::Failed, "tls", error.to_string()))?;
-    rhizome_tls::connect(address, Some(Arc::new(config)))
-        .await
-        .map_err(|error| unreachable(&error))
+    let config =
+        rhizome_tls::client_config(Arc::new(TrustAnchors::from_bundle(bundle)), identity, expected, clock)
+            .map_err(|error: TlsError| Failure::new(Exit::Failed, "tls", error.to_string()))?;
+    rhizome_tls::connect(address, Some(Arc::new(config))).await.map_err(|error| unreachable(&error))
 }
 
 /// What went wrong when connecting.
-pub(crate) fn unreachable(error: &rhizome_tls::ConnectError) -> Failure {
-    Failure::new(Exit::Unavailable, "unreachable", error.to_string())
-        .hint("check that the server runs, and that --server or RHIZOME_SERVER names it")
+pub(crate) fn unreachable(error: &ConnectError) -> Failure {
+    let (exit, code, hint) = match error {
+        ConnectError::Address { .. } | ConnectError::Plaintext { .. } => (Exit::Usage, "address", None),
+        ConnectError::Unreachable { .. } => {
+            let hint = "check that the server runs, and that --server or RHIZOME_SERVER names it";
+            (Exit::Unavailable, "unreachable", Some(hint))
+        }
+        ConnectError::ServerRefused { .. } => {
+            let hint =
+                "check this machine's clock and that the identity's bundle is of the right trust domain";
+            (Exit::Denied, "server_refused", Some(hint))
+        }
+        ConnectError::RefusedByServer { .. } => (Exit::Denied, "refused_by_server", None),
+        ConnectError::Handshake { .. } | ConnectError::Transport { .. } => {
+            (Exit::Unavailable, "handshake", Some("check that a Rhizome server listens there"))
+        }
+    };
+    let failure = Failure::new(exit, code, error.to_string());
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 /// A request with the deadline of unary calls.
@@ -270,30 +274,15 @@ mod tests {
 
     #[test]
     fn server_addresses_read_and_print() {
-        for text in [
-            "unix:///run/rhizome/admin.sock",
-            "https://ca.example.org:8443",
-            "https://[::1]:8443",
-        ] {
+        for text in ["unix:///run/rhizome/admin.sock", "https://ca.example.org:8443", "https://[::1]:8443"] {
             assert_eq!(text.parse::<ServerAddress>().unwrap().to_string(), text);
         }
-        assert_eq!(
-            "https://a:1/".parse::<ServerAddress>(),
-            Ok(ServerAddress::Https("a:1".to_owned()))
-        );
+        assert_eq!("https://a:1/".parse::<ServerAddress>(), Ok(ServerAddress::Https("a:1".to_owned())));
     }
 
     #[test]
     fn plain_text_and_half_addresses_are_refused() {
-        for text in [
-            "",
-            "http://a:1",
-            "a:1",
-            "https://a",
-            "https://a:1/path",
-            "unix://relative",
-            "unix://",
-        ] {
+        for text in ["", "http://a:1", "a:1", "https://a", "https://a:1/path", "unix://relative", "unix://"] {
             assert!(text.parse::<ServerAddress>().is_err(), "{text}");
         }
     }

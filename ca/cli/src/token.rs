@@ -45,11 +45,7 @@ pub struct CreateToken {
     node: Option<NodeName>,
 
     /// A namespace whose workloads the node may vouch for; may be repeated
-    #[arg(
-        long = "namespace",
-        value_name = "NAMESPACE",
-        required_unless_present = "all_namespaces"
-    )]
+    #[arg(long = "namespace", value_name = "NAMESPACE", required_unless_present = "all_namespaces")]
     namespaces: Vec<String>,
 
     /// The node may vouch for workloads of every namespace
@@ -93,11 +89,7 @@ pub(crate) async fn run(verb: TokenVerb, session: &mut Session<'_, '_>) -> Resul
         }
         TokenVerb::List(ListTokens { all, limit }) => {
             let listed = wire::pages(limit, async |page_size, page_token| {
-                let request = ListTokensRequest {
-                    page_size,
-                    page_token,
-                    include_ended: all,
-                };
+                let request = ListTokensRequest { page_size, page_token, include_ended: all };
                 let page = client.list_tokens(call(request)).await?.into_inner();
                 Ok((page.tokens, page.next_page_token))
             })
@@ -120,10 +112,7 @@ impl From<CreateToken> for CreateTokenRequest {
         Self {
             cluster: wish.cluster.into(),
             node: wish.node.map(String::from).unwrap_or_default(),
-            scope: Some(Scope {
-                all_namespaces: wish.all_namespaces,
-                namespaces: wish.namespaces,
-            }),
+            scope: Some(Scope { all_namespaces: wish.all_namespaces, namespaces: wish.namespaces }),
             ttl_seconds: wish.ttl.map_or(0, Ttl::seconds),
         }
     }
@@ -131,21 +120,13 @@ impl From<CreateToken> for CreateTokenRequest {
 
 fn join_string(answer: &CreateTokenResponse) -> Result<String, Failure> {
     let roots: Result<Vec<_>, Failure> = answer.root_digests.iter().map(|raw| wire::digest(raw)).collect();
-    let trust_domain = answer
-        .trust_domain
-        .parse()
-        .map_err(|error| Failure::protocol(&format!("{error}")))?;
-    JoinString::new(
-        answer.addresses.clone(),
-        trust_domain,
-        roots?,
-        answer.secret.clone(),
-    )
-    .and_then(|join| join.encode())
-    .map_err(|error| {
-        Failure::protocol(&error.to_string())
-            .hint("check the addresses that the server's configuration advertises")
-    })
+    let trust_domain = answer.trust_domain.parse().map_err(|error| Failure::protocol(&format!("{error}")))?;
+    JoinString::new(answer.addresses.clone(), trust_domain, roots?, answer.secret.clone())
+        .and_then(|join| join.encode())
+        .map_err(|error| {
+            Failure::protocol(&error.to_string())
+                .hint("check the addresses that the server's configuration advertises")
+        })
 }
 
 #[derive(Serialize)]
@@ -202,20 +183,9 @@ fn list(tokens: Vec<JoinToken>, more: bool, now: Timestamp) -> Result<View, Fail
             row.created_by.clone(),
         ]
     });
-    let heading = [
-        "ID",
-        "STATE",
-        "CLUSTER",
-        "NODE",
-        "MAY VOUCH FOR",
-        "EXPIRES",
-        "CREATED BY",
-    ];
-    let text = table(
-        &heading,
-        cells,
-        "no tokens; `rhizome token create` makes one (--all also shows ended ones)",
-    );
+    let heading = ["ID", "STATE", "CLUSTER", "NODE", "MAY VOUCH FOR", "EXPIRES", "CREATED BY"];
+    let text =
+        table(&heading, cells, "no tokens; `rhizome token create` makes one (--all also shows ended ones)");
     View::list("tokens", &rows, more, text)
 }
 
@@ -257,20 +227,11 @@ mod tests {
             id: "0123456789abcdef".to_owned(),
             cluster: "prod".to_owned(),
             node: "vm-1".to_owned(),
-            scope: Some(Scope {
-                all_namespaces: false,
-                namespaces: vec!["shop".to_owned()],
-            }),
+            scope: Some(Scope { all_namespaces: false, namespaces: vec!["shop".to_owned()] }),
             state: JoinTokenState::Unused.into(),
             created_by: "admin:alice".to_owned(),
-            created_at: Some(prost_types::Timestamp {
-                seconds: 1_000,
-                nanos: 0,
-            }),
-            expires_at: Some(prost_types::Timestamp {
-                seconds: 4_600,
-                nanos: 0,
-            }),
+            created_at: Some(prost_types::Timestamp { seconds: 1_000, nanos: 0 }),
+            expires_at: Some(prost_types::Timestamp { seconds: 4_600, nanos: 0 }),
             ..JoinToken::default()
         }
     }

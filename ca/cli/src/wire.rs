@@ -21,9 +21,8 @@ pub(crate) fn hexadecimal(bytes: &[u8]) -> Option<String> {
 
 /// A digest of 32 raw bytes.
 pub(crate) fn digest(bytes: &[u8]) -> Result<Digest, Failure> {
-    let fixed: [u8; 32] = bytes
-        .try_into()
-        .map_err(|_length| Failure::protocol("a digest does not have 32 bytes"))?;
+    let fixed: [u8; 32] =
+        bytes.try_into().map_err(|_length| Failure::protocol("a digest does not have 32 bytes"))?;
     Ok(Digest::from_bytes(fixed))
 }
 
@@ -39,10 +38,8 @@ pub(crate) fn promised<T>(part: Option<T>, what: &str) -> Result<T, Failure> {
 
 /// `name=value` for each attribute.
 pub(crate) fn attributes(attributes: &[Attribute]) -> String {
-    let pairs: Vec<String> = attributes
-        .iter()
-        .map(|attribute| format!("{}={}", attribute.name, attribute.value))
-        .collect();
+    let pairs: Vec<String> =
+        attributes.iter().map(|attribute| format!("{}={}", attribute.name, attribute.value)).collect();
     pairs.join(" ")
 }
 
@@ -134,41 +131,15 @@ mod tests {
 
     #[tokio::test]
     async fn pages_are_followed_to_the_end_or_to_the_limit() {
-        assert_eq!(
-            list(7, 0).await,
-            Listed {
-                items: (0..7).collect(),
-                more: false
-            }
-        );
-        assert_eq!(
-            list(7, 4).await,
-            Listed {
-                items: (0..4).collect(),
-                more: true
-            }
-        );
-        assert_eq!(
-            list(7, 7).await,
-            Listed {
-                items: (0..7).collect(),
-                more: false
-            }
-        );
-        assert_eq!(
-            list(0, 5).await,
-            Listed {
-                items: vec![],
-                more: false
-            }
-        );
+        assert_eq!(list(7, 0).await, Listed { items: (0..7).collect(), more: false });
+        assert_eq!(list(7, 4).await, Listed { items: (0..4).collect(), more: true });
+        assert_eq!(list(7, 7).await, Listed { items: (0..7).collect(), more: false });
+        assert_eq!(list(0, 5).await, Listed { items: vec![], more: false });
     }
 
     #[tokio::test]
     async fn a_server_that_gives_empty_pages_for_ever_is_left() {
-        let listed = pages::<u8>(0, async |_size, _token| Ok((vec![], "again".to_owned())))
-            .await
-            .unwrap();
+        let listed = pages::<u8>(0, async |_size, _token| Ok((vec![], "again".to_owned()))).await.unwrap();
         assert!(listed.items.is_empty() && listed.more);
     }
 
@@ -176,10 +147,7 @@ mod tests {
     fn a_scope_is_never_shown_wider_than_it_is() {
         assert_eq!(scope(None), "nothing");
         assert_eq!(scope(Some(&Scope::default())), "nothing");
-        let some = Scope {
-            all_namespaces: false,
-            namespaces: vec!["a".into(), "b".into()],
-        };
+        let some = Scope { all_namespaces: false, namespaces: vec!["a".into(), "b".into()] };
         assert_eq!(scope(Some(&some)), "a,b");
         assert_eq!(namespaces(None), Some(vec![]));
     }

@@ -1,5 +1,4 @@
 //! What `--help` says, verb by verb, in plain files. `RHIZOME_BLESS=1` rewrites them; the difference is the review.
-#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -54,11 +53,7 @@ fn help_says_what_it_said() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     committed.sort();
-    assert_eq!(
-        committed,
-        pages.keys().cloned().collect::<Vec<_>>(),
-        "run with RHIZOME_BLESS=1"
-    );
+    assert_eq!(committed, pages.keys().cloned().collect::<Vec<_>>(), "run with RHIZOME_BLESS=1");
     for (name, page) in &pages {
         assert_eq!(
             &fs::read_to_string(folder().join(name)).unwrap(),
@@ -81,20 +76,14 @@ fn no_verb_has_an_option_named_like_a_global_one() {
             let own = below.get_arguments().filter(|argument| !argument.is_global_set());
             for argument in own {
                 let name = argument.get_id().as_str();
-                assert!(
-                    !globals.iter().any(|global| global == name),
-                    "{}: {name}",
-                    below.get_name()
-                );
+                assert!(!globals.iter().any(|global| global == name), "{}: {name}", below.get_name());
             }
             check(below, globals);
         }
     }
     let command = Program::command();
-    let globals: Vec<String> = command
-        .get_arguments()
-        .map(|argument| argument.get_id().to_string())
-        .collect();
+    let globals: Vec<String> =
+        command.get_arguments().map(|argument| argument.get_id().to_string()).collect();
     assert!(globals.len() >= 3);
     check(&command, &globals);
 }
@@ -107,31 +96,22 @@ fn accepts(line: &str) -> bool {
 fn what_widens_trust_must_be_said() {
     assert!(accepts("token create --cluster prod --namespace shop"));
     assert!(accepts("token create --cluster prod --all-namespaces"));
-    assert!(
-        !accepts("token create --cluster prod"),
-        "no scope is not every scope"
-    );
-    assert!(!accepts(
-        "token create --cluster prod --all-namespaces --namespace shop"
-    ));
+    assert!(!accepts("token create --cluster prod"), "no scope is not every scope");
+    assert!(!accepts("token create --cluster prod --all-namespaces --namespace shop"));
 }
 
 #[test]
 fn exactly_one_target_is_revoked() {
     assert!(accepts("cert revoke --node c/m/n --reason stolen"));
     assert!(!accepts("cert revoke --reason stolen"));
-    assert!(!accepts(
-        "cert revoke --node c/m/n --spiffe-id spiffe://td/a --reason stolen"
-    ));
+    assert!(!accepts("cert revoke --node c/m/n --spiffe-id spiffe://td/a --reason stolen"));
     assert!(!accepts("cert revoke --node c/m/n"), "without a reason");
 }
 
 #[test]
 fn a_rule_comes_from_a_file_or_from_flags() {
     assert!(accepts("rule put rule.yaml"));
-    assert!(accepts(
-        "rule put --name web --when namespace=shop --grant /web --yes"
-    ));
+    assert!(accepts("rule put --name web --when namespace=shop --grant /web --yes"));
     assert!(!accepts("rule put rule.yaml --name web"));
     assert!(!accepts("rule put --name web"));
     assert!(!accepts("rule put"));

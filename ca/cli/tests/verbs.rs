@@ -63,10 +63,7 @@ impl TokenService for Fake {
         let wish = request.into_inner();
         let from: u32 = wish.page_token.parse().unwrap_or(0);
         let to = 2500.min(from + wish.page_size.min(1000));
-        let token = |number: u32| JoinToken {
-            id: format!("{number:016x}"),
-            ..JoinToken::default()
-        };
+        let token = |number: u32| JoinToken { id: format!("{number:016x}"), ..JoinToken::default() };
         Ok(Response::new(ListTokensResponse {
             tokens: (from..to).map(token).collect(),
             next_page_token: if to < 2500 { to.to_string() } else { String::new() },
@@ -78,9 +75,7 @@ impl TokenService for Fake {
         _request: Request<RevokeTokenRequest>,
     ) -> Result<Response<RevokeTokenResponse>, Status> {
         let mut status = Status::not_found("no such token");
-        status
-            .metadata_mut()
-            .insert(METADATA_CODE, "token_unknown".parse().unwrap());
+        status.metadata_mut().insert(METADATA_CODE, "token_unknown".parse().unwrap());
         Err(status)
     }
 }
@@ -135,10 +130,7 @@ impl Server {
             .add_service(RuleServiceServer::new(Fake));
         #[expect(clippy::disallowed_methods, reason = "a test has no spawner")]
         let task = tokio::spawn(async move {
-            routes
-                .serve_with_incoming(UnixListenerStream::new(listener))
-                .await
-                .unwrap();
+            routes.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
         });
         Self { folder, task }
     }
@@ -150,9 +142,7 @@ impl Server {
 
 async fn run_against(socket: &Path, line: &str) -> (Exit, String, String) {
     let server = format!("unix://{}", socket.display());
-    let words = ["rhizome", "--server", &server]
-        .into_iter()
-        .chain(line.split(' '));
+    let words = ["rhizome", "--server", &server].into_iter().chain(line.split(' '));
     let Program { options, verb } = Program::try_parse_from(words).unwrap();
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut console = Console {
@@ -162,29 +152,18 @@ async fn run_against(socket: &Path, line: &str) -> (Exit, String, String) {
         terminal: false,
     };
     let exit = run(&options, verb, &mut console).await;
-    (
-        exit,
-        String::from_utf8(out).unwrap(),
-        String::from_utf8(err).unwrap(),
-    )
+    (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
 #[tokio::test]
 async fn a_new_token_is_a_join_string_that_decodes() {
     let server = Server::start();
-    let (exit, out, err) = server
-        .run("token create --cluster prod --namespace shop --quiet")
-        .await;
+    let (exit, out, err) = server.run("token create --cluster prod --namespace shop --quiet").await;
     assert_eq!((exit, err.as_str()), (Exit::Done, ""));
     let join = JoinString::decode(&out).unwrap();
-    assert_eq!(
-        (join.token(), join.addresses()),
-        ("c2VjcmV0", &["ca.example.org:8443".to_owned()][..])
-    );
+    assert_eq!((join.token(), join.addresses()), ("c2VjcmV0", &["ca.example.org:8443".to_owned()][..]));
 
-    let (_, out, _) = server
-        .run("token create --cluster prod --namespace shop --output json")
-        .await;
+    let (_, out, _) = server.run("token create --cluster prod --namespace shop --output json").await;
     let json: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(json["token"]["namespaces"][0], "shop");
     assert!(json["join_string"].as_str().unwrap().starts_with("rhz1."));
@@ -196,10 +175,7 @@ async fn lists_are_fetched_page_by_page_and_say_when_they_were_cut() {
     let (exit, out, err) = server.run("token list --limit 0 --output json").await;
     let json: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((exit, err.as_str()), (Exit::Done, ""));
-    assert_eq!(
-        (json["tokens"].as_array().unwrap().len(), &json["more"]),
-        (2500, &Value::Bool(false))
-    );
+    assert_eq!((json["tokens"].as_array().unwrap().len(), &json["more"]), (2500, &Value::Bool(false)));
 
     let (_, out, err) = server.run("token list --limit 1500").await;
     assert_eq!(out.lines().count(), 1501);
@@ -232,10 +208,7 @@ async fn a_rule_is_put_only_with_yes() {
     std::fs::write(&file, "name: web\nwhen: { namespace: shop }\nidentity: /web\n").unwrap();
     let (exit, out, err) = server.run(&format!("rule put {}", file.display())).await;
     assert_eq!(exit, Exit::Done);
-    assert!(
-        out.starts_with("would put rule web") && err.contains("--yes"),
-        "{out}{err}"
-    );
+    assert!(out.starts_with("would put rule web") && err.contains("--yes"), "{out}{err}");
     let (_, out, err) = server.run(&format!("rule put {} --yes", file.display())).await;
     assert!(out.starts_with("put rule web") && err.is_empty(), "{out}{err}");
 }
@@ -257,10 +230,7 @@ async fn without_a_server_the_error_says_where_it_looked() {
     let nowhere = folder.path().join("no-socket");
     let (exit, out, err) = run_against(&nowhere, "status").await;
     assert_eq!((exit, out.as_str()), (Exit::Unavailable, ""));
-    assert!(
-        err.contains(nowhere.to_str().unwrap()) && err.contains("hint:"),
-        "{err}"
-    );
+    assert!(err.contains(nowhere.to_str().unwrap()) && err.contains("hint:"), "{err}");
 }
 
 #[tokio::test]
