@@ -12,7 +12,7 @@ use rhizome_id::{Digest, Timestamp, TrustDomain, Ttl};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::certificate::{CaCertificate, CaCertificateError};
+use crate::certificate::CaCertificate;
 use crate::der;
 use crate::key::{KeyNumbers, PublicKey};
 
@@ -274,9 +274,6 @@ pub enum BundleError {
     /// Not a SPIFFE document.
     #[error("not a SPIFFE bundle document: {0}")]
     Malformed(String),
-    /// A certificate is refused.
-    #[error(transparent)]
-    Certificate(#[from] CaCertificateError),
 }
 
 #[cfg(test)]

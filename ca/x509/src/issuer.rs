@@ -44,7 +44,9 @@ impl Issuer {
             return Err(IssuerError::ChainTooLong { length: chain.len() });
         }
         let signer = chain.first().cloned().ok_or(IssuerError::EmptyChain)?;
-        let path: Vec<CaCertificate> = chain.iter().cloned().chain([root.clone()]).collect();
+        let chain_der = chain.iter().map(CaCertificate::shared_der).collect();
+        let mut path = chain;
+        path.push(root.clone());
         for (below, (certificate, above)) in path.iter().zip(path.iter().skip(1)).enumerate() {
             check_link(certificate, above, below)?;
         }
@@ -56,7 +58,7 @@ impl Issuer {
         let algorithm = signing_algorithm(&signer)?;
         Ok(Self {
             names: IssuerNames::of(&signer)?,
-            chain_der: chain.iter().map(CaCertificate::shared_der).collect(),
+            chain_der,
             algorithm,
             not_before: path.iter().map(CaCertificate::not_before).max().unwrap_or(Timestamp::MAX),
             not_after: path.iter().map(CaCertificate::not_after).min().unwrap_or(Timestamp::EPOCH),

@@ -16,6 +16,7 @@ use crate::key::{PublicKey, SigningAlgorithm};
 use crate::names::DnsName;
 
 /// Proof that [`lint`] ran and found nothing.
+#[derive(Debug)]
 pub(crate) struct Passed(());
 
 /// What a certificate must say.
@@ -298,7 +299,7 @@ fn check_authority_key_id(value: &[u8], expected: &Expected<'_>) -> Result<(), L
         let mut outer = Reader::new(value);
         let mut inner = outer.enter(der::SEQUENCE).ok()?;
         let id = inner.value(0x80).ok()?;
-        inner.finish().and(outer.finish()).ok()?;
+        inner.finish().and_then(|()| outer.finish()).ok()?;
         Some(id)
     };
     match read() {

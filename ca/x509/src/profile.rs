@@ -116,7 +116,7 @@ pub fn prepare_server(spec: &ServerSpec<'_>, issuer: &Issuer) -> Result<Linted, 
             ip_addresses,
         },
     )?;
-    Ok(Linted::new(tbs, issuer.algorithm(), issuer.key(), (serial, not_before, not_after), &passed))
+    Ok(Linted::new(tbs, issuer.algorithm(), issuer.key(), (serial, not_before, not_after), passed))
 }
 
 /// A self-signed root.
@@ -173,7 +173,7 @@ pub fn prepare_root(spec: &RootSpec<'_>) -> Result<Linted, PrepareError> {
             ip_addresses: &[],
         },
     )?;
-    Ok(Linted::new(tbs, algorithm, Arc::new(public_key.clone()), (serial, not_before, not_after), &passed))
+    Ok(Linted::new(tbs, algorithm, Arc::new(public_key.clone()), (serial, not_before, not_after), passed))
 }
 
 /// An intermediate that signs leaves: path length 0.
@@ -241,7 +241,7 @@ pub fn prepare_intermediate(
         },
     )?;
     let facts = (serial, not_before, not_after);
-    Ok(Linted::new(tbs, issuer_algorithm, issuer.shared_public_key(), facts, &passed))
+    Ok(Linted::new(tbs, issuer_algorithm, issuer.shared_public_key(), facts, passed))
 }
 
 /// Every field of rcgen's parameters that does not depend on the profile, and safe values for those that do.

@@ -4,7 +4,6 @@
 //! [`Linted`] becomes at most one certificate, and its bytes go into that certificate unchanged.
 //! Not here: the lint (`lint.rs`), the signing (`rhizome-keys`). Sources: RFC 5280 §4.1.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use rhizome_id::{Digest, Serial, Timestamp};
@@ -12,6 +11,7 @@ use rhizome_id::{Digest, Serial, Timestamp};
 use crate::certificate::Certificate;
 use crate::der::{self, Reader};
 use crate::key::{PublicKey, SignatureError, SigningAlgorithm};
+use crate::lint::Passed;
 use crate::signature::{Provenance, Signature};
 
 /// Bytes a key ring may sign. There is no way to make one from bytes of one's own:
@@ -55,7 +55,9 @@ pub const fn probe_for(algorithm: SigningAlgorithm) -> ToBeSigned<'static> {
 /// used up by [`Linted::seal`]:
 ///
 /// ```compile_fail,E0451
-/// let forged = rhizome_x509::Linted { tbs: Vec::new() };
+/// fn unchecked(linted: rhizome_x509::Linted) -> rhizome_x509::Linted {
+///     rhizome_x509::Linted { tbs: b"other bytes".to_vec(), ..linted }
+/// }
 /// ```
 ///
 /// ```compile_fail,E0599
@@ -71,8 +73,8 @@ pub struct Linted {
     serial: Serial,
     not_before: Timestamp,
     not_after: Timestamp,
-    /// Keeps the struct from being built by a literal even inside the crate without thinking of the lint.
-    lint: PhantomData<crate::lint::Passed>,
+    /// Only the lint makes one.
+    _passed: Passed,
 }
 
 impl Linted {
@@ -81,10 +83,10 @@ impl Linted {
         algorithm: SigningAlgorithm,
         issuer_key: Arc<PublicKey>,
         facts: (Serial, Timestamp, Timestamp),
-        _passed: &crate::lint::Passed,
+        passed: Passed,
     ) -> Self {
         let (serial, not_before, not_after) = facts;
-        Self { tbs, algorithm, issuer_key, serial, not_before, not_after, lint: PhantomData }
+        Self { tbs, algorithm, issuer_key, serial, not_before, not_after, _passed: passed }
     }
 
     /// What to sign, with what.
@@ -158,7 +160,7 @@ fn check_shape(signature: &[u8], algorithm: SigningAlgorithm) -> Result<(), Seal
         let mut inner = outer.enter(der::SEQUENCE).ok()?;
         number(&mut inner)?;
         number(&mut inner)?;
-        inner.finish().and(outer.finish()).ok()
+        inner.finish().and_then(|()| outer.finish()).ok()
     };
     read().ok_or(SealError::Malformed)
 }

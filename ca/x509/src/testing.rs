@@ -55,7 +55,9 @@ impl TestKey {
         let key = RequestKey::generate(algorithm).unwrap();
         let curve = match algorithm {
             KeyAlgorithm::EcdsaP384 => &ECDSA_P384_SHA384_ASN1_SIGNING,
-            _ => &ECDSA_P256_SHA256_ASN1_SIGNING,
+            KeyAlgorithm::EcdsaP256 | KeyAlgorithm::Rsa { .. } | KeyAlgorithm::Ed25519 => {
+                &ECDSA_P256_SHA256_ASN1_SIGNING
+            }
         };
         Self {
             pair: EcdsaKeyPair::from_pkcs8(curve, &key.pkcs8_der(), &random()).unwrap(),

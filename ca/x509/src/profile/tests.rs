@@ -250,3 +250,14 @@ fn what_is_sealed_is_what_was_linted() {
     assert!(certificate.pem().ends_with("-----END CERTIFICATE-----\n"));
     assert!(!certificate.pem().ends_with("\n\n"));
 }
+
+#[test]
+fn a_probe_proves_a_key_and_is_no_certificate() {
+    for key in [TestKey::p256(), TestKey::new(KeyAlgorithm::EcdsaP384)] {
+        let probe = crate::probe_for(key.algorithm);
+        let signature = Signature::external(key.sign(probe.as_bytes()));
+        assert_eq!(key.public.verify(probe.as_bytes(), &signature, probe.algorithm()), Ok(()));
+        assert!(der::Reader::new(probe.as_bytes()).enter(der::SEQUENCE).is_err());
+    }
+    assert_eq!(crate::probe().as_bytes(), crate::probe_for(SigningAlgorithm::default()).as_bytes());
+}

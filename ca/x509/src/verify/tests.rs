@@ -283,10 +283,10 @@ proptest! {
         for (at, new) in &places {
             changed[at.index(leaf.len())] = *new;
         }
-        let _ = inspect::inspect(&changed);
-        let _ = CaCertificate::parse(&changed);
+        drop(inspect::inspect(&changed).ok());
+        drop(CaCertificate::parse(&changed).ok());
         prop_assert_eq!(bench.verify(&changed).is_ok(), changed == leaf);
         let chain = [&changed[..]];
-        let _ = verify_peer(&leaf, &chain, &bench.anchors, PeerUsage::Server, at(0));
+        drop(verify_peer(&leaf, &chain, &bench.anchors, PeerUsage::Server, at(0)).ok());
     }
 }
