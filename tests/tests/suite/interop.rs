@@ -47,11 +47,7 @@ fn spoiled(good: &Path, fault: Spoil) -> TempDir {
         Spoil::ForeignRoot => {
             let stranger = TempDir::new().unwrap();
             chain_by_hand(stranger.path());
-            fs::copy(
-                stranger.path().join("bundle.pem"),
-                scratch.path().join("bundle.pem"),
-            )
-            .unwrap();
+            fs::copy(stranger.path().join("bundle.pem"), scratch.path().join("bundle.pem")).unwrap();
         }
         Spoil::NoIntermediate => chain.truncate(1),
         Spoil::FlippedSignature => {
@@ -95,33 +91,19 @@ distinguished_name = name
 /// Writes `key.pem`, `chain.pem` and `bundle.pem` of a fresh authority into a directory.
 fn chain_by_hand(directory: &Path) {
     fs::write(directory.join("extensions.cnf"), EXTENSIONS).unwrap();
-    for (name, subject) in [
-        ("root", "/O=control.test/CN=root 1"),
-        ("issuer", "/O=control.test/CN=issuer 1"),
-        ("leaf", "/"),
-    ] {
+    for (name, subject) in
+        [("root", "/O=control.test/CN=root 1"), ("issuer", "/O=control.test/CN=issuer 1"), ("leaf", "/")]
+    {
         new_key(&directory.join(format!("{name}.key")));
         let request = format!("req -new -config extensions.cnf -key {name}.key -subj");
         let mut command = openssl(directory, &request);
         must(command.arg(subject).args(["-out", &format!("{name}.csr")]));
     }
     sign(directory, "root", "-signkey root.key");
-    sign(
-        directory,
-        "issuer",
-        "-CA root.pem -CAkey root.key -CAcreateserial",
-    );
-    sign(
-        directory,
-        "leaf",
-        "-CA issuer.pem -CAkey issuer.key -CAcreateserial",
-    );
+    sign(directory, "issuer", "-CA root.pem -CAkey root.key -CAcreateserial");
+    sign(directory, "leaf", "-CA issuer.pem -CAkey issuer.key -CAcreateserial");
     let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
-    fs::write(
-        directory.join("chain.pem"),
-        read("leaf.pem") + &read("issuer.pem"),
-    )
-    .unwrap();
+    fs::write(directory.join("chain.pem"), read("leaf.pem") + &read("issuer.pem")).unwrap();
     fs::write(directory.join("bundle.pem"), read("root.pem")).unwrap();
     fs::write(directory.join("key.pem"), read("leaf.key")).unwrap();
 }
@@ -135,10 +117,7 @@ fn sign(directory: &Path, name: &str, by: &str) {
 /// Writes a new P-256 key, PKCS#8 PEM.
 fn new_key(file: &Path) {
     let directory = file.parent().unwrap();
-    let mut command = openssl(
-        directory,
-        "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out",
-    );
+    let mut command = openssl(directory, "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out");
     must(command.arg(file));
 }
 

@@ -99,22 +99,14 @@ impl Judge {
         let python = tools().join("python/bin/python");
         match self {
             Self::OpenSsl => both(["sslserver", "sslclient"], |purpose| openssl(directory, purpose)),
-            Self::GnuTls => both(["1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.3.2"], |purpose| {
-                certtool(directory, purpose)
-            }),
+            Self::GnuTls => {
+                both(["1.3.6.1.5.5.7.3.1", "1.3.6.1.5.5.7.3.2"], |purpose| certtool(directory, purpose))
+            }
             Self::PycaCryptography => {
                 spoken(Command::new(python).arg(programs.join("pyca.py")).arg(directory))
             }
-            Self::PySpiffe => spoken(
-                Command::new(python)
-                    .arg(programs.join("py_spiffe.py"))
-                    .arg(directory),
-            ),
-            Self::JavaPkix => spoken(
-                Command::new("java")
-                    .arg(programs.join("Pkix.java"))
-                    .arg(directory),
-            ),
+            Self::PySpiffe => spoken(Command::new(python).arg(programs.join("py_spiffe.py")).arg(directory)),
+            Self::JavaPkix => spoken(Command::new("java").arg(programs.join("Pkix.java")).arg(directory)),
             Self::GoX509 => spoken(
                 Command::new("go")
                     .args(["run", "."])
@@ -159,12 +151,7 @@ pub(crate) fn hearing(good: &Path, spoiled: impl Fn(Spoil) -> tempfile::TempDir)
         hear(judge, "the chain as issued", judge.verdict(good), true);
         for (spoil, directory) in &faults {
             if judge.spoils_seen().contains(spoil) {
-                hear(
-                    judge,
-                    &format!("{spoil:?}"),
-                    judge.verdict(directory.path()),
-                    false,
-                );
+                hear(judge, &format!("{spoil:?}"), judge.verdict(directory.path()), false);
             }
         }
     }
@@ -184,14 +171,7 @@ fn both(purposes: [&str; 2], ask: impl Fn(&str) -> Verdict) -> Verdict {
 fn openssl(directory: &Path, purpose: &str) -> Verdict {
     let chain = directory.join("chain.pem");
     let mut command = Command::new("openssl");
-    command.args([
-        "verify",
-        "-x509_strict",
-        "-no-CApath",
-        "-no-CAstore",
-        "-purpose",
-        purpose,
-    ]);
+    command.args(["verify", "-x509_strict", "-no-CApath", "-no-CAstore", "-purpose", purpose]);
     command.arg("-CAfile").arg(directory.join("bundle.pem"));
     // Only the first certificate of the last file is judged; the same file serves as the pool of intermediates.
     command.arg("-untrusted").arg(&chain).arg(&chain);
@@ -207,16 +187,8 @@ fn openssl(directory: &Path, purpose: &str) -> Verdict {
 
 fn certtool(directory: &Path, purpose: &str) -> Verdict {
     let mut command = Command::new("certtool");
-    command.args([
-        "--verify",
-        "--verify-profile",
-        "medium",
-        "--verify-purpose",
-        purpose,
-    ]);
-    command
-        .arg("--load-ca-certificate")
-        .arg(directory.join("bundle.pem"));
+    command.args(["--verify", "--verify-profile", "medium", "--verify-purpose", purpose]);
+    command.arg("--load-ca-certificate").arg(directory.join("bundle.pem"));
     command.arg("--infile").arg(directory.join("chain.pem"));
     let Some(output) = run(&mut command) else {
         return Verdict::Absent;
@@ -256,23 +228,12 @@ fn webpki_path(
     chain: &[CertificateDer<'static>],
     roots: &[CertificateDer<'static>],
 ) -> Result<(), webpki::Error> {
-    let anchors = roots
-        .iter()
-        .map(anchor_from_trusted_cert)
-        .collect::<Result<Vec<_>, _>>()?;
+    let anchors = roots.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>()?;
     let (leaf, intermediates) = chain.split_first().expect("read from a file with certificates");
     let leaf = EndEntityCert::try_from(leaf)?;
     for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
         let now = UnixTime::now();
-        leaf.verify_for_usage(
-            ALL_VERIFICATION_ALGS,
-            &anchors,
-            intermediates,
-            now,
-            usage,
-            None,
-            None,
-        )?;
+        leaf.verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, intermediates, now, usage, None, None)?;
     }
     Ok(())
 }
@@ -288,9 +249,5 @@ fn certificates(file: &Path) -> Vec<CertificateDer<'static>> {
 
 /// A judge that gave no verdict.
 fn broken(command: &Command, output: &Output) -> ! {
-    panic!(
-        "{command:?} gave no verdict, ended with {}: {}",
-        output.status,
-        said(output)
-    )
+    panic!("{command:?} gave no verdict, ended with {}: {}", output.status, said(output))
 }

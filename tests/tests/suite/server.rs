@@ -37,10 +37,7 @@ pub(crate) fn binary() -> &'static Path {
         }
         must(Command::new(env!("CARGO")).args(["build", "--package", "rhizome", "--bin", "rhizome"]));
         let this = std::env::current_exe().unwrap();
-        let profile = this
-            .parent()
-            .and_then(Path::parent)
-            .expect("target/<profile>/deps/<this>");
+        let profile = this.parent().and_then(Path::parent).expect("target/<profile>/deps/<this>");
         profile.join("rhizome")
     })
 }
@@ -48,10 +45,7 @@ pub(crate) fn binary() -> &'static Path {
 /// The program, with no variable of the caller's environment that it would heed.
 pub(crate) fn rhizome() -> Command {
     let mut command = Command::new(binary());
-    command
-        .env_remove("RHIZOME_SERVER")
-        .env_remove("RHIZOME_IDENTITY")
-        .stdin(Stdio::null());
+    command.env_remove("RHIZOME_SERVER").env_remove("RHIZOME_IDENTITY").stdin(Stdio::null());
     command
 }
 
@@ -64,23 +58,13 @@ impl Server {
         let file = scratch.path().join("rhizome.yaml");
         fs::write(&file, config).unwrap();
         let mut command = rhizome();
-        command
-            .arg("server")
-            .arg("--config")
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.arg("server").arg("--config").arg(&file).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let (sender, log) = channel();
         // Ends with the child: its standard error closes.
         thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut server = Self {
-            child,
-            port,
-            log,
-            scratch,
-        };
+        let mut server = Self { child, port, log, scratch };
         server.wait_until_ready();
         server
     }
@@ -122,46 +106,19 @@ impl Server {
 
     /// Joins a node that may vouch for the namespace `default`; the directory of its identity.
     pub(crate) fn join_node(&self, name: &str) -> PathBuf {
-        let words = [
-            "token",
-            "create",
-            "--cluster",
-            "dev",
-            "--namespace",
-            "default",
-            "--quiet",
-            "--node",
-            name,
-        ];
+        let words =
+            ["token", "create", "--cluster", "dev", "--namespace", "default", "--quiet", "--node", name];
         let join_string = line(&must(&mut self.admin(&words)));
         let directory = self.scratch().join(name);
-        must(
-            rhizome()
-                .args(["node", "join", &join_string])
-                .arg("--out")
-                .arg(&directory),
-        );
+        must(rhizome().args(["node", "join", &join_string]).arg("--out").arg(&directory));
         directory
     }
 
     /// `cert request` as a node, into `out`: `key.pem`, `chain.pem` and `bundle.pem`.
     pub(crate) fn request_certificate(&self, node: &Path, account: &str, out: &Path) -> Command {
         let mut command = rhizome();
-        command.args([
-            "cert",
-            "request",
-            "--namespace",
-            "default",
-            "--service-account",
-            account,
-        ]);
-        command
-            .arg("--server")
-            .arg(self.url())
-            .arg("--identity")
-            .arg(node)
-            .arg("--out")
-            .arg(out);
+        command.args(["cert", "request", "--namespace", "default", "--service-account", account]);
+        command.arg("--server").arg(self.url()).arg("--identity").arg(node).arg("--out").arg(out);
         command
     }
 }
@@ -181,10 +138,7 @@ impl Drop for Server {
 /// The first line that a program printed.
 pub(crate) fn line(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines()
-        .next()
-        .unwrap_or_else(|| panic!("nothing was printed: {}", said(output)))
-        .to_owned()
+    text.lines().next().unwrap_or_else(|| panic!("nothing was printed: {}", said(output))).to_owned()
 }
 
 /// A port that nobody listens on at this moment.

@@ -29,19 +29,8 @@ fn a_node_gets_certificates_in_its_namespace_and_in_no_other() {
     let out = server.scratch().join("web");
     must(&mut server.request_certificate(&node, "web", &out));
     let mut elsewhere = rhizome();
-    elsewhere.args([
-        "cert",
-        "request",
-        "--namespace",
-        "kube-system",
-        "--service-account",
-        "web",
-    ]);
-    elsewhere
-        .arg("--server")
-        .arg(server.url())
-        .arg("--identity")
-        .arg(&node);
+    elsewhere.args(["cert", "request", "--namespace", "kube-system", "--service-account", "web"]);
+    elsewhere.arg("--server").arg(server.url()).arg("--identity").arg(&node);
     let refusal = run(&mut elsewhere).unwrap();
     assert_eq!(refusal.status.code(), Some(DENIED), "{}", said(&refusal));
     assert!(said(&refusal).contains("namespace"), "{}", said(&refusal));
@@ -52,24 +41,13 @@ fn a_grant_and_a_denial_are_explained() {
     let server = Server::start();
     server.join_node("n1");
     let explain = |namespace: &str| -> Output {
-        let words = [
-            "explain",
-            "--node",
-            "dev/join_token/n1",
-            "--service-account",
-            "web",
-            "--namespace",
-            namespace,
-        ];
+        let words =
+            ["explain", "--node", "dev/join_token/n1", "--service-account", "web", "--namespace", namespace];
         run(&mut server.admin(&words)).unwrap()
     };
     let grant = explain("default");
     assert!(grant.status.success(), "{}", said(&grant));
-    assert!(
-        said(&grant).contains("spiffe://example.test/ns/default/sa/web"),
-        "{}",
-        said(&grant)
-    );
+    assert!(said(&grant).contains("spiffe://example.test/ns/default/sa/web"), "{}", said(&grant));
     let denial = explain("kube-system");
     assert_eq!(denial.status.code(), Some(DENIED), "{}", said(&denial));
     assert!(said(&denial).contains("denied"), "{}", said(&denial));
@@ -88,11 +66,7 @@ fn the_ledger_verifies_until_one_byte_of_it_is_flipped() {
     let body: String = database.query_row(&read, [], |row| row.get(0)).unwrap();
     let mut bytes = body.into_bytes();
     let middle = bytes.len() / 2;
-    let at = middle
-        + bytes[middle..]
-            .iter()
-            .position(u8::is_ascii_alphanumeric)
-            .unwrap();
+    let at = middle + bytes[middle..].iter().position(u8::is_ascii_alphanumeric).unwrap();
     bytes[at] ^= 1;
     let spoiled = String::from_utf8(bytes).unwrap();
     let write = format!("UPDATE ledger SET body = ?1 WHERE {last}");

@@ -41,11 +41,6 @@ pub(crate) fn said(output: &Output) -> String {
 /// Runs a program that has to be there and has to succeed.
 pub(crate) fn must(command: &mut Command) -> Output {
     let output = run(command).unwrap_or_else(|| panic!("{command:?}: not installed"));
-    assert!(
-        output.status.success(),
-        "{command:?} ended with {}: {}",
-        output.status,
-        said(&output)
-    );
+    assert!(output.status.success(), "{command:?} ended with {}: {}", output.status, said(&output));
     output
 }

@@ -17,20 +17,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("rhizome-core", &["rhizome-id", "rhizome-x509"]),
     ("rhizome-store", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
     ("rhizome-keys", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
-    (
-        "rhizome-server",
-        &[
-            "rhizome-id",
-            "rhizome-x509",
-            "rhizome-core",
-            "rhizome-proto",
-            "rhizome-tls",
-        ],
-    ),
-    (
-        "rhizome-cli",
-        &["rhizome-id", "rhizome-x509", "rhizome-proto", "rhizome-tls"],
-    ),
+    ("rhizome-server", &["rhizome-id", "rhizome-x509", "rhizome-core", "rhizome-proto", "rhizome-tls"]),
+    ("rhizome-cli", &["rhizome-id", "rhizome-x509", "rhizome-proto", "rhizome-tls"]),
     (
         "rhizome",
         &[
@@ -85,10 +73,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rustls-webpki", &["rhizome-x509"]),
     ("serde-saphyr", &["rhizome-cli", "rhizome"]),
     ("tokio-rustls", &["rhizome-tls", "rhizome-server"]),
-    (
-        "tonic",
-        &["rhizome-proto", "rhizome-tls", "rhizome-server", "rhizome-cli"],
-    ),
+    ("tonic", &["rhizome-proto", "rhizome-tls", "rhizome-server", "rhizome-cli"]),
     ("tonic-health", &["rhizome-server"]),
     ("tonic-prost-build", &["rhizome-proto"]),
     ("tonic-reflection", &["rhizome-server"]),
@@ -98,14 +83,7 @@ const HOMES: &[(&str, &[&str])] = &[
 
 /// What the pure crates must not reach over normal dependencies, at any distance.
 const PURE: &[&str] = &["rhizome-id", "rhizome-x509", "rhizome-core"];
-const IMPURE: &[&str] = &[
-    "tokio",
-    "tonic",
-    "rusqlite",
-    "hyper",
-    "axum",
-    "tracing-subscriber",
-];
+const IMPURE: &[&str] = &["tokio", "tonic", "rusqlite", "hyper", "axum", "tracing-subscriber"];
 
 const TESTS: &str = "rhizome-tests";
 
@@ -121,17 +99,12 @@ struct Edge {
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 fn listed<'a>(table: &'a [(&str, &[&'a str])], name: &str) -> Option<&'a [&'a str]> {
-    table
-        .iter()
-        .find(|(row, _)| *row == name)
-        .map(|(_, values)| *values)
+    table.iter().find(|(row, _)| *row == name).map(|(_, values)| *values)
 }
 
 fn crates_without_a_row(members: &[String]) -> Vec<String> {
     let unknown = members.iter().filter(|name| listed(ARROWS, name).is_none());
-    unknown
-        .map(|name| format!("{name} has no row in ARROWS; say what it may import"))
-        .collect()
+    unknown.map(|name| format!("{name} has no row in ARROWS; say what it may import")).collect()
 }
 
 fn arrows_that_go_up(members: &[String], edges: &[Edge]) -> Vec<String> {
@@ -139,14 +112,9 @@ fn arrows_that_go_up(members: &[String], edges: &[Edge]) -> Vec<String> {
     let wrong = ours.filter(|edge| {
         let tests_only = edge.for_tests.then(|| listed(TEST_ARROWS, &edge.from)).flatten();
         let allowed = [listed(ARROWS, &edge.from), tests_only];
-        !allowed
-            .into_iter()
-            .flatten()
-            .any(|names| names.contains(&edge.to.as_str()))
+        !allowed.into_iter().flatten().any(|names| names.contains(&edge.to.as_str()))
     });
-    wrong
-        .map(|edge| format!("{} may not import {}", edge.from, edge.to))
-        .collect()
+    wrong.map(|edge| format!("{} may not import {}", edge.from, edge.to)).collect()
 }
 
 fn libraries_away_from_home(edges: &[Edge]) -> Vec<String> {
@@ -154,9 +122,7 @@ fn libraries_away_from_home(edges: &[Edge]) -> Vec<String> {
         edge.from != TESTS
             && listed(HOMES, &edge.to).is_some_and(|homes| !homes.contains(&edge.from.as_str()))
     });
-    wrong
-        .map(|edge| format!("{} may not name {}", edge.from, edge.to))
-        .collect()
+    wrong.map(|edge| format!("{} may not name {}", edge.from, edge.to)).collect()
 }
 
 fn pure_crates_that_reach(graph: &Graph, pure: &[&str], impure: &[&str]) -> Vec<String> {
@@ -186,9 +152,7 @@ fn libraries_in_two_versions(direct: &BTreeSet<(String, String)>) -> Vec<String>
         versions.entry(name).or_default().push(version);
     }
     let several = versions.into_iter().filter(|(_, found)| found.len() > 1);
-    several
-        .map(|(name, found)| format!("{name} in versions {}", found.join(", ")))
-        .collect()
+    several.map(|(name, found)| format!("{name} in versions {}", found.join(", "))).collect()
 }
 
 /// A member's manifest takes lints and every version from the workspace.
@@ -196,22 +160,14 @@ fn manifests_on_their_own(manifests: &[(String, String)]) -> Vec<String> {
     let mut complaints = Vec::new();
     for (path, text) in manifests {
         if !text.contains("[lints]\nworkspace = true") {
-            complaints.push(format!(
-                "{path} does not inherit the lints: add [lints] workspace = true"
-            ));
+            complaints.push(format!("{path} does not inherit the lints: add [lints] workspace = true"));
         }
         let mut in_dependencies = false;
-        for line in text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        {
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             if line.starts_with('[') {
                 in_dependencies = line.trim_end_matches(']').ends_with("dependencies");
             } else if in_dependencies && !line.contains("workspace = true") {
-                complaints.push(format!(
-                    "{path}: `{line}` states its own version; use the workspace's"
-                ));
+                complaints.push(format!("{path}: `{line}` states its own version; use the workspace's"));
             }
         }
     }
@@ -220,15 +176,9 @@ fn manifests_on_their_own(manifests: &[(String, String)]) -> Vec<String> {
 
 /// The workspace forbids unsafe code, and no member relaxes it (members cannot: they inherit every lint).
 fn unsafe_code_is_forbidden(workspace_manifest: &str) -> Vec<String> {
-    let lints = workspace_manifest
-        .split("[workspace.lints.rust]")
-        .nth(1)
-        .unwrap_or_default();
+    let lints = workspace_manifest.split("[workspace.lints.rust]").nth(1).unwrap_or_default();
     let table = lints.split("\n[").next().unwrap_or_default();
-    match table
-        .lines()
-        .any(|line| line.trim() == r#"unsafe_code = "forbid""#)
-    {
+    match table.lines().any(|line| line.trim() == r#"unsafe_code = "forbid""#) {
         true => Vec::new(),
         false => vec![r#"[workspace.lints.rust] lacks unsafe_code = "forbid""#.to_owned()],
     }
@@ -244,11 +194,7 @@ fn metadata() -> Metadata {
 }
 
 fn member_names(metadata: &Metadata) -> Vec<String> {
-    metadata
-        .workspace_packages()
-        .iter()
-        .map(|package| package.name.to_string())
-        .collect()
+    metadata.workspace_packages().iter().map(|package| package.name.to_string()).collect()
 }
 
 fn edges(metadata: &Metadata) -> Vec<Edge> {
@@ -273,15 +219,8 @@ fn resolved(metadata: &Metadata) -> (Graph, BTreeSet<(String, String)>) {
         let from = &metadata[&node.id];
         for dependency in &node.deps {
             let to = &metadata[&dependency.pkg];
-            if dependency
-                .dep_kinds
-                .iter()
-                .any(|kind| kind.kind == DependencyKind::Normal)
-            {
-                graph
-                    .entry(from.name.to_string())
-                    .or_default()
-                    .insert(to.name.to_string());
+            if dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal) {
+                graph.entry(from.name.to_string()).or_default().insert(to.name.to_string());
             }
             if metadata.workspace_members.contains(&node.id) {
                 direct.insert((to.name.to_string(), to.version.to_string()));
@@ -337,11 +276,7 @@ mod planted {
     use super::*;
 
     fn edge(from: &str, to: &str, for_tests: bool) -> Edge {
-        Edge {
-            from: from.to_owned(),
-            to: to.to_owned(),
-            for_tests,
-        }
+        Edge { from: from.to_owned(), to: to.to_owned(), for_tests }
     }
 
     #[test]
@@ -349,10 +284,7 @@ mod planted {
         let members = ["rhizome-id", "rhizome-core", "rhizome-server", "rhizome-store"].map(str::to_owned);
         let up = edge("rhizome-id", "rhizome-core", false);
         let down = edge("rhizome-core", "rhizome-id", false);
-        assert_eq!(
-            arrows_that_go_up(&members, &[up, down]),
-            ["rhizome-id may not import rhizome-core"]
-        );
+        assert_eq!(arrows_that_go_up(&members, &[up, down]), ["rhizome-id may not import rhizome-core"]);
         let double = edge("rhizome-server", "rhizome-store", true);
         let shortcut = edge("rhizome-server", "rhizome-store", false);
         assert_eq!(
@@ -364,24 +296,19 @@ mod planted {
 
     #[test]
     fn a_library_away_from_home_is_found() {
-        let astray = [
-            edge("rhizome-core", "rusqlite", true),
-            edge("rhizome-tests", "rusqlite", false),
-        ];
-        assert_eq!(
-            libraries_away_from_home(&astray),
-            ["rhizome-core may not name rusqlite"]
-        );
+        let astray = [edge("rhizome-core", "rusqlite", true), edge("rhizome-tests", "rusqlite", false)];
+        assert_eq!(libraries_away_from_home(&astray), ["rhizome-core may not name rusqlite"]);
     }
 
     #[test]
     fn a_runtime_behind_two_libraries_is_found() {
-        let graph: Graph = [("core", "a"), ("a", "b"), ("b", "tokio"), ("b", "a")]
-            .into_iter()
-            .fold(Graph::new(), |mut graph, (from, to)| {
+        let graph: Graph = [("core", "a"), ("a", "b"), ("b", "tokio"), ("b", "a")].into_iter().fold(
+            Graph::new(),
+            |mut graph, (from, to)| {
                 graph.entry(from.to_owned()).or_default().insert(to.to_owned());
                 graph
-            });
+            },
+        );
         assert_eq!(
             pure_crates_that_reach(&graph, &["core"], &["tokio"]),
             ["core reaches tokio: core → a → b → tokio"]
@@ -392,13 +319,8 @@ mod planted {
     #[test]
     fn a_library_in_two_versions_is_found() {
         let direct = [("hex", "0.4.3"), ("hex", "0.3.0"), ("time", "0.3.1")];
-        let direct = direct
-            .map(|(name, version)| (name.to_owned(), version.to_owned()))
-            .into();
-        assert_eq!(
-            libraries_in_two_versions(&direct),
-            ["hex in versions 0.3.0, 0.4.3"]
-        );
+        let direct = direct.map(|(name, version)| (name.to_owned(), version.to_owned())).into();
+        assert_eq!(libraries_in_two_versions(&direct), ["hex in versions 0.3.0, 0.4.3"]);
     }
 
     #[test]
@@ -411,10 +333,7 @@ mod planted {
 
     #[test]
     fn a_workspace_that_permits_unsafe_code_is_found() {
-        assert_eq!(
-            unsafe_code_is_forbidden("[workspace.lints.rust]\nunsafe_code = \"warn\"\n").len(),
-            1
-        );
+        assert_eq!(unsafe_code_is_forbidden("[workspace.lints.rust]\nunsafe_code = \"warn\"\n").len(), 1);
         let elsewhere = "[workspace.lints.rust]\nx = 1\n[other]\nunsafe_code = \"forbid\"\n";
         assert_eq!(unsafe_code_is_forbidden(elsewhere).len(), 1);
     }

@@ -86,21 +86,16 @@ impl Source {
 }
 
 fn long_files(sources: &[Source]) -> Vec<String> {
-    let ours = sources
-        .iter()
-        .filter(|source| source.is_rust() && !source.is_generated());
-    let long = ours
-        .map(|source| (source, source.text.lines().count()))
-        .filter(|(_, lines)| *lines > MAX_LINES);
-    long.map(|(source, lines)| format!("{} has {lines} lines of {MAX_LINES}", source.path))
-        .collect()
+    let ours = sources.iter().filter(|source| source.is_rust() && !source.is_generated());
+    let long =
+        ours.map(|source| (source, source.text.lines().count())).filter(|(_, lines)| *lines > MAX_LINES);
+    long.map(|(source, lines)| format!("{} has {lines} lines of {MAX_LINES}", source.path)).collect()
 }
 
 fn modules_without_a_duty(sources: &[Source]) -> Vec<String> {
     let product = sources.iter().filter(|source| source.is_product());
     let mute = product.filter(|source| !source.text.starts_with("//!"));
-    mute.map(|source| format!("{} does not open with //!", source.path))
-        .collect()
+    mute.map(|source| format!("{} does not open with //!", source.path)).collect()
 }
 
 fn unfinished_or_silenced(sources: &[Source]) -> Vec<String> {
@@ -117,23 +112,16 @@ fn unfinished_or_silenced(sources: &[Source]) -> Vec<String> {
 }
 
 fn wire_errors_outside_their_file(sources: &[Source]) -> Vec<String> {
-    let server = sources
-        .iter()
-        .filter(|source| source.path.starts_with("ca/server/src/"));
+    let server = sources.iter().filter(|source| source.path.starts_with("ca/server/src/"));
     let elsewhere = server.filter(|source| source.path != STATUS_FILE && names_wire_status(&source.text));
-    elsewhere
-        .map(|source| format!("{} names tonic::Status; only {STATUS_FILE} does", source.path))
-        .collect()
+    elsewhere.map(|source| format!("{} names tonic::Status; only {STATUS_FILE} does", source.path)).collect()
 }
 
 /// `tonic::Status`, or `Status` in the braces of a `use tonic::{…}`.
 fn names_wire_status(text: &str) -> bool {
     let imports = text.split("use tonic::{").skip(1);
     let mut lists = imports.map(|rest| rest.split(';').next().unwrap_or_default());
-    let names = |list: &str| {
-        list.split(|c: char| !c.is_alphanumeric())
-            .any(|word| word == "Status")
-    };
+    let names = |list: &str| list.split(|c: char| !c.is_alphanumeric()).any(|word| word == "Status");
     text.contains("tonic::Status") || lists.any(names)
 }
 
@@ -145,10 +133,7 @@ fn assertions_unlike(table: &[(&str, &str, usize)], sources: &[Source]) -> Vec<S
     for source in sources.iter().filter(|source| source.is_product()) {
         for (_, line) in source.product_lines() {
             if let Some((before, _)) = line.split_once("::assertion(") {
-                let of = before
-                    .rsplit(|c: char| !c.is_alphanumeric())
-                    .next()
-                    .unwrap_or_default();
+                let of = before.rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
                 counts.entry((&source.path, of)).or_default().1 += 1;
             }
         }
@@ -162,10 +147,7 @@ fn assertions_unlike(table: &[(&str, &str, usize)], sources: &[Source]) -> Vec<S
 }
 
 fn foreign_words(sources: &[Source]) -> Vec<String> {
-    let words: Vec<String> = FOREIGN_WORDS
-        .iter()
-        .map(|(first, second)| format!("{first}{second}"))
-        .collect();
+    let words: Vec<String> = FOREIGN_WORDS.iter().map(|(first, second)| format!("{first}{second}")).collect();
     let mut complaints = Vec::new();
     for source in sources {
         for (at, line) in source.text.lines().enumerate() {
@@ -181,25 +163,13 @@ fn foreign_words(sources: &[Source]) -> Vec<String> {
 fn tracked() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
-    let listing = Command::new("git")
-        .arg("-C")
-        .arg(&root)
-        .args(list)
-        .output()
-        .unwrap();
-    assert!(
-        listing.status.success(),
-        "git ls-files: {}",
-        String::from_utf8_lossy(&listing.stderr)
-    );
+    let listing = Command::new("git").arg("-C").arg(&root).args(list).output().unwrap();
+    assert!(listing.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listing.stderr));
     let listing = String::from_utf8(listing.stdout).unwrap();
     let paths = listing.split('\0').filter(|path| !path.is_empty());
     let read = |path: &str| {
         let text = std::fs::read_to_string(root.join(path)).ok()?;
-        Some(Source {
-            path: path.to_owned(),
-            text,
-        })
+        Some(Source { path: path.to_owned(), text })
     };
     paths.filter_map(read).collect()
 }
@@ -245,51 +215,27 @@ mod planted {
     use super::*;
 
     fn source(path: &str, text: &str) -> [Source; 1] {
-        [Source {
-            path: path.to_owned(),
-            text: text.to_owned(),
-        }]
+        [Source { path: path.to_owned(), text: text.to_owned() }]
     }
 
     #[test]
     fn a_long_file_is_found_and_a_generated_one_is_not() {
         let long = "x\n".repeat(MAX_LINES + 1);
-        assert_eq!(
-            long_files(&source("ca/id/src/a.rs", &long)),
-            ["ca/id/src/a.rs has 601 lines of 600"]
-        );
+        assert_eq!(long_files(&source("ca/id/src/a.rs", &long)), ["ca/id/src/a.rs has 601 lines of 600"]);
         assert_eq!(long_files(&source("proto/src/gen/a.rs", &long)), [""; 0]);
-        assert_eq!(
-            long_files(&source("ca/id/src/a.rs", &"x\n".repeat(MAX_LINES))),
-            [""; 0]
-        );
+        assert_eq!(long_files(&source("ca/id/src/a.rs", &"x\n".repeat(MAX_LINES))), [""; 0]);
     }
 
     #[test]
     fn a_module_without_a_duty_is_found() {
-        assert_eq!(
-            modules_without_a_duty(&source("ca/id/src/a.rs", "use x;\n")).len(),
-            1
-        );
-        assert_eq!(
-            modules_without_a_duty(&source("ca/id/src/a.rs", "//! Duty.\n")),
-            [""; 0]
-        );
-        assert_eq!(
-            modules_without_a_duty(&source("ca/id/tests/a.rs", "use x;\n")),
-            [""; 0]
-        );
+        assert_eq!(modules_without_a_duty(&source("ca/id/src/a.rs", "use x;\n")).len(), 1);
+        assert_eq!(modules_without_a_duty(&source("ca/id/src/a.rs", "//! Duty.\n")), [""; 0]);
+        assert_eq!(modules_without_a_duty(&source("ca/id/tests/a.rs", "use x;\n")), [""; 0]);
     }
 
     #[test]
     fn unfinished_and_silenced_code_is_found() {
-        for word in [
-            "todo!()",
-            "unimplemented!()",
-            "#[allow(dead_code)]",
-            "#![allow(x)]",
-            "unsafe { x }",
-        ] {
+        for word in ["todo!()", "unimplemented!()", "#[allow(dead_code)]", "#![allow(x)]", "unsafe { x }"] {
             let found = unfinished_or_silenced(&source("ca/id/src/a.rs", &format!("\n{word}\n")));
             assert_eq!(found.len(), 1, "{word}");
         }
@@ -301,26 +247,18 @@ mod planted {
 
     #[test]
     fn a_wire_error_outside_its_file_is_found() {
-        for text in [
-            "fn a() -> tonic::Status",
-            "use tonic::{Request, Status};",
-            "use tonic::{\n    Status,\n};",
-        ] {
+        for text in
+            ["fn a() -> tonic::Status", "use tonic::{Request, Status};", "use tonic::{\n    Status,\n};"]
+        {
             assert_eq!(
                 wire_errors_outside_their_file(&source("ca/server/src/a.rs", text)).len(),
                 1,
                 "{text}"
             );
-            assert_eq!(
-                wire_errors_outside_their_file(&source(STATUS_FILE, text)),
-                [""; 0]
-            );
+            assert_eq!(wire_errors_outside_their_file(&source(STATUS_FILE, text)), [""; 0]);
         }
         let other = "use tonic::{Request, Response};\nuse crate::status::Status;";
-        assert_eq!(
-            wire_errors_outside_their_file(&source("ca/server/src/a.rs", other)),
-            [""; 0]
-        );
+        assert_eq!(wire_errors_outside_their_file(&source("ca/server/src/a.rs", other)), [""; 0]);
     }
 
     #[test]
@@ -332,10 +270,8 @@ mod planted {
         assert_eq!(assertions_unlike(&listed(2), &call).len(), 1);
         assert_eq!(assertions_unlike(&[], &call).len(), 1);
         assert_eq!(assertions_unlike(&[(door, "Receipt", 1)], &call).len(), 2);
-        let in_a_test = source(
-            door,
-            "#[cfg(test)]\nmod tests {\n    AttestedCaller::assertion(principal)\n}\n",
-        );
+        let in_a_test =
+            source(door, "#[cfg(test)]\nmod tests {\n    AttestedCaller::assertion(principal)\n}\n");
         assert_eq!(assertions_unlike(&[], &in_a_test), [""; 0]);
     }
 
