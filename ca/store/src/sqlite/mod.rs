@@ -2,11 +2,12 @@
 //!
 //! Laws: one server at a time; commits are durable (`synchronous=FULL`) and gathered by one writer thread; reads run
 //! beside it. A file that is damaged, foreign or newer is refused, in words that say what to do.
-//! Here: opening, and the port. The files are in `place`, the schema in `schema`, group commit in `writer`, columns in
+//! Here: opening, and the port. The files are in `place`, the schema in `schema`, group commit in `writer`, waking in `answers`, columns in
 //! `rows`, new files, backup and restore in `copy`, errors in `error`.
 //! Not here: what is stored. Put the database on a local disk: write-ahead logging and `flock` need one.
 //! Sources: sqlite.org/wal.html; limits.md.
 
+mod answers;
 mod copy;
 mod error;
 mod place;
@@ -27,13 +28,15 @@ use rhizome_core::ledger::{Head, Position, Record};
 use rhizome_core::ports::{Committed, Store, StoreError};
 use rhizome_id::{SerialCounter, Timestamp};
 use rusqlite::{Connection, params};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task;
 
+use self::answers::Waiting;
 use self::error::translate;
 use self::place::{Place, failed};
 use self::reader::Readers;
-use self::writer::{Counts, Request, Writer};
+use self::writer::{Counts, Request, Work, Writer};
 use crate::limits::{BUSY_TIMEOUT, QUEUE};
 use crate::rules::{self, bug};
 
@@ -130,12 +133,14 @@ impl SqliteStore {
 
     async fn ask<T>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Request,
+        work: Work,
+        waiting: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Waiting,
     ) -> Result<T, StoreError> {
         let (sender, answer) = oneshot::channel();
+        let request = Request { work, waiting: waiting(sender), runtime: Handle::try_current().ok() };
         let gone = || bug("the writer has stopped; see the log, and restart the server".to_owned());
         let requests = self.requests.as_ref().ok_or_else(gone)?;
-        requests.send(request(sender)).await.map_err(|_unsent| gone())?;
+        requests.send(request).await.map_err(|_unsent| gone())?;
         answer.await.map_err(|_dropped| gone())?
     }
 }
@@ -156,7 +161,7 @@ impl Store for SqliteStore {
     /// As the port says. A caller that goes away after the transaction was queued does not undo it.
     async fn commit(&self, transaction: Transaction) -> Result<Committed, StoreError> {
         rules::check(&transaction)?;
-        self.ask(|answer| Request::Commit(transaction, answer)).await
+        self.ask(Work::Commit(transaction), Waiting::Commit).await
     }
 
     async fn document(&self, key: &DocumentKey) -> Result<Option<Document>, StoreError> {
@@ -221,7 +226,7 @@ impl Store for SqliteStore {
     }
 
     async fn reserve_serials(&self, count: u32, now: Timestamp) -> Result<SerialCounter, StoreError> {
-        self.ask(|answer| Request::Reserve { count, now, answer }).await
+        self.ask(Work::Reserve { count, now }, Waiting::Reserve).await
     }
 
     /// As the port says, with mode 0600. The copy is one plain file, checked and synced before this returns; open it

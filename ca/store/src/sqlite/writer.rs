@@ -12,22 +12,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rhizome_core::documents::{Transaction, Version, Write};
-use rhizome_core::ledger::{Entry, Receipt, Record};
-use rhizome_core::ports::{Committed, StoreError};
-use rhizome_id::{SerialCounter, Timestamp};
+use rhizome_core::ledger::Entry;
+use rhizome_core::ports::StoreError;
+use rhizome_id::Timestamp;
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
+use super::answers::{Answers, Outcome, Waiting};
 use super::error::translate;
 use super::rows::{self, State};
 use crate::limits::{BATCH_BYTES, BATCH_REQUESTS};
 use crate::rules;
 
-/// What the writer is asked, and where it answers.
+/// What the writer is asked, who waits for the answer, and on which runtime.
 #[derive(Debug)]
-pub(super) enum Request {
-    Commit(Transaction, oneshot::Sender<Result<Committed, StoreError>>),
-    Reserve { count: u32, now: Timestamp, answer: oneshot::Sender<Result<SerialCounter, StoreError>> },
+pub(super) struct Request {
+    pub(super) work: Work,
+    pub(super) waiting: Waiting,
+    pub(super) runtime: Option<Handle>,
+}
+
+#[derive(Debug)]
+pub(super) enum Work {
+    Commit(Transaction),
+    Reserve { count: u32, now: Timestamp },
 }
 
 /// How much the writer has done since the store was opened.
@@ -62,17 +71,23 @@ impl Writer {
         let count = |counter: &AtomicU64, more| counter.fetch_add(more, Ordering::Relaxed);
         count(&self.counts.requests, u64::try_from(batch.len()).unwrap_or(u64::MAX));
         count(&self.counts.batches, 1);
+        let mut answers = Answers::default();
         match self.write(&batch) {
             Ok(outcomes) => {
-                batch.into_iter().zip(outcomes).for_each(|(request, outcome)| answer(request, outcome))
+                for (request, outcome) in batch.into_iter().zip(outcomes) {
+                    answers.add(request, outcome);
+                }
             }
             Err(error) => {
                 count(&self.counts.failed_batches, 1);
                 tracing::error!(%error, requests = batch.len(), "a durable write failed");
                 self.abandon();
-                batch.into_iter().for_each(|request| refuse(request, error.clone()));
+                for request in batch {
+                    answers.add(request, Outcome::Refused(error.clone()));
+                }
             }
         }
+        answers.send();
     }
 
     /// Applies what can be applied in one SQL transaction. `Err`: none of it, or its fate is unknown.
@@ -85,9 +100,9 @@ impl Writer {
         let mut state = before;
         let mut outcomes = Vec::with_capacity(batch.len());
         for request in batch {
-            outcomes.push(match request {
-                Request::Commit(transaction, _) => apply(&self.connection, &mut state, transaction)?,
-                Request::Reserve { count, now, .. } => reserve(&self.connection, &state, *count, *now)?,
+            outcomes.push(match &request.work {
+                Work::Commit(transaction) => apply(&self.connection, &mut state, transaction)?,
+                Work::Reserve { count, now } => reserve(&self.connection, &state, *count, *now)?,
             });
         }
         if state != before {
@@ -109,13 +124,6 @@ impl Writer {
     }
 }
 
-/// What became of one request, to be told once the batch is durable.
-enum Outcome {
-    Applied { version: Version, records: Vec<Record> },
-    Reserved(SerialCounter),
-    Refused(StoreError),
-}
-
 fn gather(first: Request, requests: &mut mpsc::Receiver<Request>) -> Vec<Request> {
     let mut bytes = weight(&first);
     let mut batch = vec![first];
@@ -128,9 +136,9 @@ fn gather(first: Request, requests: &mut mpsc::Receiver<Request>) -> Vec<Request
 }
 
 fn weight(request: &Request) -> usize {
-    match request {
-        Request::Commit(transaction, _) => rules::weight(transaction),
-        Request::Reserve { .. } => 0,
+    match &request.work {
+        Work::Commit(transaction) => rules::weight(transaction),
+        Work::Reserve { .. } => 0,
     }
 }
 
@@ -186,29 +194,6 @@ fn reserve(
             Ok(Outcome::Reserved(block.first))
         }
         Err(refused) => Ok(Outcome::Refused(refused)),
-    }
-}
-
-/// The batch is durable: tells a caller what became of its request. A caller that went away is not told.
-fn answer(request: Request, outcome: Outcome) {
-    match (request, outcome) {
-        (Request::Commit(_, sender), Outcome::Applied { version, records }) => {
-            let receipts = records.iter().map(Receipt::assertion).collect();
-            drop(sender.send(Ok(Committed { version, receipts })));
-        }
-        (Request::Reserve { answer, .. }, Outcome::Reserved(first)) => drop(answer.send(Ok(first))),
-        (request, Outcome::Refused(error)) => refuse(request, error),
-        (request @ Request::Commit(..), Outcome::Reserved(_))
-        | (request @ Request::Reserve { .. }, Outcome::Applied { .. }) => {
-            refuse(request, rules::bug("the writer mixed up two requests".to_owned()));
-        }
-    }
-}
-
-fn refuse(request: Request, error: StoreError) {
-    match request {
-        Request::Commit(_, sender) => drop(sender.send(Err(error))),
-        Request::Reserve { answer, .. } => drop(answer.send(Err(error))),
     }
 }
 
