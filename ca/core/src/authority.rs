@@ -15,7 +15,10 @@ use rhizome_id::{AuthorityId, KeyId, ReplicaName, Timestamp, Ttl};
 use rhizome_x509::{CaCertificate, SigningAlgorithm};
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{ACTIVATE_CAP_SECONDS, ACTIVATE_FRACTION, PREPARE_CAP_SECONDS, PREPARE_FRACTION};
+use crate::limits::{
+    ACTIVATE_CAP_SECONDS, ACTIVATE_FRACTION, BACKDATE_FRACTION, BACKDATE_SECONDS, PREPARE_CAP_SECONDS,
+    PREPARE_FRACTION,
+};
 use crate::renewal::{Validity, validity};
 
 /// What an authority is for.
@@ -456,7 +459,10 @@ fn successor_due(active: &Slot<'_>, root: &Slot<'_>, policy: &RotationPolicy) ->
     if root.not_after <= active.not_after {
         return None;
     }
-    let outlives_from = active.gone_at().minus(policy.issuer_ttl.seconds().saturating_sub(1));
+    // The backdating is part of the lifetime (see `renewal::validity`).
+    let ttl = policy.issuer_ttl.seconds();
+    let ahead = ttl.saturating_sub(BACKDATE_SECONDS.min(ttl / BACKDATE_FRACTION));
+    let outlives_from = active.gone_at().minus(ahead.saturating_sub(1));
     Some(prepare_at(active.not_before, active.not_after).max(outlives_from))
 }
 

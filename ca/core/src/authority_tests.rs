@@ -350,7 +350,7 @@ fn after_the_policy_was_shortened_no_successor_is_made_that_would_end_first() {
     let mut world = root_and(vec![stored("i1", Some("root"), AuthorityState::Active, START, end)]);
     world.policy = policy(3_650, 2 * DAY);
     let threshold = prepare_at(at(START), at(end));
-    let worth_it = at(end + 1).minus(2 * DAY - 1);
+    let worth_it = at(end + 1).minus(2 * DAY - 60 - 1);
     assert!(worth_it > threshold);
     assert_eq!(world.step(threshold), [Effect::WakeAt(worth_it)]);
     world.settle(worth_it);

@@ -23,8 +23,8 @@ pub struct Validity {
 }
 
 /// The validity of a certificate issued at `now` for `ttl`, under CAs that are all valid from `not_before_limit` to
-/// `not_after_limit` (inclusive). `ttl` counts from `now`; the backdating comes on top: 60 s, but at most a tenth of
-/// the time that lies ahead.
+/// `not_after_limit` (inclusive). It is backdated by 60 s, but at most a tenth of the time that lies ahead; the
+/// backdating is part of `ttl`, so that `not_after - not_before + 1 s` never exceeds it.
 ///
 /// `None` when the CAs are not valid at `now`: then nothing may be issued.
 pub fn validity(
@@ -36,16 +36,13 @@ pub fn validity(
     if now < not_before_limit || now > not_after_limit {
         return None;
     }
-    let wanted = now.last_second_of(ttl);
-    let not_after = wanted.min(not_after_limit);
     // Inclusive at both ends: a certificate valid from `now` to `now` lives for one second.
-    let ahead = not_after.since(now).saturating_add(1);
-    let backdate = BACKDATE_SECONDS.min(ahead / BACKDATE_FRACTION);
-    Some(Validity {
-        not_before: now.minus(backdate).max(not_before_limit),
-        not_after,
-        clamped: not_after < wanted,
-    })
+    let left = not_after_limit.since(now).saturating_add(1);
+    let backdate = BACKDATE_SECONDS.min(ttl.seconds().min(left) / BACKDATE_FRACTION);
+    let not_before = now.minus(backdate).max(not_before_limit);
+    // The backdating is part of the lifetime, not on top of it: the whole never exceeds what was granted.
+    let wanted = not_before.last_second_of(ttl);
+    Some(Validity { not_before, not_after: wanted.min(not_after_limit), clamped: not_after_limit < wanted })
 }
 
 /// When to renew a certificate valid from `not_before` to `not_after`: at half of its life, ± 10 % of it. `draw` is 64
@@ -80,11 +77,12 @@ mod tests {
     #[test]
     fn the_last_second_is_inclusive_and_the_first_is_backdated() {
         let found = validity(at(10_000), Ttl::hours(1), START, END).unwrap();
-        assert_eq!(found.not_after, at(13_599));
+        assert_eq!(found.not_after, at(13_539));
         assert_eq!(found.not_before, at(9_940));
+        assert_eq!(found.not_after.since(found.not_before) + 1, 3_600, "the whole is what was granted");
         assert!(!found.clamped);
         let short = validity(at(10_000), ttl(100), START, END).unwrap();
-        assert_eq!((short.not_before, short.not_after), (at(9_990), at(10_099)), "a tenth");
+        assert_eq!((short.not_before, short.not_after), (at(9_990), at(10_089)), "a tenth");
         let shortest = validity(at(10_000), ttl(1), START, END).unwrap();
         assert_eq!((shortest.not_before, shortest.not_after), (at(10_000), at(10_000)));
     }
@@ -94,9 +92,9 @@ mod tests {
         let end = at(20_000);
         let table = [
             (19_000, Some((20_000, true))),
-            (16_401, Some((20_000, false))),
-            (16_400, Some((19_999, false))),
-            (16_402, Some((20_000, true))),
+            (16_461, Some((20_000, false))),
+            (16_460, Some((19_999, false))),
+            (16_462, Some((20_000, true))),
             (19_999, Some((20_000, true))),
             (20_000, Some((20_000, true))),
             (20_001, None),
@@ -140,9 +138,9 @@ mod tests {
                 Some(found) => {
                     prop_assert!(begin <= found.not_before && found.not_before <= at(now));
                     prop_assert!(at(now) <= found.not_after && found.not_after <= end);
-                    prop_assert!(found.not_after <= at(now).last_second_of(ttl(seconds)));
+                    prop_assert!(found.not_after.since(found.not_before) < seconds);
                     prop_assert!(at(now).since(found.not_before) <= 60);
-                    prop_assert_eq!(found.clamped, end < at(now).last_second_of(ttl(seconds)));
+                    prop_assert_eq!(found.clamped, end < found.not_before.last_second_of(ttl(seconds)));
                 }
             }
         }
