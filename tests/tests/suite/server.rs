@@ -5,14 +5,14 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{must, said};
@@ -23,7 +23,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// One running server.
 pub(crate) struct Server {
     child: Child,
-    port: u16,
+    address: String,
     log: Receiver<String>,
     scratch: TempDir,
 }
@@ -53,8 +53,7 @@ impl Server {
     /// Starts a server for the trust domain `example.test` and waits until it is ready.
     pub(crate) fn start() -> Self {
         let scratch = TempDir::new().unwrap();
-        let port = free_port();
-        let config = configuration(scratch.path(), port);
+        let config = configuration(scratch.path());
         let file = scratch.path().join("rhizome.yaml");
         fs::write(&file, config).unwrap();
         let mut command = rhizome();
@@ -64,27 +63,32 @@ impl Server {
         let (sender, log) = channel();
         // Ends with the child: its standard error closes.
         thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut server = Self { child, port, log, scratch };
-        server.wait_until_ready();
+        // Owns the child from here on, so that a failure below ends it.
+        let mut server = Self { child, address: String::new(), log, scratch };
+        server.address = server.wait_until_ready();
         server
     }
 
-    fn wait_until_ready(&mut self) {
+    /// The address in the log line that says it is ready.
+    fn wait_until_ready(&self) -> String {
         let mut said = Vec::new();
         loop {
             match self.log.recv_timeout(START_LIMIT) {
-                Ok(line) if line.contains(r#""message":"ready""#) => return,
-                Ok(line) => said.push(line),
-                Err(fault @ (RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected)) => {
-                    panic!("the server is not ready ({fault}): {}", said.join("\n"))
+                Ok(line) => {
+                    let event: Value = serde_json::from_str(&line).unwrap_or_default();
+                    if event["message"] == "ready" {
+                        return event["address"].as_str().expect("an address").to_owned();
+                    }
+                    said.push(line);
                 }
+                Err(fault) => panic!("the server is not ready ({fault}): {}", said.join("\n")),
             }
         }
     }
 
     /// `https://127.0.0.1:PORT`
     pub(crate) fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        format!("https://{}", self.address)
     }
 
     /// A directory that lives as long as the server.
@@ -141,20 +145,14 @@ pub(crate) fn line(output: &Output) -> String {
     text.lines().next().unwrap_or_else(|| panic!("nothing was printed: {}", said(output))).to_owned()
 }
 
-/// A port that nobody listens on at this moment.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 fn admin_socket(scratch: &Path) -> PathBuf {
     scratch.join("admin.sock")
 }
 
-fn configuration(scratch: &Path, port: u16) -> String {
+fn configuration(scratch: &Path) -> String {
     let at = scratch.display();
     format!(
-        "trust_domain: example.test\nreplica: r1\nlisten: 127.0.0.1:{port}\ndata: {at}/data\n\
+        "trust_domain: example.test\nreplica: r1\nlisten: 127.0.0.1:0\ndata: {at}/data\n\
          admin:\n  socket: {socket}\nkeys:\n  sealing_key_file: {at}/sealing.key\n\
          log:\n  format: json\n  level: info\n",
         socket = admin_socket(scratch).display()

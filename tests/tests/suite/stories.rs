@@ -15,14 +15,6 @@ const DENIED: i32 = 4;
 const FAILED: i32 = 1;
 
 #[test]
-fn dev_check_walks_the_main_path_once_and_ends_with_success() {
-    let output = must(rhizome().args(["dev", "--check"]));
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("spiffe://"), "{text}");
-    assert!(text.lines().count() <= 25, "more than a screen:\n{text}");
-}
-
-#[test]
 fn a_node_gets_certificates_in_its_namespace_and_in_no_other() {
     let server = Server::start();
     let node = server.join_node("n1");
