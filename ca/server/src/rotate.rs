@@ -14,6 +14,7 @@ use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Version};
 use rhizome_core::issuance::{IssuanceError, Prepared, Recorded};
 use rhizome_core::ports::{KeyInfo, KeyPurpose, StoreError};
 use rhizome_core::renewal::Validity;
+use rhizome_core::rules::Rule;
 use rhizome_core::state::{BundleRecord, Identity};
 use rhizome_id::{AuthorityId, KeyId, Timestamp};
 use rhizome_x509::{CaCertificate, Certificate, IntermediateSpec, RootSpec};
@@ -27,7 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const MOST_STEPS: usize = 64;
 
 impl Ca {
-    /// Founds the trust domain in an empty store: the identity, then whatever the authority machine asks for.
+    /// Founds the trust domain in an empty store: the identity and the built-in rule, then whatever the authority
+    /// machine asks for.
     ///
     /// # Errors
     /// [`ApiError::Conflict`] when the store belongs to another trust domain.
@@ -48,8 +50,12 @@ impl Ca {
             }
             None => {
                 let entry = self.changed("server", "authority.found", identity.trust_domain.as_str(), "");
-                let transaction = Transaction::named("found trust domain").require_absent(identity.key());
-                self.commit(transaction.put(&identity).record(entry)).await?;
+                let built_in = Rule::built_in();
+                let rule = self.changed("server", "rule.put", built_in.name().as_str(), "the built-in rule");
+                let transaction = Transaction::named("found trust domain")
+                    .require_absent(identity.key())
+                    .require_absent(built_in.key());
+                self.commit(transaction.put(&identity).put(&built_in).record(entry).record(rule)).await?;
             }
         }
         self.keep_authorities().await?;
@@ -109,6 +115,19 @@ impl Ca {
         id: &AuthorityId,
         reason: &authority::Reason,
     ) -> Result<(), ApiError> {
+        let Some((transaction, to_destroy)) = self.change_of(effect, now) else { return Ok(()) };
+        let entry = self.changed("server", action, id.as_str(), &reason.to_string());
+        self.commit(transaction.record(entry)).await?;
+        tracing::info!(authority = %id, action, %reason, "authority changed");
+        for key in to_destroy {
+            self.ports.keys.destroy(&key).await.map_err(IssueError::from)?;
+        }
+        Ok(())
+    }
+
+    /// The transaction that performs `effect` on the records as they are, and the keys to destroy after it; `None`
+    /// when nothing is left to do.
+    fn change_of(&self, effect: &Effect, now: Timestamp) -> Option<(Transaction, Vec<KeyId>)> {
         let state = self.state();
         let version = |key: &AuthorityId| state.authorities().get(key).map_or(Version(0), |it| it.version);
         let mut transaction = Transaction::named("change authority");
@@ -130,18 +149,31 @@ impl Ca {
             }
         }
         if transaction.writes.is_empty() {
-            return Ok(());
+            return None;
         }
         if let Some(root) = new_root {
             transaction = self.publishing(transaction, root);
         }
-        let entry = self.changed("server", action, id.as_str(), &reason.to_string());
+        Some((transaction, to_destroy))
+    }
+
+    /// Makes a new issuer and lets it sign at once, because `by` says so: the steps of a rotation by time, sooner.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when the authorities changed in between; the new issuer then waits for its turn.
+    pub(crate) async fn rotate_issuer_now(self: &Arc<Self>, by: &str, reason: &str) -> Result<AuthorityId, ApiError> {
+        let now = self.now()?;
+        let id = self.make_issuer(now, &format!("{by} rotates by hand: {reason}")).await?;
+        // The machine's reasons are about time; this one stands in the entry below.
+        let effect = Effect::Activate { id: id.clone(), reason: authority::Reason::ActivationDue };
+        let Some((transaction, _none_to_destroy)) = self.change_of(&effect, now) else {
+            let problem = "was retired before it could sign, since another one waits; try again";
+            return Err(ApiError::Conflict { what: "issuer", name: id.to_string(), problem });
+        };
+        let entry = self.changed(by, "authority.rotate", id.as_str(), reason);
         self.commit(transaction.record(entry)).await?;
-        tracing::info!(authority = %id, action, %reason, "authority changed");
-        for key in to_destroy {
-            self.ports.keys.destroy(&key).await.map_err(IssueError::from)?;
-        }
-        Ok(())
+        tracing::warn!(authority = %id, by, reason, "issuer rotated by hand");
+        Ok(id)
     }
 
     /// Adds to `transaction` the bundle with `root` in it, when no bundle has it yet. Only the very first root comes

@@ -4,16 +4,31 @@
 //! change is one transaction that requires what the handler read to be unchanged, with its entry in the ledger.
 //! Not here: who may call (`roles`), what may be issued (`rhizome_core::policy`).
 
+use rhizome_proto::admin::v1::admin_identity_service_server::AdminIdentityServiceServer;
+use rhizome_proto::admin::v1::authority_service_server::AuthorityServiceServer;
+use rhizome_proto::admin::v1::bundle_admin_service_server::BundleAdminServiceServer;
+use rhizome_proto::admin::v1::certificate_admin_service_server::CertificateAdminServiceServer;
+use rhizome_proto::admin::v1::explain_service_server::ExplainServiceServer;
+use rhizome_proto::admin::v1::ledger_service_server::LedgerServiceServer;
+use rhizome_proto::admin::v1::node_admin_service_server::NodeAdminServiceServer;
+use rhizome_proto::admin::v1::rule_service_server::RuleServiceServer;
+use rhizome_proto::admin::v1::server_service_server::ServerServiceServer;
+use rhizome_proto::admin::v1::token_service_server::TokenServiceServer;
 use tonic::service::Routes;
 
-use super::Api;
+use super::{ADMIN_MESSAGE_BYTES, Api};
 use crate::error::ApiError;
 
 mod admins;
 mod authorities;
+mod bundle;
+mod certificates;
+mod ending;
 mod explain;
+mod ledger;
 mod nodes;
 mod rules;
+mod server;
 mod tokens;
 
 /// Items of a page when nobody says how many.
@@ -23,8 +38,19 @@ const MOST_PAGE_SIZE: usize = 1_000;
 /// Bytes of a reason: a few sentences, and a ticket's address.
 const REASON_BYTES: usize = 1024;
 
-pub(super) fn add_to(routes: Routes, _api: &Api) -> Routes {
+/// Adds every service of administrators to `routes`.
+pub(super) fn add_to(routes: Routes, api: &Api) -> Routes {
     routes
+        .add_service(AdminIdentityServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(AuthorityServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(BundleAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(CertificateAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(ExplainServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(NodeAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(RuleServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(ServerServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(TokenServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
 }
 
 /// How many items a page has when the request says `asked`; 0 means that nothing was said.
@@ -42,13 +68,12 @@ where
     T: std::str::FromStr,
     T::Err: std::fmt::Display,
 {
-    let after = super::convert::read_optional("page_token", token);
-    after.map_err(|error| match error {
-        ApiError::Invalid { field, problem } => {
-            let problem = format!("{problem}; send the `next_page_token` of the page before, or nothing");
-            ApiError::Invalid { field, problem }
-        }
-        other => other,
+    if token.is_empty() {
+        return Ok(None);
+    }
+    token.parse().map(Some).map_err(|cause: T::Err| ApiError::Invalid {
+        field: "page_token",
+        problem: format!("{cause}; send the `next_page_token` of the page before, or nothing"),
     })
 }
 

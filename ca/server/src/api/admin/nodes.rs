@@ -1,1 +1,183 @@
 //! Nodes: listed, shown, banned, evicted.
+//!
+//! Laws: a banned node is nobody from the commit on, and its name stays taken; an evicted one is forgotten together
+//! with every certificate it holds, so that only a new join token brings the name back.
+//! Not here: joining and renewing (`api::nodes`), what a ban means for a caller (`gate`).
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use rhizome_core::caller::AttestationMethod;
+use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Versioned};
+use rhizome_core::limits::NODE_MAX_TTL;
+use rhizome_core::nodes::{NodeRecord, NodeState};
+use rhizome_core::state::{Revocation, State};
+use rhizome_id::{ClusterName, NodeName, Timestamp};
+use rhizome_proto::admin::v1 as wire;
+use rhizome_proto::admin::v1::node_admin_service_server::NodeAdminService;
+use tonic::{Request, Response};
+
+use super::ending::Ending;
+use super::{page_size, read_page_token, read_reason, read_required_reason, tokens};
+use crate::api::{Api, convert};
+use crate::ca::Ca;
+use crate::error::ApiError;
+use crate::gate;
+use crate::status::Answer;
+
+#[tonic::async_trait]
+impl NodeAdminService for Api {
+    async fn list_nodes(&self, request: Request<wire::ListNodesRequest>) -> Answer<wire::ListNodesResponse> {
+        let request = request.into_inner();
+        let after = read_page_token::<NodeId>(&request.page_token)?;
+        let cluster = convert::read_optional::<ClusterName>("cluster", &request.cluster)?;
+        let limit = page_size(request.page_size);
+        let state = self.0.state();
+        let now = self.0.ports.clock.now();
+        let from = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Excluded(&after.0));
+        let mut matching = state
+            .nodes()
+            .range::<_, String>((from, Bound::Unbounded))
+            .map(|(_, it)| &it.value)
+            .filter(|it| cluster.as_ref().is_none_or(|cluster| it.cluster == *cluster));
+        let nodes: Vec<wire::Node> =
+            matching.by_ref().take(limit).map(|it| self.0.node_shown(&state, it, now)).collect();
+        let more = matching.next().is_some();
+        let next_page_token = nodes.last().filter(|_| more).map(|it| it.id.clone()).unwrap_or_default();
+        Ok(Response::new(wire::ListNodesResponse { nodes, next_page_token }))
+    }
+
+    async fn get_node(&self, request: Request<wire::GetNodeRequest>) -> Answer<wire::GetNodeResponse> {
+        let state = self.0.state();
+        let record = known(&state, &request.get_ref().id)?;
+        let node = Some(self.0.node_shown(&state, &record.value, self.0.ports.clock.now()));
+        Ok(Response::new(wire::GetNodeResponse { node }))
+    }
+
+    async fn ban_node(&self, request: Request<wire::BanNodeRequest>) -> Answer<wire::BanNodeResponse> {
+        let by = gate::caller(&request)?.principal().to_string();
+        let request = request.into_inner();
+        let reason = read_required_reason(&request.reason)?;
+        let at = self.0.ports.clock.now();
+        let banned = self.0.ban_node(&request.id, &Ending { by: &by, reason, at }).await?;
+        let node = Some(self.0.node_shown(&self.0.state(), &banned, at));
+        Ok(Response::new(wire::BanNodeResponse { node }))
+    }
+
+    async fn evict_node(&self, request: Request<wire::EvictNodeRequest>) -> Answer<wire::EvictNodeResponse> {
+        let by = gate::caller(&request)?.principal().to_string();
+        let request = request.into_inner();
+        let reason = read_reason(&request.reason)?;
+        let at = self.0.ports.clock.now();
+        let evicted = self.0.evict_node(&request.id, &Ending { by: &by, reason, at }).await?;
+        let node = Some(self.0.node_shown(&self.0.state(), &evicted, at));
+        Ok(Response::new(wire::EvictNodeResponse { node }))
+    }
+}
+
+impl Ca {
+    /// Bans a node and revokes its current certificate. One that is banned already stays banned as it was.
+    async fn ban_node(self: &Arc<Self>, id: &str, ending: &Ending<'_>) -> Result<NodeRecord, ApiError> {
+        let state = self.state();
+        let Versioned { version, value: record } = known(&state, id)?;
+        if let NodeState::Banned { .. } = record.state {
+            return Ok(NodeRecord::clone(record));
+        }
+        let banned = record.banned(ending.by, ending.reason, ending.at);
+        let entry = self.changed(ending.by, "node.ban", id, ending.reason);
+        let mut transaction =
+            Transaction::named("ban node").require_unchanged(record.key(), *version).put(&banned).record(entry);
+        if record.not_after >= ending.at && !state.is_revoked(&record.serial) {
+            let revocation = Revocation {
+                serial: record.serial,
+                reason: ending.reason.to_owned(),
+                by: ending.by.to_owned(),
+                at: ending.at,
+                not_after: record.not_after,
+                spiffe_id: record.spiffe_id(state.trust_domain()).map_err(|bad| ApiError::Bug(bad.to_string()))?,
+                holder: record.principal().to_string(),
+            };
+            let entry = self.changed(ending.by, "certificate.revoke", &record.serial.to_string(), ending.reason);
+            transaction = transaction.require_absent(revocation.key()).put(&revocation).record(entry);
+        }
+        self.commit(transaction).await?;
+        tracing::warn!(node = %id, by = ending.by, reason = ending.reason, "node banned");
+        Ok(banned)
+    }
+
+    /// Forgets a node, and with it what it acknowledged and every certificate it holds for itself.
+    async fn evict_node(self: &Arc<Self>, id: &str, ending: &Ending<'_>) -> Result<NodeRecord, ApiError> {
+        let state = self.state();
+        let Versioned { version, value: record } = known(&state, id)?;
+        let own = record.spiffe_id(state.trust_domain()).map_err(|bad| ApiError::Bug(bad.to_string()))?;
+        let longest = self.settings.policy.node.max.max(NODE_MAX_TTL);
+        let held = self.held_by(&own, longest, ending.at).await?;
+        let holder = record.principal().to_string();
+        let entry = self.changed(ending.by, "node.evict", id, ending.reason);
+        let transaction = Transaction::named("evict node")
+            .require_unchanged(record.key(), *version)
+            .delete(record.key())
+            .delete(DocumentKey::new(Kind::Subscriber, holder.clone()))
+            .record(entry);
+        self.commit(self.revoking(transaction, &held, &holder, ending)).await?;
+        tracing::warn!(node = %id, by = ending.by, revoked = held.len(), "node evicted");
+        Ok(NodeRecord::clone(record))
+    }
+
+    fn node_shown(&self, state: &State, record: &NodeRecord, now: Timestamp) -> wire::Node {
+        let principal = record.principal().to_string();
+        let present = self.presence.of(&principal);
+        let (standing, ban) = match &record.state {
+            NodeState::Banned { at, by, reason } => {
+                (wire::NodeState::Banned, Some((*at, by.clone(), reason.clone())))
+            }
+            NodeState::Active if now > record.not_after => (wire::NodeState::Expired, None),
+            NodeState::Active => (wire::NodeState::Active, None),
+        };
+        let banned_at = ban.as_ref().map(|(at, ..)| convert::timestamp(*at));
+        let (banned_by, ban_reason) = ban.map(|(_, by, reason)| (by, reason)).unwrap_or_default();
+        wire::Node {
+            id: record.id(),
+            spiffe_id: record.spiffe_id(state.trust_domain()).map(|id| id.to_string()).unwrap_or_default(),
+            cluster: record.cluster.to_string(),
+            method: record.method.to_string(),
+            name: record.name.to_string(),
+            scope: Some(tokens::scope(&record.scope)),
+            attributes: convert::attributes(&record.attributes),
+            key_digest: convert::digest(&record.key),
+            serial: record.serial.to_string(),
+            not_after: Some(convert::timestamp(record.not_after)),
+            attested_at: Some(convert::timestamp(record.attested_at)),
+            renewals: record.renewals,
+            state: standing.into(),
+            banned_at,
+            banned_by,
+            ban_reason,
+            connected: present.is_some(),
+            last_seen: present.as_ref().map(|it| convert::timestamp(it.last_seen)),
+            acknowledged_sequence: state.subscribers().get(&principal).map_or(0, |it| it.value.sequence),
+            agent_version: present.map(|it| it.agent_version).unwrap_or_default(),
+        }
+    }
+}
+
+fn known<'a>(state: &'a State, id: &str) -> Result<&'a Versioned<Arc<NodeRecord>>, ApiError> {
+    state.nodes().get(id).ok_or_else(|| ApiError::NotFound { what: "node", name: id.chars().take(400).collect() })
+}
+
+/// The text of a node's id, `CLUSTER/METHOD/NAME`, well-formed.
+struct NodeId(String);
+
+impl std::str::FromStr for NodeId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || "it is not of the form CLUSTER/METHOD/NAME".to_owned();
+        let mut parts = text.splitn(3, '/');
+        let mut part = || parts.next().ok_or_else(wrong);
+        part()?.parse::<ClusterName>().map_err(|cause| cause.to_string())?;
+        part()?.parse::<AttestationMethod>().map_err(|cause| cause.to_string())?;
+        part()?.parse::<NodeName>().map_err(|cause| cause.to_string())?;
+        Ok(Self(text.to_owned()))
+    }
+}

@@ -1,0 +1,1 @@
+//! The server as its callers see it: real connections, real certificates, a store in memory.
