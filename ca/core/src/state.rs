@@ -8,7 +8,10 @@
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use rhizome_id::{AdminName, AuthorityId, Digest, ReplicaName, RuleName, Serial, SerialCounter, SpiffeId, Timestamp, TrustDomain, Ttl};
+use rhizome_id::{
+    AdminName, AuthorityId, Digest, ReplicaName, RuleName, Serial, SerialCounter, SpiffeId, Timestamp,
+    TrustDomain, Ttl,
+};
 use rhizome_x509::{Bundle, BundleError, CaCertificate, Issuer, TrustAnchors};
 use serde::{Deserialize, Serialize};
 
@@ -282,13 +285,18 @@ impl State {
     fn known(&self, key: &DocumentKey) -> Option<Version> {
         let id = key.id.as_str();
         let living = match key.kind {
-            Kind::Rule => id.parse::<RuleName>().ok().and_then(|name| self.rules.get(&name).map(|it| it.version)),
-            Kind::Authority => {
-                id.parse::<AuthorityId>().ok().and_then(|name| self.authorities.get(&name).map(|it| it.version))
+            Kind::Rule => {
+                id.parse::<RuleName>().ok().and_then(|name| self.rules.get(&name).map(|it| it.version))
             }
+            Kind::Authority => id
+                .parse::<AuthorityId>()
+                .ok()
+                .and_then(|name| self.authorities.get(&name).map(|it| it.version)),
             Kind::Bundle => self.bundle.as_ref().map(|it| it.version),
             Kind::Node => self.nodes.get(id).map(|it| it.version),
-            Kind::Admin => id.parse::<AdminName>().ok().and_then(|name| self.admins.get(&name).map(|it| it.version)),
+            Kind::Admin => {
+                id.parse::<AdminName>().ok().and_then(|name| self.admins.get(&name).map(|it| it.version))
+            }
             Kind::Revocation => {
                 let counter = id.parse::<Serial>().ok().map(|serial| serial.counter());
                 counter.and_then(|counter| self.revocations.get(&counter).map(|it| it.version))
@@ -385,6 +393,87 @@ fn issuer_of(
     let root = active.issuer.as_ref().and_then(|id| authorities.get(id));
     let Some(root) = root else { return Err(broken("the root that issued it is not stored".to_owned())) };
     let chain = vec![active.certificate.clone()];
-    let issuer = Issuer::new(chain, root.value.certificate.clone()).map_err(|cause| broken(cause.to_string()))?;
+    let issuer =
+        Issuer::new(chain, root.value.certificate.clone()).map_err(|cause| broken(cause.to_string()))?;
     Ok(Some(Arc::new(ActiveIssuer { id: active.id.clone(), key: active.key.clone(), issuer })))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::documents::Write;
+
+    fn state() -> State {
+        State::empty("example.org".parse().unwrap(), "r1".parse().unwrap())
+    }
+
+    fn rule(name: &str, path: &str) -> Rule {
+        let text = format!(r#"{{"name":"{name}","when":{{"namespace":["*"]}},"identity":"/{path}/{{namespace}}"}}"#);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// What happened to three rules, in the order in which the store committed it.
+    fn history(steps: &[(usize, bool)]) -> Vec<(Version, Write)> {
+        let names = ["a", "b", "c"];
+        let step = |(at, (which, put)): (usize, &(usize, bool))| {
+            let name = names[which % 3];
+            let rule = rule(name, &format!("v{at}"));
+            let body = serde_json::to_string(&rule).unwrap().into();
+            let write = if *put { Write::Put(rule.key(), body) } else { Write::Delete(rule.key()) };
+            (Version(u64::try_from(at).unwrap() + 1), write)
+        };
+        steps.iter().enumerate().map(step).collect()
+    }
+
+    fn apply(state: &mut State, (version, write): &(Version, Write)) {
+        match write {
+            Write::Put(key, body) => {
+                state.put(&Document { key: key.clone(), version: *version, body: Arc::clone(body) }).unwrap();
+            }
+            Write::Delete(key) => state.delete(key, *version).unwrap(),
+        }
+    }
+
+    fn rules_in(state: &State) -> Vec<String> {
+        state.rules().values().map(|it| serde_json::to_string(&*it.value).unwrap()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn changes_that_arrive_in_any_order_give_the_same_state(
+            steps in proptest::collection::vec((0usize..3, any::<bool>()), 1..12),
+            order in proptest::collection::vec(any::<u32>(), 12),
+        ) {
+            let history = history(&steps);
+            let mut in_order = state();
+            history.iter().for_each(|change| apply(&mut in_order, change));
+            let mut shuffled: Vec<_> = history.iter().zip(order).collect();
+            shuffled.sort_by_key(|(_, draw)| *draw);
+            let mut out_of_order = state();
+            shuffled.iter().for_each(|(change, _)| apply(&mut out_of_order, change));
+            prop_assert_eq!(rules_in(&in_order), rules_in(&out_of_order));
+            prop_assert_eq!(in_order.rule_set().len(), out_of_order.rule_set().len());
+        }
+    }
+
+    #[test]
+    fn a_deleted_rule_is_told_to_whoever_knew_it() {
+        let mut state = state();
+        history(&[(0, true), (1, true), (0, false)]).iter().for_each(|change| apply(&mut state, change));
+        assert_eq!(state.rules_deleted_since(Version(2)).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(state.rules_deleted_since(Version(3)).count(), 0);
+        assert_eq!(state.version(), Version(3));
+    }
+
+    #[test]
+    fn a_document_that_cannot_be_read_changes_nothing_and_names_itself() {
+        let mut state = state();
+        let key = DocumentKey::new(Kind::Rule, "a");
+        let broken = Document { key, version: Version(1), body: "{}".into() };
+        let error = state.put(&broken).unwrap_err();
+        assert!(error.to_string().contains("rule a"), "{error}");
+        assert_eq!((state.version(), state.rules().len()), (Version(0), 0));
+    }
 }

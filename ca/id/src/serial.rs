@@ -3,7 +3,7 @@
 //! Laws: always 20 bytes and positive (RFC 5280 §4.1.2.2: at most 20 octets): bytes 0–1 are `01` and the 14 bits of
 //! the issuing replica, bytes 2–8 a 56-bit counter that never repeats within the replica, bytes 9–19 are 88 random
 //! bits. The counter alone makes a serial unique; the random bits make it unpredictable. Not here: where counters
-//! come from (`rhizome_core::serials`), and the randomness.
+//! come from (a store reserves them, `rhizome_server::serials` hands them out), and the randomness.
 //! Sources: RFC 5280 §4.1.2.2; ADR 0002.
 
 use std::fmt;

@@ -184,3 +184,107 @@ pub(crate) fn problem(error: &ApiError) -> Problem {
 pub(crate) fn refusal<B: Default>(error: ApiError) -> tonic::codegen::http::Response<B> {
     Status::from(error).into_http()
 }
+
+#[cfg(test)]
+mod tests {
+    use rhizome_core::caller::Role;
+    use rhizome_core::documents::{DocumentKey, Kind};
+    use rhizome_core::nodes::RenewError;
+    use rhizome_core::policy::{Denial, DenialReason};
+    use rhizome_core::ports::KeyRingError;
+    use rhizome_core::tokens::TokenError;
+    use rhizome_id::Timestamp;
+    use rhizome_x509::CsrError;
+
+    use super::*;
+    use crate::error::{AuthError, Needed};
+
+    /// One error of every shape that has an answer of its own.
+    fn errors() -> Vec<ApiError> {
+        let at = Timestamp::from_unix(1_000);
+        let second = Duration::from_secs(1);
+        let key = DocumentKey::new(Kind::Rule, "web");
+        let text = || "detail for the log".to_owned();
+        let serial = |digit: &str| format!("4{}", digit.repeat(39)).parse().unwrap();
+        vec![
+            IssueError::Csr(CsrError::BadSignature).into(),
+            IssueError::Csr(CsrError::RequestsCa).into(),
+            IssueError::Denied(Denial::from(DenialReason::NoRule)).into(),
+            IssueError::Denied(Denial::from(DenialReason::WrongCaller)).into(),
+            IssueError::RequestIdReused { id: "r-1".to_owned() }.into(),
+            IssueError::NoAuthority.into(),
+            IssueError::ClockWentBack { now: at, seen: at }.into(),
+            IssueError::NoEntropy.into(),
+            IssueError::Issuance(IssuanceError::WrongReceipt).into(),
+            IssueError::Issuance(IssuanceError::ChainNotValid { not_before: at, not_after: at, now: at, remedy: "" })
+                .into(),
+            IssueError::Keys(KeyRingError::Unavailable { cause: text() }).into(),
+            StoreError::Conflict { key }.into(),
+            StoreError::Unavailable { cause: text(), retry_after: second }.into(),
+            StoreError::Full { cause: text() }.into(),
+            StoreError::Corrupt { cause: text() }.into(),
+            StoreError::Newer { found: 2, known: 1 }.into(),
+            StoreError::Exists { path: "/backup".to_owned() }.into(),
+            StoreError::Bug { cause: text() }.into(),
+            AuthError::NoCredential.into(),
+            AuthError::Banned { who: "node:a/join_token/b".to_owned(), reason: text() }.into(),
+            AuthError::Revoked { id: "spiffe://td/a".to_owned(), serial: "40".to_owned() }.into(),
+            TokenError::Used.into(),
+            TokenError::Expired { at }.into(),
+            ApiError::NoSuchToken { id: "ab".to_owned() },
+            RenewError::Stale { node: "n".to_owned(), presented: serial("1"), newest: serial("2") }.into(),
+            ApiError::BannedNode { id: "a/join_token/b".to_owned() },
+            ApiError::Forbidden {
+                caller: "admin:alice".to_owned(),
+                method: "/rhizome.admin.v1.RuleService/PutRule".to_owned(),
+                needed: Needed::Role(Role::Operator),
+            },
+            ApiError::Limited { who: "192.0.2.1".to_owned(), retry_after: second },
+            ApiError::Invalid { field: "reason", problem: "say why".to_owned() },
+            ApiError::NotFound { what: "rule", name: "web".to_owned() },
+            ApiError::Conflict { what: "rule", name: "web".to_owned(), problem: "exists already" },
+            ApiError::NoSuchMethod { method: "/a/b".to_owned() },
+            ApiError::Stopping,
+            ApiError::Bug(text()),
+        ]
+    }
+
+    #[test]
+    fn every_error_has_the_answer_that_the_golden_table_says() {
+        let line = |error: &ApiError| {
+            let public = public(error);
+            let retry = public.retry_after.map_or(String::new(), |it| format!(" (retry {} ms)", it.as_millis()));
+            format!("{:?} | {} | {}{retry}\n", public.grpc, public.code, public.message)
+        };
+        let table: String = errors().iter().map(line).collect();
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/status.txt");
+        #[expect(clippy::disallowed_methods, reason = "the one variable that rewrites golden files")]
+        if std::env::var("RHIZOME_BLESS").is_ok() {
+            std::fs::write(golden, &table).unwrap();
+        }
+        assert_eq!(table, std::fs::read_to_string(golden).unwrap(), "RHIZOME_BLESS=1 rewrites the table");
+    }
+
+    #[test]
+    fn who_is_not_believed_never_learns_why() {
+        let auth = [
+            AuthError::NoCredential,
+            AuthError::Unknown { who: "node:a".to_owned() },
+            AuthError::Banned { who: "node:a".to_owned(), reason: "stolen".to_owned() },
+            AuthError::LocalUser { uid: 1_000 },
+        ];
+        let sentences: std::collections::BTreeSet<String> =
+            auth.into_iter().map(|error| public(&ApiError::Auth(error)).message).collect();
+        assert_eq!(sentences.len(), 1, "{sentences:?}");
+        let tokens = [ApiError::Token(TokenError::Used), ApiError::NoSuchToken { id: "ab".to_owned() }];
+        let sentences: std::collections::BTreeSet<String> = tokens.iter().map(|it| public(it).message).collect();
+        assert_eq!(sentences.len(), 1, "{sentences:?}");
+    }
+
+    #[test]
+    fn what_only_the_log_may_read_is_in_no_answer() {
+        for error in errors() {
+            assert!(!public(&error).message.contains("detail for the log"), "{error}");
+        }
+    }
+}
