@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("rhizome-store", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
     ("rhizome-keys", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
     ("rhizome-server", &["rhizome-id", "rhizome-x509", "rhizome-core", "rhizome-proto", "rhizome-tls"]),
+    ("rhizome-agent", &["rhizome-id", "rhizome-x509", "rhizome-core", "rhizome-proto", "rhizome-tls"]),
     ("rhizome-cli", &["rhizome-id", "rhizome-x509", "rhizome-proto", "rhizome-tls"]),
     (
         "rhizome",
@@ -51,7 +52,10 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Further arrows that only tests of a crate may use: doubles behind the ports.
-const TEST_ARROWS: &[(&str, &[&str])] = &[("rhizome-server", &["rhizome-store", "rhizome-keys"])];
+const TEST_ARROWS: &[(&str, &[&str])] = &[
+    ("rhizome-server", &["rhizome-store", "rhizome-keys"]),
+    ("rhizome-agent", &["rhizome-store", "rhizome-keys", "rhizome-server"]),
+];
 
 /// Heavy libraries and the crates that may name them. `rhizome-tests` may name any.
 const HOMES: &[(&str, &[&str])] = &[
@@ -73,7 +77,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rustls-webpki", &["rhizome-x509"]),
     ("serde-saphyr", &["rhizome-cli", "rhizome"]),
     ("tokio-rustls", &["rhizome-tls", "rhizome-server"]),
-    ("tonic", &["rhizome-proto", "rhizome-tls", "rhizome-server", "rhizome-cli"]),
+    ("tonic", &["rhizome-proto", "rhizome-tls", "rhizome-server", "rhizome-agent", "rhizome-cli"]),
     ("tonic-health", &["rhizome-server"]),
     ("tonic-prost-build", &["rhizome-proto"]),
     ("tonic-reflection", &["rhizome-server"]),

@@ -1,0 +1,161 @@
+//! What a workload may be given now, and the one interface between who keeps it and who serves it.
+//!
+//! Laws: a [`View`] is immutable and whole: what it lacks is redacted. A private key is never printed, compared or
+//! copied; it is shared by reference and wiped when the last holder lets go. A bundle counts as being in force only
+//! when no open stream can hold an older one, and no stream is taking one ([`Standing`]).
+//! Not here: fetching and renewing (`cache`), sockets and their wire forms (`workload_api`, `sds`).
+//! Sources: SPIFFE Workload API §4.3, §4.4 (full state, redaction); rotation.md, Evidence.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use rhizome_core::attributes::Attributes;
+use rhizome_id::{SpiffeId, Timestamp, TrustDomain};
+use rhizome_x509::Bundle;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+/// What one workload may be given now. Immutable; replaced whole.
+#[derive(Debug)]
+pub struct View {
+    /// Its identities, the default one first. Never empty, none expired when the view was made.
+    pub svids: Vec<Arc<Svid>>,
+    /// The bundle of its own trust domain and those of the federated ones. Never merged.
+    pub bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    /// Grows with every view the agent makes, over all workloads.
+    pub version: u64,
+}
+
+/// One identity with its private key.
+pub struct Svid {
+    /// Who its holder is.
+    pub spiffe_id: SpiffeId,
+    /// The chain to present, each certificate in DER: leaf, then intermediates, no root.
+    pub chain_der: Vec<Vec<u8>>,
+    /// The private key, PKCS #8 in DER, unencrypted.
+    pub key_pkcs8_der: Zeroizing<Vec<u8>>,
+    /// First second at which it is valid.
+    pub not_before: Timestamp,
+    /// Last second at which it is valid: inclusive.
+    pub not_after: Timestamp,
+    /// When it is renewed; drawn once for this certificate.
+    pub renew_at: Timestamp,
+    /// Serial number, 40 lower-case hexadecimal digits.
+    pub serial: String,
+    /// What tells it apart from the workload's other identities; unique within a view, possibly empty.
+    pub hint: String,
+}
+
+/// Why there is no view, or none any more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotYet {
+    /// The workload may have no identity. What it was given before is redacted.
+    #[error("no identity issued: {0}")]
+    Denied(String),
+    /// It may have one, or the agent does not know yet, but there is none to give; there will be when the authority
+    /// answers.
+    #[error("the agent has no identity for this workload yet")]
+    Starting,
+}
+
+/// What the sockets know about what one open stream holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It has been given nothing, and is about to take what there is.
+    Taking,
+    /// It was given nothing that is still in force, and waits.
+    Nothing,
+    /// It was given the view of this version, or what in it concerns the stream.
+    Given(u64),
+    /// It ended.
+    Gone,
+}
+
+/// Implemented by the cache, asked by the sockets.
+pub trait Identities: Send + Sync + 'static {
+    /// Follows what a workload with these attested attributes may have. The first value is there at once when cached;
+    /// identities are fetched lazily, on first subscription, and shared by all subscribers with the same identity.
+    /// `attributes` are the workload's own: `platform`, `cluster`, `node` and `method` are added by the agent.
+    fn follow(&self, attributes: Attributes) -> watch::Receiver<Result<Arc<View>, NotYet>>;
+
+    /// The trust domain that the agent belongs to.
+    fn trust_domain(&self) -> &TrustDomain;
+
+    /// A number for a new open stream, which stands at [`Standing::Taking`] until told otherwise.
+    fn open(&self) -> u64;
+
+    /// Says where an open stream stands now.
+    fn stands(&self, subscriber: u64, standing: Standing);
+
+    /// A subscriber has been given `view`: acknowledgement of a bundle counts only after every open stream was given it.
+    fn delivered(&self, subscriber: u64, view_version: u64) {
+        self.stands(subscriber, Standing::Given(view_version));
+    }
+}
+
+/// One open stream of one workload: [`Identities::follow`] with the book-keeping that acknowledgements need.
+pub struct Subscription {
+    identities: Arc<dyn Identities>,
+    subscriber: u64,
+    receiver: watch::Receiver<Result<Arc<View>, NotYet>>,
+    first: bool,
+}
+
+impl Subscription {
+    /// Opens a stream for a workload with these attested attributes.
+    pub fn open(identities: Arc<dyn Identities>, attributes: Attributes) -> Self {
+        let subscriber = identities.open();
+        let receiver = identities.follow(attributes);
+        Self { identities, subscriber, receiver, first: true }
+    }
+
+    /// What the workload may have: the first time at once, then when it has changed. `None` when the agent stops.
+    /// Report a view that was handed over with [`Self::delivered`]. Cancelling this loses nothing.
+    pub async fn next(&mut self) -> Option<Result<Arc<View>, NotYet>> {
+        if !self.first {
+            self.receiver.changed().await.ok()?;
+        }
+        self.first = false;
+        // Before looking: from here on this stream may come to hold whatever is current now.
+        self.identities.stands(self.subscriber, Standing::Taking);
+        let value = self.receiver.borrow_and_update().clone();
+        if value.is_err() {
+            self.identities.stands(self.subscriber, Standing::Nothing);
+        }
+        Some(value)
+    }
+
+    /// The workload has been given the view of this version.
+    pub fn delivered(&self, view_version: u64) {
+        self.identities.delivered(self.subscriber, view_version);
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.identities.stands(self.subscriber, Standing::Gone);
+    }
+}
+
+impl fmt::Debug for Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { spiffe_id, chain_der, key_pkcs8_der: _, not_before, not_after, renew_at, serial, hint } =
+            self;
+        f.debug_struct("Svid")
+            .field("spiffe_id", spiffe_id)
+            .field("chain", &chain_der.len())
+            .field("not_before", not_before)
+            .field("not_after", not_after)
+            .field("renew_at", renew_at)
+            .field("serial", serial)
+            .field("hint", hint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("subscriber", &self.subscriber).finish_non_exhaustive()
+    }
+}

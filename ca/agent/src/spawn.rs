@@ -1,0 +1,54 @@
+//! Background tasks that nobody loses: a panic is seen and counted, and shutdown waits for every one of them.
+//!
+//! Laws: the shell starts tasks only here; a tidy lint bans `tokio::spawn` elsewhere.
+
+use std::future::Future;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Starts tasks on the current runtime and remembers them.
+#[derive(Clone, Debug, Default)]
+pub struct Spawner {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Spawner {
+    /// A token that is cancelled when the process shuts down.
+    pub const fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Starts `task`, called `name` in the log.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+        let handle = self.tasks.spawn(task);
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+        tokio::spawn(async move {
+            if let Err(failure) = handle.await
+                && failure.is_panic()
+            {
+                tracing::error!(task = name, "a background task panicked; this is a bug, please report it");
+            }
+        });
+    }
+
+    /// Starts `task` and drops it as soon as shutdown begins: for loops that hold nothing half-done between awaits.
+    pub fn spawn_until_stop(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.spawn(name, async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Asks every task to stop and waits until all of them have.
+    pub async fn shut_down(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
