@@ -30,20 +30,36 @@ fn proto_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Compiles the protocol into `out`: one Rust file for each package, and the descriptor set without comments.
+/// The standards of others, kept apart: an authority's reflection must not offer what only an agent serves.
+const FOREIGN: &[(&str, &str)] = &[("workload/workload.proto", "workload.bin")];
+
+/// Messages that carry a private key or a bearer token. `src/lib.rs` writes their `Debug` by hand.
+const SECRETS: &[&str] = &[".X509SVID", ".JWTSVID", ".WITSVID", ".ValidateJWTSVIDRequest"];
+
+/// Compiles the protocol into `out`: one Rust file for each package, and the descriptor sets without comments.
 fn generate(out: &Path) {
+    let is_foreign = |file: &PathBuf| FOREIGN.iter().any(|(name, _)| file.ends_with(name));
+    let (foreign, ours): (Vec<_>, Vec<_>) = proto_files(&proto_root()).into_iter().partition(is_foreign);
+    assert_eq!(foreign.len(), FOREIGN.len(), "every row of FOREIGN names a file");
+    compile(&ours, "descriptor.bin", out);
+    for (name, descriptors) in FOREIGN {
+        compile(&[proto_root().join(name)], descriptors, out);
+    }
+}
+
+fn compile(files: &[PathBuf], descriptors: &str, out: &Path) {
     let mut compiler = protox::Compiler::new([proto_root()]).unwrap();
-    compiler.include_imports(true).include_source_info(true).open_files(proto_files(&proto_root())).unwrap();
+    compiler.include_imports(true).include_source_info(true).open_files(files).unwrap();
     let with_comments = compiler.file_descriptor_set();
 
     let mut bare = with_comments.clone();
     for file in &mut bare.file {
         file.source_code_info = None;
     }
-    fs::write(out.join("descriptor.bin"), bare.encode_to_vec()).unwrap();
+    fs::write(out.join(descriptors), bare.encode_to_vec()).unwrap();
 
     let mut config = tonic_prost_build::Config::new();
-    config.bytes(["."]).out_dir(out);
+    config.bytes(["."]).skip_debug(SECRETS).default_package_filename("workload").out_dir(out);
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
@@ -85,15 +101,8 @@ fn committed_code_is_what_the_protocol_files_give() {
 
 #[test]
 fn the_descriptor_set_decodes_and_names_every_service() {
-    let set = prost_types::FileDescriptorSet::decode(rhizome_proto::FILE_DESCRIPTOR_SET).unwrap();
-    let mut services: Vec<String> = set
-        .file
-        .iter()
-        .flat_map(|file| file.service.iter().map(|service| format!("{}.{}", file.package(), service.name())))
-        .collect();
-    services.sort();
     assert_eq!(
-        services,
+        services(rhizome_proto::FILE_DESCRIPTOR_SET),
         [
             "rhizome.admin.v1.AdminIdentityService",
             "rhizome.admin.v1.AuthorityService",
@@ -110,4 +119,66 @@ fn the_descriptor_set_decodes_and_names_every_service() {
             "rhizome.node.v1.NodeService",
         ]
     );
+}
+
+#[test]
+fn the_workload_api_has_no_package_and_every_method_of_the_standard() {
+    assert_eq!(services(rhizome_proto::workload::FILE_DESCRIPTOR_SET), [".SpiffeWorkloadAPI"]);
+    assert_eq!(rhizome_proto::workload::spiffe_workload_api_server::SERVICE_NAME, "SpiffeWorkloadAPI");
+    let set = prost_types::FileDescriptorSet::decode(rhizome_proto::workload::FILE_DESCRIPTOR_SET).unwrap();
+    let methods = set.file.iter().flat_map(|file| &file.service).flat_map(|service| &service.method);
+    let shown: Vec<String> = methods
+        .map(|it| {
+            let (asks, answers) = (it.input_type(), it.output_type());
+            format!(
+                "{}({asks}) -> {}{answers}",
+                it.name(),
+                if it.server_streaming() { "stream " } else { "" }
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "FetchX509SVID(.X509SVIDRequest) -> stream .X509SVIDResponse",
+            "FetchX509Bundles(.X509BundlesRequest) -> stream .X509BundlesResponse",
+            "FetchJWTSVID(.JWTSVIDRequest) -> .JWTSVIDResponse",
+            "FetchJWTBundles(.JWTBundlesRequest) -> stream .JWTBundlesResponse",
+            "ValidateJWTSVID(.ValidateJWTSVIDRequest) -> .ValidateJWTSVIDResponse",
+            "FetchWITSVID(.WITSVIDRequest) -> stream .WITSVIDResponse",
+            "FetchWITBundles(.WITBundlesRequest) -> stream .WITBundlesResponse",
+        ]
+    );
+}
+
+#[test]
+fn a_message_with_a_key_or_a_token_does_not_show_it() {
+    use rhizome_proto::workload::{Jwtsvid, ValidateJwtsvidRequest, Witsvid, X509svid, X509svidResponse};
+    let svid =
+        X509svid { spiffe_id: "spiffe://a/b".to_owned(), x509_svid_key: "KEY".into(), ..Default::default() };
+    let shown = [
+        format!("{:?}", X509svidResponse { svids: vec![svid], ..Default::default() }),
+        format!("{:?}", Jwtsvid { svid: "KEY".to_owned(), ..Default::default() }),
+        format!(
+            "{:?}",
+            Witsvid { wit_svid: "KEY".to_owned(), wit_svid_key: "KEY".to_owned(), ..Default::default() }
+        ),
+        format!("{:?}", ValidateJwtsvidRequest { svid: "KEY".to_owned(), ..Default::default() }),
+    ];
+    for text in &shown {
+        assert!(text.contains("(hidden)") && !text.contains("KEY"), "{text}");
+    }
+    assert!(shown[0].contains("spiffe://a/b"));
+}
+
+/// Every service of an encoded descriptor set as `package.Name`, sorted.
+fn services(descriptors: &[u8]) -> Vec<String> {
+    let set = prost_types::FileDescriptorSet::decode(descriptors).unwrap();
+    let mut services: Vec<String> = set
+        .file
+        .iter()
+        .flat_map(|file| file.service.iter().map(|service| format!("{}.{}", file.package(), service.name())))
+        .collect();
+    services.sort();
+    services
 }
