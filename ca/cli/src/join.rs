@@ -4,21 +4,19 @@
 //! connection proves nothing and carries nothing but the question for the bundle; the token goes only over the
 //! second, which has verified the server. The key is on disk before the token is spent, so that a join whose answer
 //! was lost can be repeated with the same key (the server refuses another one).
-//! Not here: the join string's form (`join_string.rs`), how servers are verified (`rhizome_tls`).
+//! Not here: the join string's form and its pins, how servers are verified (`rhizome_tls`).
 //! Sources: kubeadm's discovery by token; spiffe/spire#2454 (lost answer).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use bytes::Bytes;
-use rhizome_id::{Digest, Timestamp, TrustDomain, Ttl};
+use rhizome_id::Timestamp;
 use rhizome_proto::ca::v1 as ca;
-use rhizome_proto::ca::v1::bundle_service_client::BundleServiceClient;
 use rhizome_proto::node::v1::attest_request::Evidence;
 use rhizome_proto::node::v1::node_service_client::NodeServiceClient;
 use rhizome_proto::node::v1::{AttestRequest, JoinTokenEvidence};
-use rhizome_tls::IdentityDir;
-use rhizome_x509::{Bundle, CaCertificate, KeyAlgorithm, RequestKey, create_csr};
+use rhizome_tls::{IdentityDir, JoinError, JoinString, discover};
+use rhizome_x509::{KeyAlgorithm, RequestKey, create_csr};
 use serde_json::json;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
@@ -26,7 +24,6 @@ use zeroize::Zeroizing;
 use crate::exit::{Exit, Failure};
 use crate::files;
 use crate::issued::{self, Issued};
-use crate::join_string::{self, JoinString};
 use crate::node::JoinNode;
 use crate::output::{View, details, instant_with_distance};
 use crate::session::{Session, call, patiently, unreachable, verified};
@@ -37,9 +34,6 @@ const PENDING_KEY: &str = "key.pending.der";
 
 /// Largest pending key file, in bytes: an EC key takes some 150.
 const PENDING_KEY_LIMIT: u64 = 4096;
-
-/// Most anchors in a bundle; the protocol's limit.
-const MAX_ANCHORS: usize = 64;
 
 pub(crate) async fn run(wish: &JoinNode, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
     let join = read_join_string(&wish.join_string)?;
@@ -53,7 +47,8 @@ pub(crate) async fn run(wish: &JoinNode, session: &mut Session<'_, '_>) -> Resul
         .hint("choose another directory with --out, or replace the identity with --force"));
     }
 
-    let (address, bundle) = discover(&join).await?;
+    let (address, bundle) =
+        patiently("Fetching the bundle".to_owned(), discover(&join)).await.map_err(refused)?;
     let channel =
         patiently(format!("Connecting to {address}"), verified(&address, &bundle, None, session.clock()))
             .await?;
@@ -68,7 +63,7 @@ pub(crate) async fn run(wish: &JoinNode, session: &mut Session<'_, '_>) -> Resul
 }
 
 fn read_join_string(argument: &str) -> Result<JoinString, Failure> {
-    let limit = u64::try_from(join_string::MAX_BYTES).unwrap_or(u64::MAX).saturating_add(2);
+    let limit = u64::try_from(rhizome_tls::MAX_JOIN_STRING_BYTES).unwrap_or(u64::MAX).saturating_add(2);
     let text = if argument == "-" {
         let bytes = Zeroizing::new(files::read_limited(Path::new("-"), limit)?);
         Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
@@ -80,74 +75,17 @@ fn read_join_string(argument: &str) -> Result<JoinString, Failure> {
     })
 }
 
-/// The first address that answers, with the bundle that it gave, reduced to what the join string pins.
-async fn discover(join: &JoinString) -> Result<(String, Bundle), Failure> {
-    let mut last = Failure::usage("the join string has no address");
-    for address in join.addresses() {
-        match patiently(
-            format!("Fetching the bundle from {address}"),
-            fetch_bundle(address, join.trust_domain()),
-        )
-        .await
-        {
-            Ok(offered) => return Ok((address.clone(), pin(&offered, join)?)),
-            Err(failure) => last = failure,
-        }
+/// What went wrong before anything was sent that matters.
+fn refused(error: JoinError) -> Failure {
+    match error {
+        JoinError::Connect(error) => unreachable(&error),
+        JoinError::Call(status) => Failure::from(*status),
+        JoinError::Tls(_) => Failure::new(Exit::Failed, "tls", error.to_string()),
+        JoinError::Answer(what) => Failure::protocol(&what),
+        JoinError::WrongTrustDomain { .. } => Failure::new(Exit::Denied, "wrong_trust_domain", error.to_string()),
+        JoinError::RootMismatch { .. } => Failure::new(Exit::Denied, "root_mismatch", error.to_string())
+            .hint("someone may be in between, or the root has changed since: compare with `rhizome bundle show` on the server, then make a new join string"),
     }
-    Err(last)
-}
-
-/// Asks a server that has proved nothing for its bundle; the answer proves nothing either.
-async fn fetch_bundle(address: &str, domain: &TrustDomain) -> Result<ca::Bundle, Failure> {
-    let config = rhizome_tls::danger_unverified_client_config()
-        .map_err(|error| Failure::new(Exit::Failed, "tls", error.to_string()))?;
-    let channel =
-        rhizome_tls::connect(address, Some(Arc::new(config))).await.map_err(|error| unreachable(&error))?;
-    let request = ca::GetBundleRequest { trust_domain: domain.to_string() };
-    let answer = BundleServiceClient::new(channel).get_bundle(call(request)).await?.into_inner();
-    wire::promised(answer.bundle, "the bundle")
-}
-
-/// Keeps of an unproven bundle only the anchors that the join string pins.
-fn pin(offered: &ca::Bundle, join: &JoinString) -> Result<Bundle, Failure> {
-    if offered.trust_domain != join.trust_domain().as_str() {
-        return Err(Failure::new(
-            Exit::Denied,
-            "wrong_trust_domain",
-            format!(
-                "the server speaks for trust domain `{}`, the join string is for `{}`",
-                offered.trust_domain,
-                join.trust_domain()
-            ),
-        ));
-    }
-    if offered.anchors_der.len() > MAX_ANCHORS {
-        return Err(Failure::protocol("the bundle has more than 64 anchors"));
-    }
-    let anchors: Vec<CaCertificate> =
-        offered.anchors_der.iter().filter_map(|der| CaCertificate::parse(der).ok()).collect();
-    let (believed, other): (Vec<_>, Vec<_>) =
-        anchors.into_iter().partition(|anchor| join.root_sha256().contains(&anchor.fingerprint()));
-    if believed.is_empty() {
-        return Err(mismatch(join.root_sha256(), &other));
-    }
-    let refresh = Ttl::from_seconds(offered.refresh_hint_seconds).unwrap_or_else(|_absent| Ttl::hours(1));
-    Bundle::new(join.trust_domain().clone(), offered.sequence, refresh, believed)
-        .map_err(|error| Failure::protocol(&error.to_string()))
-}
-
-fn mismatch(pinned: &[Digest], offered: &[CaCertificate]) -> Failure {
-    let list = |digests: Vec<String>| {
-        if digests.is_empty() { "none that can be read".to_owned() } else { digests.join(", ") }
-    };
-    let pinned = list(pinned.iter().map(Digest::to_string).collect());
-    let offered = list(offered.iter().map(|anchor| anchor.fingerprint().to_string()).collect());
-    Failure::new(
-        Exit::Denied,
-        "root_mismatch",
-        format!("the server's roots are not the pinned ones: pinned sha256 {pinned}; offered sha256 {offered}"),
-    )
-    .hint("someone may be in between, or the root has changed since: compare with `rhizome bundle show` on the server, then make a new join string")
 }
 
 fn pending_path(directory: &Path) -> PathBuf {
@@ -211,30 +149,6 @@ fn joined(node_id: &str, issued: &Issued, directory: &Path, now: Timestamp) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn join_for(pins: Vec<Digest>) -> JoinString {
-        JoinString::new(vec!["a:1".into()], "example.org".parse().unwrap(), pins, "token".into()).unwrap()
-    }
-
-    #[test]
-    fn a_root_that_is_not_pinned_is_refused_with_both_fingerprints() {
-        let offered = ca::Bundle {
-            trust_domain: "example.org".into(),
-            anchors_der: vec![Bytes::from_static(b"not a certificate")],
-            ..ca::Bundle::default()
-        };
-        let failure = pin(&offered, &join_for(vec![Digest::from_bytes([7; 32])])).unwrap_err();
-        assert_eq!((failure.exit(), failure.code()), (Exit::Denied, "root_mismatch"));
-        assert!(failure.message().contains(&"07".repeat(32)), "{failure}");
-        assert!(failure.message().contains("none that can be read"), "{failure}");
-    }
-
-    #[test]
-    fn a_bundle_of_another_trust_domain_is_refused() {
-        let offered = ca::Bundle { trust_domain: "evil.org".into(), ..ca::Bundle::default() };
-        let failure = pin(&offered, &join_for(vec![Digest::ZERO])).unwrap_err();
-        assert_eq!(failure.code(), "wrong_trust_domain");
-    }
 
     #[test]
     fn a_lost_answer_is_retried_with_the_same_key() {

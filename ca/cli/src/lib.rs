@@ -18,7 +18,6 @@ mod explain;
 mod files;
 mod issued;
 mod join;
-mod join_string;
 mod ledger;
 mod node;
 mod output;
@@ -40,11 +39,13 @@ pub use cert::{CertVerb, ListCertificates, RevocationTarget, RevokeCertificates,
 pub use check::CheckVerb;
 pub use exit::{EXIT_CODES_HELP, Exit, Failure};
 pub use explain::{CallerArgument, Explain};
-pub use join_string::{JoinString, JoinStringError, MAX_ADDRESSES, MAX_BYTES, MAX_ROOTS};
 pub use ledger::{HeadArgument, LedgerVerb, ListEntries};
 pub use node::{JoinNode, ListNodes, NodeVerb};
 pub use output::{Clock, Console, OutputFormat};
 pub use request::{AttributeArgument, RequestCertificate, Workload};
+pub use rhizome_tls::{
+    JoinString, JoinStringError, MAX_ADDRESSES, MAX_JOIN_STRING_BYTES as MAX_BYTES, MAX_ROOTS,
+};
 pub use rule::{Confirmation, PutRule, RuleVerb};
 pub use session::{DEFAULT_SERVER, DEFAULT_SOCKET, Options, ServerAddress};
 pub use token::{CreateToken, ListTokens, TokenVerb};

@@ -14,12 +14,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rhizome_id::Timestamp;
 use rhizome_tls::{
     ClientIdentity, ConnectError, ExpectedServer, IdentityDir, IdentityDirError, StoredIdentity, TlsError,
+    is_address,
 };
 use rhizome_x509::{Bundle, TrustAnchors};
 use tonic::transport::Channel;
 
 use crate::exit::{Exit, Failure};
-use crate::join_string::is_address;
 use crate::output::{Clock, Console, OutputFormat, View};
 
 /// Where the server listens for local administrators, unless configured otherwise.

@@ -10,11 +10,11 @@ use rhizome_proto::admin::v1::{
     CreateTokenRequest, CreateTokenResponse, JoinToken, JoinTokenState, ListTokensRequest,
     RevokeTokenRequest, Scope,
 };
+use rhizome_tls::JoinString;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::exit::{Exit, Failure};
-use crate::join_string::JoinString;
 use crate::output::{View, details, instant_with_distance, relative, table};
 use crate::session::{Session, call};
 use crate::wire;

@@ -24,6 +24,10 @@ use crate::limits;
 use crate::rules::{Rule, RuleSet};
 use crate::template::{TemplateError, is_reserved};
 
+mod prospect;
+
+pub use prospect::{Prospect, identities};
+
 /// What a caller asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
@@ -355,19 +359,13 @@ fn decide_workload(
     let dns_names = granted_dns_names(&rules, &attributes, dns_names)?;
     let rule_ttl = rules.iter().filter_map(|rule| rule.ttl()).min();
     let (ttl, clamped) = lifetime(*ttl, rule_ttl, facts.limits.workload);
-    let federates_with: BTreeSet<_> = rules.iter().flat_map(|rule| rule.federates_with()).collect();
-    let narrowest = rules.iter().max_by(|a, b| {
-        // Of equally narrow rules the one that comes first by name.
-        let names = b.name().cmp(a.name());
-        a.specificity().cmp(&b.specificity()).then(names)
-    });
     Ok(Grant {
         kind: GrantKind::Workload,
-        rule: narrowest.map(|rule| rule.name().clone()),
+        rule: narrowest(&rules).map(|rule| rule.name().clone()),
         spiffe_id: id,
         ttl,
         dns_names,
-        federates_with: federates_with.into_iter().cloned().collect(),
+        federates_with: federated(&rules),
         clamped,
         caller: caller.principal().to_string(),
         decided_at: now,
@@ -383,21 +381,42 @@ pub(crate) fn known_attributes(
     caller: &AttestedCaller,
     claimed: &Attributes,
 ) -> Result<Attributes, DenialReason> {
-    let Principal::Node { cluster, method, name } = caller.principal() else {
+    combined(caller.principal(), caller.attributes(), caller.scope(), claimed)
+}
+
+fn combined(
+    node: &Principal,
+    attested: &Attributes,
+    scope: &Scope,
+    claimed: &Attributes,
+) -> Result<Attributes, DenialReason> {
+    let Principal::Node { cluster, method, name } = node else {
         return Err(DenialReason::WrongCaller);
     };
     let foreign = claimed.iter().find(|(attribute, value)| {
         attribute.is_attested_only()
-            || (**attribute == AttributeName::Namespace && !caller.scope().allows_namespace(value))
+            || (**attribute == AttributeName::Namespace && !scope.allows_namespace(value))
     });
     if let Some((attribute, value)) = foreign {
         return Err(DenialReason::OutOfScope { attribute: attribute.clone(), value: value.to_owned() });
     }
-    let mut known = claimed.overridden_by(caller.attributes());
+    let mut known = claimed.overridden_by(attested);
     known.set_name(AttributeName::Cluster, cluster.as_str());
     known.set_name(AttributeName::Method, method.as_str());
     known.set_name(AttributeName::Node, name.as_str());
     Ok(known)
+}
+
+/// Of several equally narrow rules the one that comes first by name.
+fn narrowest<'a>(rules: &[&'a Rule]) -> Option<&'a Rule> {
+    let narrower =
+        |a: &&Rule, b: &&Rule| a.specificity().cmp(&b.specificity()).then_with(|| b.name().cmp(a.name()));
+    rules.iter().copied().max_by(narrower)
+}
+
+fn federated(rules: &[&Rule]) -> Vec<TrustDomain> {
+    let domains: BTreeSet<_> = rules.iter().flat_map(|rule| rule.federates_with()).collect();
+    domains.into_iter().cloned().collect()
 }
 
 /// The identity that `rule`, whose conditions hold, gives to `attributes`.

@@ -475,3 +475,43 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_node_knows_beforehand_what_it_would_be_granted_the_narrowest_rule_first() {
+    let mut narrow = draft("narrow", &[("unix.uid", "1000"), ("namespace", "shop")], "/shop/{unix.uid}");
+    narrow.dns_names = vec!["{unix.uid}.shop.example".to_owned()];
+    narrow.ttl = Some(Ttl::hours(2));
+    let elsewhere = draft("elsewhere", &[("cluster", "other")], "/other");
+    let broken = draft("broken", &[("unix.path", "*")], "/bin/{unix.path}");
+    let rules =
+        rules(vec![narrow, draft("wide", &[("namespace", "*")], "/ns/{namespace}"), elsewhere, broken]);
+    let caller = node(Scope::ALL);
+    let workload = attributes(&[("namespace", "shop"), ("unix.uid", "1000"), ("unix.path", "/bin/a b")]);
+
+    let found = identities(caller.principal(), &workload, &rules, &domain()).unwrap();
+    let names: Vec<_> = found.iter().map(|it| (it.spiffe_id.path(), it.rule.as_str(), it.ttl)).collect();
+    assert_eq!(names, [("/shop/1000", "narrow", Some(Ttl::hours(2))), ("/ns/shop", "wide", None)]);
+    assert_eq!(found[0].dns_names, ["1000.shop.example".to_owned().try_into().unwrap()]);
+
+    let limits = PolicyLimits::default();
+    let facts = Facts { trust_domain: &domain(), rules: &rules, limits: &limits };
+    for prospect in found {
+        let wish = Wish::Workload {
+            attributes: workload.clone(),
+            spiffe_id: Some(prospect.spiffe_id.clone()),
+            ttl: None,
+            dns_names: Vec::new(),
+        };
+        let grant = decide(&caller, &wish, &facts, NOW).unwrap();
+        assert_eq!((grant.spiffe_id(), grant.rule()), (&prospect.spiffe_id, Some(&prospect.rule)));
+        assert_eq!(grant.dns_names(), prospect.dns_names);
+    }
+    let refused = |node, facts: &[(&str, &str)]| {
+        identities(node, &attributes(facts), &rules, &domain()).unwrap_err().reason
+    };
+    assert_eq!(refused(caller.principal(), &[("unix.uid", "1000")]), DenialReason::NoRule);
+    let stated = refused(caller.principal(), &[("cluster", "other")]);
+    assert!(matches!(stated, DenialReason::OutOfScope { .. }), "{stated:?}");
+    let person = admin(None);
+    assert_eq!(refused(person.principal(), &[("namespace", "shop")]), DenialReason::WrongCaller);
+}

@@ -92,7 +92,7 @@ pub(crate) fn client_config_of(
 ///
 /// # Errors
 /// [`TlsError::Configuration`] when rustls refuses the configuration, which is a fault of ours.
-pub fn danger_unverified_client_config() -> Result<ClientConfig, TlsError> {
+pub(crate) fn danger_unverified_client_config() -> Result<ClientConfig, TlsError> {
     config(Arc::new(DangerAcceptsAnyone), None, VERSIONS)
 }
 

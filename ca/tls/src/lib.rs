@@ -12,14 +12,20 @@ mod connect;
 mod error;
 mod identity;
 mod identity_dir;
+mod join;
+mod join_string;
 mod provider;
 mod server;
 #[cfg(test)]
 mod support;
 
-pub use client::{ExpectedServer, client_config, danger_unverified_client_config};
+pub use client::{ExpectedServer, client_config};
 pub use connect::{ConnectError, cause_of, connect};
 pub use error::{IdentityError, PresentedAuthority, ServerRefusal, TlsError};
 pub use identity::{ClientIdentity, ServingIdentity};
 pub use identity_dir::{IdentityDir, IdentityDirError, StoredIdentity};
+pub use join::{JoinError, discover, pinned};
+pub use join_string::{
+    JoinString, JoinStringError, MAX_ADDRESSES, MAX_BYTES as MAX_JOIN_STRING_BYTES, MAX_ROOTS, is_address,
+};
 pub use server::{AcceptError, Accepted, ClientTrust, ServerTls};

@@ -12,9 +12,7 @@ use crate::support::{
     Authority, ClientStream, DEADLINE, HOUR, Issued, Trust, anchors, at, bundle, client, domain, handshake,
     spiffe_id,
 };
-use crate::{
-    ClientIdentity, ExpectedServer, PresentedAuthority, client_config, danger_unverified_client_config,
-};
+use crate::{ClientIdentity, ExpectedServer, PresentedAuthority, client_config};
 
 const SERVER: &str = "spiffe://td/rhizome/server/r1";
 const WEB: &str = "spiffe://td/ns/prod/sa/web";
@@ -347,7 +345,7 @@ async fn a_certificate_without_server_auth_is_no_server_certificate() {
 #[tokio::test]
 async fn a_client_without_any_anchor_connects_only_with_the_dangerous_configuration() {
     let world = world();
-    let config = Arc::new(danger_unverified_client_config().unwrap());
+    let config = Arc::new(crate::client::danger_unverified_client_config().unwrap());
     let (accepted, connected) = handshake(&world.server, &config).await;
     assert!(accepted.unwrap().client.is_none());
     assert!(connected.is_ok());

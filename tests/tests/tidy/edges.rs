@@ -13,7 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("rhizome-id", &[]),
     ("rhizome-proto", &[]),
     ("rhizome-x509", &["rhizome-id"]),
-    ("rhizome-tls", &["rhizome-id", "rhizome-x509"]),
+    ("rhizome-tls", &["rhizome-id", "rhizome-x509", "rhizome-proto"]),
     ("rhizome-core", &["rhizome-id", "rhizome-x509"]),
     ("rhizome-store", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
     ("rhizome-keys", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
@@ -60,7 +60,7 @@ const TEST_ARROWS: &[(&str, &[&str])] = &[
 /// Heavy libraries and the crates that may name them. `rhizome-tests` may name any.
 const HOMES: &[(&str, &[&str])] = &[
     ("axum", &["rhizome-server"]),
-    ("clap", &["rhizome-cli", "rhizome"]),
+    ("clap", &["rhizome-agent", "rhizome-cli", "rhizome"]),
     ("clap_complete", &["rhizome-cli", "rhizome"]),
     ("comfy-table", &["rhizome-cli"]),
     ("governor", &["rhizome-server"]),
@@ -81,7 +81,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tonic-health", &["rhizome-server"]),
     ("tonic-prost-build", &["rhizome-proto"]),
     ("tonic-reflection", &["rhizome-server"]),
-    ("tracing-subscriber", &["rhizome"]),
+    ("tracing-subscriber", &["rhizome-agent", "rhizome"]),
     ("x509-parser", &["rhizome-x509"]),
 ];
 

@@ -160,8 +160,8 @@ fn error_place(error: &serde_json::Error) -> String {
     format!("{:?} fault at column {}", error.classify(), error.column())
 }
 
-/// `host:port`: a DNS name, an IPv4 address, or an IPv6 address in brackets, and a port from 1.
-pub(crate) fn is_address(text: &str) -> bool {
+/// Whether `text` is `host:port`: a DNS name, an IPv4 address, or an IPv6 address in brackets, and a port from 1.
+pub fn is_address(text: &str) -> bool {
     if text.len() > MAX_ADDRESS_BYTES {
         return false;
     }
