@@ -5,9 +5,32 @@
 //! Not here: who may be whom (`rhizome_core::policy`, asked by the server; matched here only to know what to ask for).
 //! Sources: architecture.md §2; SPIFFE Workload API and Workload Endpoint.
 
+mod agent;
+mod book;
+mod bootstrap;
+mod cache;
+mod checkup;
+mod fetch;
 pub mod holdings;
+mod link;
+mod node;
+pub mod renewal;
+mod sealed;
 mod spawn;
+mod status;
+mod sync;
 mod system;
+#[cfg(test)]
+mod testing;
+mod wire;
 
+pub use agent::{Agent, Ports, Settings, StartError, start};
+pub use bootstrap::{BootstrapError, join};
+pub use cache::Cache;
+pub use checkup::{Checkup, checkup};
+pub use node::NodeError;
+pub use sealed::{Aside, SealedError};
 pub use spawn::Spawner;
+pub use status::Status;
 pub use system::{SystemClock, SystemEntropy};
+pub use wire::Nonsense;

@@ -22,7 +22,6 @@ impl Spawner {
 
     /// Starts `task`, called `name` in the log.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
         let handle = self.tasks.spawn(task);
         #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
         tokio::spawn(async move {

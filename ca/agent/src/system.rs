@@ -1,7 +1,6 @@
 //! The real clock and the real randomness: the only file of the shell that reads either.
 //!
-//! Laws: everything else receives a [`Clock`] or an [`Entropy`].
-//! Waiting is `tokio::time`'s.
+//! Laws: everything else receives a [`Clock`] or an [`Entropy`]. Waiting is `tokio::time`'s.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -36,5 +35,14 @@ impl Default for SystemEntropy {
 impl Entropy for SystemEntropy {
     fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
         self.0.fill(bytes).map_err(|_opaque| EntropyError)
+    }
+}
+
+/// 64 random bits for spreading things out; none at all is no reason to fail.
+pub(crate) fn random(entropy: &dyn Entropy) -> u64 {
+    let mut bytes = [0; 8];
+    match entropy.fill(&mut bytes) {
+        Ok(()) => u64::from_be_bytes(bytes),
+        Err(EntropyError) => 0,
     }
 }

@@ -1,0 +1,206 @@
+//! One agent: what it holds is there before anything else starts; then it connects, asks and seals until it is stopped.
+//!
+//! Laws: what was sealed is served as soon as [`start`] returns, whether or not the authority answers; what changes is
+//! sealed, the newest state last; a failed write is repeated and never stops anything else.
+//! Not here: the sockets (`workload_api`, `sds`), which take [`Agent::identities`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhizome_core::caller::principal_of;
+use rhizome_core::ports::{Clock, Entropy};
+use rhizome_tls::JoinString;
+use tokio::sync::{Notify, watch};
+
+use crate::cache::Cache;
+use crate::link::Link;
+use crate::node::Node;
+use crate::sealed::{Aside, NodeRenewal, Restored, Sealed, SealedError};
+use crate::spawn::Spawner;
+use crate::status::{Status, StatusBoard};
+
+/// Wait after the state could not be written.
+const SEAL_AGAIN: Duration = Duration::from_secs(5);
+
+/// What an agent is told at start.
+#[derive(Debug)]
+pub struct Settings {
+    /// The directory of identity and sealed state.
+    pub state: PathBuf,
+    /// With which to join when there is no node certificate, or an expired one.
+    pub join: Option<JoinString>,
+}
+
+/// What an agent is plugged into.
+#[derive(Clone)]
+pub struct Ports {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl std::fmt::Debug for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ports { .. }")
+    }
+}
+
+/// Why an agent did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] SealedError),
+    /// It never joined, and has nothing to join with.
+    #[error("{0}; join first: `rhizome-agent join JOIN-STRING`")]
+    NeverJoined(String),
+}
+
+/// An agent that runs.
+pub struct Agent {
+    cache: Arc<Cache>,
+    status: Arc<StatusBoard>,
+    nudge: Arc<Notify>,
+    spawner: Spawner,
+    aside: Vec<Aside>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// Starts an agent: first what is on disk, then the connection. Call it inside a runtime.
+///
+/// # Errors
+/// [`StartError`] when there is nothing to start from, or nowhere to keep state.
+pub fn start(settings: Settings, ports: Ports) -> Result<Agent, StartError> {
+    let Settings { state, join } = settings;
+    let node = Arc::new(Node::new(&state));
+    let (own, missing) = match node.load(&NodeRenewal::default()) {
+        Ok(own) => (Some(own), None),
+        Err(cause) => (None, Some(cause)),
+    };
+    let mut sealed = Sealed::open(&state, Arc::clone(&ports.entropy))?;
+    let restored = sealed.load(own.as_ref().map(|(certificate, _)| &certificate.spiffe_id))?;
+    let domain = own
+        .as_ref()
+        .map(|(_, bundle)| bundle.trust_domain().clone())
+        .or_else(|| restored.as_ref().map(|restored| restored.node.trust_domain()))
+        .or_else(|| join.as_ref().map(|join| join.trust_domain().clone()));
+    let Some(domain) = domain else {
+        return Err(StartError::NeverJoined(missing.map_or_else(String::new, |cause| cause.to_string())));
+    };
+    let cache = Arc::new(Cache::new(domain, Arc::clone(&ports.clock)));
+    if let Some(Restored { node: id, snapshot, renewal }) = restored {
+        tracing::info!(identities = snapshot.svids.len(), "state restored");
+        cache.restore(snapshot);
+        if let Some(principal) = principal_of(&id, &id.trust_domain()) {
+            cache.set_node(principal);
+        }
+        if own.is_some()
+            && let Err(cause) = node.load(&renewal)
+        {
+            tracing::warn!(%cause, "the node's identity went away while it was read");
+        }
+    }
+    if let Some((certificate, bundle)) = own {
+        cache.set_node(certificate.principal);
+        if cache.bundle().is_none() {
+            cache.offer(bundle);
+        }
+    }
+    let aside = sealed.aside().to_vec();
+    let agent =
+        Agent { cache, status: Arc::default(), nudge: Arc::default(), spawner: Spawner::default(), aside };
+    agent.status.set(|status| status.aside = agent.aside.len());
+    let link = Link {
+        state,
+        join,
+        cache: Arc::clone(&agent.cache),
+        node: Arc::clone(&node),
+        clock: ports.clock,
+        entropy: ports.entropy,
+        status: Arc::clone(&agent.status),
+        nudge: Arc::clone(&agent.nudge),
+    };
+    let (cache, status) = (Arc::clone(&agent.cache), Arc::clone(&agent.status));
+    agent.spawner.spawn_until_stop("seal", seal_forever(cache, node, Arc::new(sealed), status));
+    agent.spawner.spawn_until_stop("link", link.run());
+    Ok(agent)
+}
+
+impl Agent {
+    /// What the sockets serve from.
+    pub fn identities(&self) -> Arc<Cache> {
+        Arc::clone(&self.cache)
+    }
+
+    /// How the agent is, now and after every change.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.follow()
+    }
+
+    /// Files of the state that were of no use at start, where they are now, and why.
+    pub fn kept_aside(&self) -> &[Aside] {
+        &self.aside
+    }
+
+    /// Looks at the clock and the network now: after the clock was set, or the machine was suspended.
+    pub fn nudge(&self) {
+        self.nudge.notify_one();
+        self.cache.look_again();
+    }
+
+    /// Starts tasks that end with this agent.
+    pub const fn spawner(&self) -> &Spawner {
+        &self.spawner
+    }
+
+    /// Stops everything; what is held is sealed already, or soon after the next start.
+    pub async fn stop(self) {
+        self.spawner.shut_down().await;
+    }
+}
+
+/// Writes what is to be kept, whenever it has changed.
+async fn seal_forever(cache: Arc<Cache>, node: Arc<Node>, sealed: Arc<Sealed>, status: Arc<StatusBoard>) {
+    let mut changes = cache.durable();
+    changes.mark_changed();
+    let mut beside = 0;
+    while changes.changed().await.is_ok() {
+        changes.mark_unchanged();
+        let Some(id) = node.current().map(|it| it.spiffe_id) else { continue };
+        let (snapshot, renewal, disk) = (cache.snapshot(), node.renewal(), Arc::clone(&sealed));
+        let bundle = snapshot.bundle.clone();
+        let directory = node.directory().clone();
+        let written = tokio::task::spawn_blocking(move || {
+            disk.save(&id, &snapshot, &renewal)?;
+            // Beside the identity, for whoever reads that, and to connect with should the sealed state be lost.
+            if let Some(bundle) = snapshot.bundle.as_ref().filter(|bundle| bundle.sequence() != beside) {
+                match directory.save_bundle(bundle) {
+                    Ok(()) => return Ok(bundle.sequence()),
+                    Err(cause) => tracing::warn!(%cause, "the bundle beside the identity was not replaced"),
+                }
+            }
+            Ok::<u64, SealedError>(beside)
+        });
+        match written.await {
+            Ok(Ok(saved)) => {
+                beside = saved;
+                status.set(|status| status.unsealed = 0);
+                cache.set_sealed(bundle.map_or(0, |bundle| bundle.sequence()));
+            }
+            Ok(Err(cause)) => {
+                tracing::error!(%cause, "the state was not sealed; a restart would serve what was sealed before");
+                status.set(|status| status.unsealed = status.unsealed.saturating_add(1));
+                tokio::time::sleep(SEAL_AGAIN).await;
+                changes.mark_changed();
+            }
+            Err(_stopping) => return,
+        }
+    }
+}

@@ -1,0 +1,542 @@
+//! The book of everything the agent knows and holds, and of who follows what. Pure: time is an argument.
+//!
+//! Laws: what a follower sees is whole and changes only when its content does; it never holds an expired or a stopped
+//! certificate, nor one that the rules do not give it; a bundle in force is never replaced by one with a lower
+//! sequence, or by another one with the same; it may be acknowledged only when it is sealed on disk and no open stream
+//! can hold an older one. While a successor is being fetched, the certificate of the same identity stays.
+//! Not here: locks and wake-ups (`cache`), asking (`fetch`), the disk (`sealed`).
+//! Sources: rotation.md, Evidence; spiffe.md §11.4, §11.13; SPIFFE Workload API §4.4.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use rhizome_core::attributes::Attributes;
+use rhizome_core::caller::Principal;
+use rhizome_core::policy;
+use rhizome_core::rules::{Rule, RuleSet};
+use rhizome_id::{Digest, RuleName, Timestamp, TrustDomain};
+use rhizome_x509::Bundle;
+use tokio::sync::watch;
+
+use crate::holdings::{NotYet, Standing, Svid, View};
+use crate::renewal::{Candidate, DENIED_SECONDS, Entitlement, Plan, plan, retry_at};
+
+/// Serials remembered as stopped, so that an answer that was overtaken by the order to stop is not served. An order
+/// overtakes an answer by milliseconds.
+const STOPPED: usize = 1_024;
+
+/// What one workload sees.
+type Seen = Result<Arc<View>, NotYet>;
+
+/// Everything the agent knows and holds.
+pub(crate) struct Book {
+    domain: TrustDomain,
+    node: Option<Principal>,
+    rules: Option<RuleSet>,
+    cursor: u64,
+    bundle: Option<Arc<Bundle>>,
+    /// Views from this version on have the bundle in force.
+    bundle_since: u64,
+    /// Sequence of the bundle that is safely on disk.
+    sealed: u64,
+    version: u64,
+    followers: BTreeMap<u64, Follower>,
+    by_attributes: BTreeMap<Attributes, u64>,
+    holdings: BTreeMap<Entitlement, Holding>,
+    stopped: VecDeque<String>,
+    streams: BTreeMap<u64, Standing>,
+    next: u64,
+}
+
+struct Follower {
+    attributes: Attributes,
+    sender: watch::Sender<Seen>,
+    /// What the rules give it, or why nothing.
+    entitled: Result<Vec<Entitlement>, NotYet>,
+}
+
+#[derive(Default)]
+struct Holding {
+    svid: Option<Arc<Svid>>,
+    /// The certificate's own instant, or an earlier one by the server's order.
+    renew_at: Option<Timestamp>,
+    followers: BTreeSet<u64>,
+    asked: bool,
+    failures: u32,
+    not_before: Option<Timestamp>,
+    denied: Option<String>,
+}
+
+/// What became of an offered bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offered {
+    /// It is in force now.
+    InForce,
+    /// It was in force already.
+    Known,
+    /// Refused: its sequence is lower than the one in force.
+    Lower {
+        /// The sequence in force.
+        held: u64,
+    },
+    /// Refused: another bundle with the same sequence is in force. Somebody's store went back, or worse.
+    Conflict,
+    /// Refused: it is of another trust domain.
+    Foreign,
+}
+
+/// Why an answer brought no certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The server's rules or the node's scope do not allow it.
+    Denied(String),
+    /// Anything that may pass; not before this many seconds, when the server said so.
+    Passing {
+        /// Seconds that the server asked to wait.
+        wait: Option<i64>,
+    },
+    /// The question or the answer was lost with the connection.
+    Lost,
+}
+
+/// A change of the rules, whole: every message of one batch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RuleChange {
+    pub(crate) full: bool,
+    pub(crate) upserts: Vec<Arc<Rule>>,
+    pub(crate) removed: Vec<RuleName>,
+    pub(crate) cursor: u64,
+}
+
+/// What goes to disk and comes back.
+#[derive(Clone, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) cursor: u64,
+    pub(crate) rules: Option<Vec<Arc<Rule>>>,
+    pub(crate) bundle: Option<Arc<Bundle>>,
+    pub(crate) svids: Vec<(Entitlement, Arc<Svid>)>,
+}
+
+impl Book {
+    pub(crate) fn new(domain: TrustDomain) -> Self {
+        Self {
+            domain,
+            node: None,
+            rules: None,
+            cursor: 0,
+            bundle: None,
+            bundle_since: 0,
+            sealed: 0,
+            version: 0,
+            followers: BTreeMap::new(),
+            by_attributes: BTreeMap::new(),
+            holdings: BTreeMap::new(),
+            stopped: VecDeque::new(),
+            streams: BTreeMap::new(),
+            next: 0,
+        }
+    }
+
+    /// Takes over what an earlier process held.
+    pub(crate) fn restore(&mut self, snapshot: Snapshot, now: Timestamp) {
+        self.cursor = snapshot.cursor;
+        self.rules = snapshot.rules.map(RuleSet::new);
+        self.sealed = snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence());
+        self.bundle = snapshot.bundle;
+        for (entitlement, svid) in snapshot.svids.into_iter().filter(|(_, svid)| svid.not_after >= now) {
+            let holding = self.holdings.entry(entitlement).or_default();
+            holding.renew_at = Some(svid.renew_at);
+            holding.svid = Some(svid);
+        }
+        self.rules_changed(now);
+    }
+
+    /// What is to be kept on disk.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let svids = self.holdings.iter().filter_map(|(entitlement, holding)| {
+            let svid = holding.svid.as_ref()?;
+            Some((entitlement.clone(), Arc::clone(svid)))
+        });
+        Snapshot {
+            cursor: self.cursor,
+            rules: self.rules.as_ref().map(|rules| rules.iter().map(Arc::clone).collect()),
+            bundle: self.bundle.clone(),
+            svids: svids.collect(),
+        }
+    }
+
+    /// Says which node this is: rules look at its names.
+    pub(crate) fn set_node(&mut self, node: Principal, now: Timestamp) {
+        if self.node.as_ref() != Some(&node) {
+            self.node = Some(node);
+            self.rules_changed(now);
+        }
+    }
+
+    pub(crate) const fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    pub(crate) const fn bundle(&self) -> Option<&Arc<Bundle>> {
+        self.bundle.as_ref()
+    }
+
+    /// Every certificate held.
+    pub(crate) fn svids(&self) -> impl Iterator<Item = &Arc<Svid>> {
+        self.holdings.values().filter_map(|holding| holding.svid.as_ref())
+    }
+
+    // What workloads do.
+
+    /// Follows what a workload with these attributes may have.
+    pub(crate) fn follow(&mut self, attributes: Attributes, now: Timestamp) -> watch::Receiver<Seen> {
+        if let Some(follower) = self.by_attributes.get(&attributes).and_then(|id| self.followers.get(id)) {
+            return follower.sender.subscribe();
+        }
+        let id = self.fresh();
+        let (sender, receiver) = watch::channel(Err(NotYet::Starting));
+        self.by_attributes.insert(attributes.clone(), id);
+        self.followers.insert(id, Follower { attributes, sender, entitled: Err(NotYet::Starting) });
+        self.entitle(id);
+        self.show([id], now);
+        receiver
+    }
+
+    pub(crate) fn open(&mut self) -> u64 {
+        let id = self.fresh();
+        self.streams.insert(id, Standing::Taking);
+        id
+    }
+
+    pub(crate) fn stands(&mut self, stream: u64, standing: Standing) {
+        match standing {
+            Standing::Gone => drop(self.streams.remove(&stream)),
+            Standing::Taking | Standing::Nothing | Standing::Given(_) => {
+                if let Some(known) = self.streams.get_mut(&stream) {
+                    *known = standing;
+                }
+            }
+        }
+    }
+
+    // What the server says.
+
+    /// Applies a change of the rules.
+    pub(crate) fn apply(&mut self, change: RuleChange, now: Timestamp) {
+        let mut rules = match &self.rules {
+            Some(known) if !change.full => known.clone(),
+            Some(_) | None => RuleSet::default(),
+        };
+        for name in &change.removed {
+            rules = rules.without(name);
+        }
+        for rule in change.upserts {
+            rules = rules.with(rule);
+        }
+        self.rules = Some(rules);
+        self.cursor = change.cursor;
+        // Somebody changed something: what was denied may be granted now.
+        for holding in self.holdings.values_mut().filter(|holding| holding.denied.is_some()) {
+            holding.denied = None;
+            holding.not_before = None;
+        }
+        self.rules_changed(now);
+    }
+
+    /// Puts a bundle in force, unless it is older than the one that is.
+    pub(crate) fn offer(&mut self, bundle: Bundle, now: Timestamp) -> Offered {
+        if *bundle.trust_domain() != self.domain {
+            return Offered::Foreign;
+        }
+        // Sequence 0 is a bundle from a join string or from files, which do not say which one it is.
+        if let Some(held) = self.bundle.as_ref().filter(|held| held.sequence() > 0) {
+            if bundle.sequence() < held.sequence() {
+                return Offered::Lower { held: held.sequence() };
+            }
+            if bundle.sequence() == held.sequence() {
+                let same = bundle.digest() == held.digest();
+                return if same { Offered::Known } else { Offered::Conflict };
+            }
+        }
+        self.bundle = Some(Arc::new(bundle));
+        self.bundle_since = self.version.saturating_add(1);
+        self.show_everyone(now);
+        Offered::InForce
+    }
+
+    /// Stops serving certificates at once; a new key is asked for where the rules still grant one. The serials that
+    /// were served.
+    pub(crate) fn stop(&mut self, serials: &[String], now: Timestamp) -> Vec<String> {
+        for serial in serials {
+            if self.stopped.len() >= STOPPED {
+                self.stopped.pop_front();
+            }
+            self.stopped.push_back(serial.clone());
+        }
+        let mut stopped = Vec::new();
+        let mut affected = BTreeSet::new();
+        for holding in self.holdings.values_mut() {
+            let Some(svid) = holding.svid.take_if(|svid| serials.contains(&svid.serial)) else { continue };
+            holding.renew_at = None;
+            holding.not_before = None;
+            affected.extend(holding.followers.iter().copied());
+            stopped.push(svid.serial.clone());
+            // Another entitlement may have lent it.
+            affected.extend(self.followers.iter().filter(|(_, it)| it.sees(&svid)).map(|(id, _)| *id));
+        }
+        self.show(affected, now);
+        stopped
+    }
+
+    /// Brings renewals forward to `slot`, of the certificates for which `concerns` holds.
+    pub(crate) fn renew_by(&mut self, slot: Timestamp, concerns: impl Fn(&Svid) -> bool) {
+        for holding in self.holdings.values_mut() {
+            if let (Some(svid), Some(renew_at)) = (&holding.svid, &mut holding.renew_at)
+                && concerns(svid)
+            {
+                *renew_at = slot.min(*renew_at);
+            }
+        }
+    }
+
+    // What the fetcher does.
+
+    /// What to ask for now, and when to look again.
+    pub(crate) fn plan(&self, now: Timestamp, room: usize) -> Plan {
+        if self.rules.is_none() || self.bundle.is_none() {
+            return Plan::default();
+        }
+        let wanted = self.holdings.iter().filter(|(_, holding)| {
+            // Whoever left may come back; until then nothing is renewed for it, only watched until it expires.
+            !holding.followers.is_empty() || holding.svid.is_some()
+        });
+        let candidates = wanted.map(|(entitlement, holding)| Candidate {
+            entitlement,
+            held: holding
+                .svid
+                .as_ref()
+                .map(|svid| (holding.renew_at.unwrap_or(svid.renew_at), svid.not_after)),
+            not_before: holding.not_before,
+            asked: holding.asked || holding.followers.is_empty(),
+        });
+        plan(candidates, now, room)
+    }
+
+    /// Notes that `entitlement` is being asked for, and says with which attributes; `None` when nobody wants it.
+    pub(crate) fn ask(&mut self, entitlement: &Entitlement) -> Option<Attributes> {
+        let holding = self.holdings.get_mut(entitlement)?;
+        let first = holding.followers.first()?;
+        let attributes = self.followers.get(first)?.attributes.clone();
+        holding.asked = true;
+        Some(attributes)
+    }
+
+    /// A certificate has come.
+    pub(crate) fn issued(&mut self, entitlement: &Entitlement, svid: Arc<Svid>, now: Timestamp) {
+        let overtaken = self.stopped.contains(&svid.serial);
+        let Some(holding) = self.holdings.get_mut(entitlement) else { return };
+        holding.asked = false;
+        holding.failures = 0;
+        holding.not_before = None;
+        holding.denied = None;
+        if overtaken {
+            return;
+        }
+        holding.renew_at = Some(svid.renew_at);
+        holding.svid = Some(svid);
+        let followers = holding.followers.clone();
+        self.show(followers, now);
+    }
+
+    /// No certificate has come. `draw` is 64 random bits.
+    pub(crate) fn failed(&mut self, entitlement: &Entitlement, failure: Failure, now: Timestamp, draw: u64) {
+        let Some(holding) = self.holdings.get_mut(entitlement) else { return };
+        holding.asked = false;
+        let not_after = holding.svid.as_ref().map(|svid| svid.not_after);
+        match failure {
+            Failure::Lost => {}
+            Failure::Passing { wait } => {
+                holding.failures = holding.failures.saturating_add(1);
+                let own = retry_at(now, holding.failures, draw, not_after);
+                holding.not_before = Some(wait.map_or(own, |wait| own.max(now.plus(wait))));
+            }
+            Failure::Denied(reason) => {
+                holding.failures = holding.failures.saturating_add(1);
+                holding.not_before = Some(now.plus(DENIED_SECONDS));
+                holding.denied = Some(reason);
+                let followers = holding.followers.clone();
+                self.show(followers, now);
+            }
+        }
+    }
+
+    /// Lets go of what has expired and of workloads that left. Whether anything expired.
+    pub(crate) fn tick(&mut self, now: Timestamp) -> bool {
+        let mut affected = BTreeSet::new();
+        let mut expired = false;
+        for holding in self.holdings.values_mut() {
+            let Some(svid) = holding.svid.take_if(|svid| svid.not_after < now) else { continue };
+            expired = true;
+            affected.extend(holding.followers.iter().copied());
+            affected.extend(self.followers.iter().filter(|(_, it)| it.sees(&svid)).map(|(id, _)| *id));
+        }
+        let left: Vec<u64> =
+            self.followers.iter().filter(|(_, it)| it.sender.is_closed()).map(|(id, _)| *id).collect();
+        for id in left {
+            affected.remove(&id);
+            if let Some(follower) = self.followers.remove(&id) {
+                self.by_attributes.remove(&follower.attributes);
+            }
+            for holding in self.holdings.values_mut() {
+                holding.followers.remove(&id);
+            }
+        }
+        self.holdings.retain(|_, holding| holding.is_of_use());
+        self.show(affected, now);
+        expired
+    }
+
+    // Acknowledgement.
+
+    /// The bundle that may be acknowledged: it is sealed, and every open stream was given it.
+    pub(crate) fn acknowledgeable(&self) -> Option<(u64, Digest)> {
+        let bundle = self.bundle.as_ref().filter(|bundle| bundle.sequence() > 0)?;
+        let given = |standing: &Standing| match standing {
+            Standing::Taking => false,
+            Standing::Given(version) => *version >= self.bundle_since,
+            Standing::Nothing | Standing::Gone => true,
+        };
+        let everywhere = self.sealed >= bundle.sequence() && self.streams.values().all(given);
+        everywhere.then(|| (bundle.sequence(), bundle.digest()))
+    }
+
+    /// The bundle of this sequence is safely on disk.
+    pub(crate) const fn set_sealed(&mut self, sequence: u64) {
+        self.sealed = sequence;
+    }
+
+    // What follows from it.
+
+    const fn fresh(&mut self) -> u64 {
+        self.next = self.next.saturating_add(1);
+        self.next
+    }
+
+    /// What the rules give to everyone, anew.
+    fn rules_changed(&mut self, now: Timestamp) {
+        let everyone: Vec<u64> = self.followers.keys().copied().collect();
+        everyone.iter().for_each(|id| self.entitle(*id));
+        self.holdings.retain(|_, holding| holding.is_of_use());
+        self.show(everyone, now);
+    }
+
+    /// What the rules give to one follower, anew.
+    fn entitle(&mut self, id: u64) {
+        let Some(follower) = self.followers.get_mut(&id) else { return };
+        for entitlement in follower.entitled.iter().flatten() {
+            if let Some(holding) = self.holdings.get_mut(entitlement) {
+                holding.followers.remove(&id);
+            }
+        }
+        follower.entitled = match (&self.node, &self.rules) {
+            (Some(node), Some(rules)) => entitlements(node, &follower.attributes, rules, &self.domain),
+            (None, _) | (_, None) => Err(NotYet::Starting),
+        };
+        for entitlement in follower.entitled.iter().flatten() {
+            self.holdings.entry(entitlement.clone()).or_default().followers.insert(id);
+        }
+    }
+
+    fn show_everyone(&mut self, now: Timestamp) {
+        let everyone: Vec<u64> = self.followers.keys().copied().collect();
+        self.show(everyone, now);
+    }
+
+    /// Shows each of these followers what it may have now, if that is something else than it sees.
+    fn show(&mut self, followers: impl IntoIterator<Item = u64>, now: Timestamp) {
+        for id in followers {
+            let Some(follower) = self.followers.get(&id) else { continue };
+            let version = self.version.saturating_add(1);
+            let seen = self.view(follower, version, now);
+            if differs(&seen, &follower.sender.borrow()) {
+                self.version = version;
+                drop(follower.sender.send_replace(seen));
+            }
+        }
+    }
+
+    fn view(&self, follower: &Follower, version: u64, now: Timestamp) -> Seen {
+        let entitled = follower.entitled.as_ref().map_err(Clone::clone)?;
+        let bundle = self.bundle.as_ref().ok_or(NotYet::Starting)?;
+        let mut svids: Vec<Arc<Svid>> = Vec::new();
+        let mut denied = Vec::new();
+        for entitlement in entitled {
+            let holding = self.holdings.get(entitlement);
+            let own = holding.and_then(|holding| holding.svid.as_ref());
+            let found = own.or_else(|| self.lent(follower, entitlement)).filter(|svid| svid.not_after >= now);
+            match found {
+                Some(svid) => svids.push(Arc::clone(svid)),
+                None => denied.extend(holding.and_then(|holding| holding.denied.as_ref())),
+            }
+        }
+        if svids.is_empty() {
+            // One that is still on its way is worth waiting for.
+            let hopeless = denied.len() == entitled.len();
+            let reason = denied.first().filter(|_| hopeless);
+            return Err(reason.map_or(NotYet::Starting, |reason| NotYet::Denied((*reason).clone())));
+        }
+        let bundles = BTreeMap::from([(self.domain.clone(), Arc::clone(bundle))]);
+        Ok(Arc::new(View { svids, bundles, version }))
+    }
+
+    /// When a rule changed an entitlement's lifetime or DNS names, its holder keeps the certificate that it has until
+    /// the new one is there, as long as the identity is still granted.
+    fn lent(&self, follower: &Follower, entitlement: &Entitlement) -> Option<&Arc<Svid>> {
+        let same = |it: &&Arc<Svid>| it.spiffe_id == entitlement.spiffe_id;
+        self.svids().filter(same).find(|it| follower.sees(it))
+    }
+}
+
+impl Follower {
+    fn sees(&self, svid: &Arc<Svid>) -> bool {
+        let seen = self.sender.borrow();
+        seen.as_ref().is_ok_and(|view| view.svids.iter().any(|it| Arc::ptr_eq(it, svid)))
+    }
+}
+
+impl Holding {
+    fn is_of_use(&self) -> bool {
+        self.svid.is_some() || !self.followers.is_empty()
+    }
+}
+
+fn entitlements(
+    node: &Principal,
+    attributes: &Attributes,
+    rules: &RuleSet,
+    domain: &TrustDomain,
+) -> Result<Vec<Entitlement>, NotYet> {
+    let found = policy::identities(node, attributes, rules, domain);
+    let found = found.map_err(|denial| NotYet::Denied(denial.to_string()))?;
+    let entitlement = |it: policy::Prospect| {
+        let policy::Prospect { spiffe_id, dns_names, ttl, .. } = it;
+        Entitlement { spiffe_id, dns_names, ttl }
+    };
+    Ok(found.into_iter().map(entitlement).collect())
+}
+
+fn differs(one: &Seen, other: &Seen) -> bool {
+    match (one, other) {
+        (Ok(one), Ok(other)) => {
+            let same_svids = one.svids.len() == other.svids.len()
+                && one.svids.iter().zip(&other.svids).all(|(a, b)| Arc::ptr_eq(a, b));
+            !same_svids || one.bundles != other.bundles
+        }
+        (Err(one), Err(other)) => one != other,
+        (Ok(_), Err(_)) | (Err(_), Ok(_)) => true,
+    }
+}
+
+#[cfg(test)]
+#[path = "book_tests.rs"]
+mod tests;

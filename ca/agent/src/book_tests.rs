@@ -1,0 +1,231 @@
+//! Tests of the book: what each follower sees after each thing that can happen.
+
+use super::*;
+use crate::testing::{at, attributes, bundle, entitlement, node, root, rule, svid, valid};
+
+const WEB: [(&str, &str); 1] = [("unix.uid", "1000")];
+
+/// A book that is up to date: two rules for uid 1000, one for uid 2000, bundle 1.
+fn book() -> Book {
+    let mut book = Book::new("example.org".parse().unwrap());
+    book.set_node(node(), at(0));
+    let rules = [
+        rule("api", ("unix.uid", "2000"), "/api"),
+        rule("web", ("unix.uid", "1000"), "/web"),
+        rule("all", ("unix.uid", "*"), "/any"),
+    ];
+    let upserts = rules.into_iter().map(valid).collect();
+    book.apply(RuleChange { full: true, upserts, removed: Vec::new(), cursor: 7 }, at(0));
+    assert_eq!(book.offer(bundle(1, &[&root("r1")]), at(0)), Offered::InForce);
+    book.set_sealed(1);
+    book
+}
+
+fn paths(seen: &watch::Receiver<Seen>) -> Result<Vec<String>, NotYet> {
+    let view = seen.borrow().clone()?;
+    Ok(view.svids.iter().map(|svid| svid.spiffe_id.path().to_owned()).collect())
+}
+
+fn serials(seen: &watch::Receiver<Seen>) -> Vec<String> {
+    seen.borrow().iter().flat_map(|view| &view.svids).map(|svid| svid.serial.clone()).collect()
+}
+
+fn version(seen: &watch::Receiver<Seen>) -> u64 {
+    seen.borrow().as_ref().unwrap().version
+}
+
+/// Answers everything that is due.
+fn fetch(book: &mut Book, serial: &str, now: Timestamp) -> Vec<String> {
+    let plan = book.plan(now, 100);
+    for entitlement in &plan.ask {
+        book.ask(entitlement).unwrap();
+        book.issued(entitlement, svid(entitlement.spiffe_id.path(), serial, now), now);
+    }
+    plan.ask.iter().map(|it| it.spiffe_id.path().to_owned()).collect()
+}
+
+#[test]
+fn identities_are_fetched_on_first_subscription_and_shared() {
+    let mut book = book();
+    assert_eq!(book.plan(at(0), 100).ask, [], "nobody wants anything yet");
+    let first = book.follow(attributes(&WEB), at(0));
+    assert_eq!(paths(&first), Err(NotYet::Starting));
+    assert_eq!(fetch(&mut book, "a1", at(0)), ["/any", "/web"]);
+    assert_eq!(paths(&first).unwrap(), ["/web", "/any"], "the narrowest rule's is the default one");
+
+    let same = book.follow(attributes(&WEB), at(1));
+    assert_eq!(serials(&same), serials(&first), "there at once");
+    let other = book.follow(attributes(&[("unix.uid", "2000")]), at(1));
+    assert_eq!(fetch(&mut book, "a2", at(1)), ["/api"], "/any is shared");
+    assert_eq!(serials(&other), ["a2", "a1"]);
+}
+
+#[test]
+fn who_matches_no_rule_is_denied_and_who_loses_its_rule_too() {
+    let mut book = book();
+    let nobody = book.follow(attributes(&[("pod", "x")]), at(0));
+    assert!(matches!(paths(&nobody), Err(NotYet::Denied(_))), "{:?}", paths(&nobody));
+    let web = book.follow(attributes(&WEB), at(0));
+    fetch(&mut book, "a1", at(0));
+    let removed = ["web", "all"].map(|name| name.parse().unwrap()).to_vec();
+    book.apply(RuleChange { full: false, upserts: Vec::new(), removed, cursor: 8 }, at(1));
+    assert!(matches!(paths(&web), Err(NotYet::Denied(_))), "redacted at once");
+    assert_eq!(book.cursor(), 8);
+}
+
+#[test]
+fn a_rule_that_changes_a_lifetime_or_names_costs_nobody_the_identity_meanwhile() {
+    let mut book = book();
+    let web = book.follow(attributes(&WEB), at(0));
+    fetch(&mut book, "a1", at(0));
+    let mut changed = rule("web", ("unix.uid", "1000"), "/web");
+    changed.dns_names = vec!["web.example".to_owned()];
+    let upserts = vec![valid(changed)];
+    book.apply(RuleChange { full: false, upserts, removed: Vec::new(), cursor: 8 }, at(1));
+    assert_eq!(serials(&web), ["a1", "a1"], "the old one while the new one is fetched");
+    assert_eq!(fetch(&mut book, "a2", at(1)), ["/web"]);
+    assert_eq!(serials(&web), ["a2", "a1"]);
+
+    let late = book.follow(attributes(&[("unix.uid", "1000"), ("pod", "p")]), at(2));
+    assert_eq!(serials(&late), ["a2", "a1"], "another workload with the same entitlement shares the new one");
+}
+
+#[test]
+fn the_names_of_one_workload_are_never_lent_to_another_with_the_same_identity() {
+    let mut book = book();
+    let mut named = rule("named", ("pod", "blue"), "/any");
+    named.dns_names = vec!["blue.example".to_owned()];
+    let upserts = vec![valid(named)];
+    book.apply(RuleChange { full: false, upserts, removed: Vec::new(), cursor: 8 }, at(0));
+    let blue = book.follow(attributes(&[("pod", "blue")]), at(0));
+    assert_eq!(fetch(&mut book, "blue", at(0)), ["/any"]);
+    assert_eq!(serials(&blue), ["blue"]);
+    let plain = book.follow(attributes(&[("unix.uid", "5")]), at(0));
+    assert_eq!(paths(&plain), Err(NotYet::Starting), "same identity, but without that name");
+}
+
+#[test]
+fn an_older_bundle_and_another_one_with_the_same_sequence_are_refused() {
+    let mut book = book();
+    let (one, two) = (root("a"), root("b"));
+    assert_eq!(book.offer(bundle(5, &[&one]), at(0)), Offered::InForce);
+    assert_eq!(book.offer(bundle(5, &[&one]), at(0)), Offered::Known);
+    assert_eq!(book.offer(bundle(5, &[&two]), at(0)), Offered::Conflict);
+    assert_eq!(book.offer(bundle(4, &[&one, &two]), at(0)), Offered::Lower { held: 5 });
+    let foreign = Bundle::new("other.org".parse().unwrap(), 9, rhizome_id::Ttl::hours(1), vec![two.clone()]);
+    assert_eq!(book.offer(foreign.unwrap(), at(0)), Offered::Foreign);
+    assert_eq!(book.bundle().unwrap().anchors(), std::slice::from_ref(&one));
+}
+
+#[test]
+fn a_bundle_is_acknowledged_when_it_is_sealed_and_every_open_stream_was_given_it() {
+    let mut book = book();
+    let web = book.follow(attributes(&WEB), at(0));
+    fetch(&mut book, "a1", at(0));
+    let (fast, slow, waiting) = (book.open(), book.open(), book.open());
+    assert_eq!(book.acknowledgeable(), None, "streams are taking what there is");
+    for stream in [fast, slow] {
+        book.stands(stream, Standing::Given(version(&web)));
+    }
+    book.stands(waiting, Standing::Nothing);
+    let acknowledged = |book: &Book| book.acknowledgeable().map(|(sequence, _)| sequence);
+    assert_eq!(acknowledged(&book), Some(1));
+
+    book.offer(bundle(2, &[&root("a")]), at(1));
+    assert_eq!(book.acknowledgeable(), None);
+    book.set_sealed(2);
+    book.stands(fast, Standing::Given(version(&web)));
+    assert_eq!(book.acknowledgeable(), None, "one stream holds the old bundle");
+    book.stands(slow, Standing::Gone);
+    assert_eq!(acknowledged(&book), Some(2));
+    book.stands(waiting, Standing::Taking);
+    assert_eq!(book.acknowledgeable(), None, "it may be taking the old bundle");
+    book.stands(waiting, Standing::Given(version(&web)));
+    assert_eq!(acknowledged(&book), Some(2));
+    book.stands(slow, Standing::Taking);
+    assert_eq!(acknowledged(&book), Some(2), "a stream that ended never counts again");
+}
+
+#[test]
+fn what_is_stopped_is_gone_at_once_and_asked_for_anew() {
+    let mut book = book();
+    let web = book.follow(attributes(&WEB), at(0));
+    fetch(&mut book, "a1", at(0));
+    assert_eq!(book.plan(at(0), 100).ask, []);
+    book.issued(&entitlement("/web"), svid("/web", "bad", at(0)), at(0));
+    assert_eq!(book.stop(&["bad".to_owned(), "unknown".to_owned()], at(1)), ["bad"]);
+    assert_eq!(serials(&web), ["a1"], "only /any is left");
+    assert_eq!(book.plan(at(1), 100).ask, [entitlement("/web")]);
+    book.issued(&entitlement("/web"), svid("/web", "bad", at(0)), at(1));
+    assert_eq!(serials(&web), ["a1"], "an answer that the order overtook is not served");
+    assert_eq!(fetch(&mut book, "good", at(1)), ["/web"]);
+    assert_eq!(serials(&web), ["good", "a1"]);
+}
+
+#[test]
+fn renewal_is_asked_for_at_its_instant_or_at_the_servers_slot_and_the_old_one_stays_meanwhile() {
+    let mut book = book();
+    let web = book.follow(attributes(&WEB), at(0));
+    fetch(&mut book, "a1", at(0));
+    assert_eq!(book.plan(at(1_799), 100).ask, []);
+    assert_eq!(book.plan(at(1_799), 100).wake_at, Some(at(1_800)));
+    assert_eq!(book.plan(at(1_800), 100).ask.len(), 2);
+    book.renew_by(at(60), |svid| svid.spiffe_id.path() == "/web");
+    assert_eq!(book.plan(at(60), 100).ask, [entitlement("/web")]);
+    book.ask(&entitlement("/web")).unwrap();
+    book.failed(&entitlement("/web"), Failure::Passing { wait: Some(30) }, at(60), 0);
+    assert_eq!(book.plan(at(89), 100).ask, []);
+    assert_eq!(book.plan(at(90), 100).ask, [entitlement("/web")]);
+    assert_eq!(serials(&web), ["a1", "a1"]);
+}
+
+#[test]
+fn what_expires_is_taken_away_and_what_nobody_follows_is_let_go() {
+    let mut book = book();
+    let web = book.follow(attributes(&WEB), at(0));
+    fetch(&mut book, "a1", at(0));
+    assert!(!book.tick(at(3_599)));
+    assert_eq!(paths(&web).unwrap().len(), 2);
+    assert!(book.tick(at(3_600)));
+    assert_eq!(paths(&web), Err(NotYet::Starting), "nothing expired is served");
+    fetch(&mut book, "a2", at(3_600));
+    drop(web);
+    book.tick(at(3_601));
+    assert_eq!(book.plan(at(3_600 + 1_900), 100).ask, [], "not renewed for nobody");
+    let back = book.follow(attributes(&WEB), at(3_602));
+    assert_eq!(serials(&back), ["a2", "a2"], "whoever comes back finds it");
+    drop(back);
+    book.tick(at(3_600 + 3_600));
+    assert_eq!(book.svids().count(), 0);
+}
+
+#[test]
+fn a_denial_by_the_server_is_told_until_a_rule_changes() {
+    let mut book = book();
+    let api = book.follow(attributes(&[("unix.uid", "2000")]), at(0));
+    for path in ["/api", "/any"] {
+        book.ask(&entitlement(path)).unwrap();
+        assert_eq!(paths(&api), Err(NotYet::Starting));
+        book.failed(&entitlement(path), Failure::Denied("out of scope".into()), at(0), 0);
+    }
+    assert_eq!(paths(&api), Err(NotYet::Denied("out of scope".into())));
+    assert_eq!(book.plan(at(1), 100).ask, []);
+    book.apply(RuleChange { cursor: 9, ..RuleChange::default() }, at(2));
+    assert_eq!(book.plan(at(2), 100).ask.len(), 2);
+}
+
+#[test]
+fn a_snapshot_brings_back_everything_unexpired() {
+    let mut before = book();
+    let web = before.follow(attributes(&WEB), at(0));
+    fetch(&mut before, "a1", at(0));
+    before.issued(&entitlement("/any"), svid("/any", "a2", at(100)), at(100));
+    let mut after = Book::new("example.org".parse().unwrap());
+    after.set_node(node(), at(3_650));
+    after.restore(before.snapshot(), at(3_650));
+    let again = after.follow(attributes(&WEB), at(3_650));
+    assert_eq!(serials(&again), ["a2"], "the other one has expired meanwhile");
+    assert_eq!(after.cursor(), 7);
+    assert_eq!(after.acknowledgeable(), before.acknowledgeable());
+    drop(web);
+}

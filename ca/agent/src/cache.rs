@@ -1,0 +1,224 @@
+//! The book behind a lock, with the wake-ups that follow from what is written into it.
+//!
+//! Laws: the lock is held for the time of one entry and never across a wait; whoever sleeps until something changes is
+//! woken by the entry that changes it. Not here: any decision (`book`, `renewal`).
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rhizome_core::attributes::Attributes;
+use rhizome_core::caller::Principal;
+use rhizome_core::ports::Clock;
+use rhizome_id::{Digest, Timestamp, TrustDomain};
+use rhizome_x509::Bundle;
+use tokio::sync::{Notify, watch};
+
+use crate::book::{Book, Failure, Offered, RuleChange, Snapshot};
+use crate::holdings::{Identities, NotYet, Standing, Svid, View};
+use crate::renewal::{Entitlement, Plan};
+
+/// What the agent knows and holds, shared between the sockets and the connection to the authority.
+pub struct Cache {
+    domain: TrustDomain,
+    book: Mutex<Book>,
+    clock: Arc<dyn Clock>,
+    /// Something may be due for asking.
+    planning: Notify,
+    /// Counts what is to be sealed on disk.
+    durable: watch::Sender<u64>,
+    /// Counts changes of the certificates held.
+    served: watch::Sender<u64>,
+    /// The bundle that may be acknowledged.
+    acknowledgeable: watch::Sender<Option<(u64, Digest)>>,
+}
+
+impl Cache {
+    pub(crate) fn new(domain: TrustDomain, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            book: Mutex::new(Book::new(domain.clone())),
+            domain,
+            clock,
+            planning: Notify::new(),
+            durable: watch::Sender::new(0),
+            served: watch::Sender::new(0),
+            acknowledgeable: watch::Sender::new(None),
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // A panic inside cannot leave a half-written entry that matters: views are replaced whole.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seal(&self) {
+        self.durable.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn look_at_acknowledgement(&self, book: &Book) {
+        let found = book.acknowledgeable();
+        self.acknowledgeable.send_if_modified(|known| std::mem::replace(known, found) != found);
+    }
+
+    pub(crate) fn restore(&self, snapshot: Snapshot) {
+        let mut book = self.book();
+        book.restore(snapshot, self.now());
+        self.look_at_acknowledgement(&book);
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        self.book().snapshot()
+    }
+
+    pub(crate) fn set_node(&self, node: Principal) {
+        self.book().set_node(node, self.now());
+        self.planning.notify_one();
+    }
+
+    pub(crate) fn cursor(&self) -> u64 {
+        self.book().cursor()
+    }
+
+    /// The bundle in force.
+    pub fn bundle(&self) -> Option<Arc<Bundle>> {
+        self.book().bundle().cloned()
+    }
+
+    /// Every certificate held.
+    pub fn svids(&self) -> Vec<Arc<Svid>> {
+        self.book().svids().map(Arc::clone).collect()
+    }
+
+    pub(crate) fn apply(&self, change: RuleChange) {
+        self.book().apply(change, self.now());
+        self.seal();
+        self.planning.notify_one();
+    }
+
+    pub(crate) fn offer(&self, bundle: Bundle) -> Offered {
+        let mut book = self.book();
+        let outcome = book.offer(bundle, self.now());
+        self.look_at_acknowledgement(&book);
+        drop(book);
+        if outcome == Offered::InForce {
+            self.seal();
+            self.planning.notify_one();
+        }
+        outcome
+    }
+
+    pub(crate) fn stop(&self, serials: &[String]) -> Vec<String> {
+        let stopped = self.book().stop(serials, self.now());
+        if !stopped.is_empty() {
+            self.seal();
+            self.changed_svids();
+        }
+        stopped
+    }
+
+    pub(crate) fn renew_by(&self, slot: Timestamp, concerns: impl Fn(&Svid) -> bool) {
+        self.book().renew_by(slot, concerns);
+        self.planning.notify_one();
+    }
+
+    pub(crate) fn plan(&self, room: usize) -> Plan {
+        let mut book = self.book();
+        let now = self.now();
+        let expired = book.tick(now);
+        let plan = book.plan(now, room);
+        drop(book);
+        if expired {
+            self.seal();
+            self.changed_svids();
+        }
+        plan
+    }
+
+    pub(crate) fn ask(&self, entitlement: &Entitlement) -> Option<Attributes> {
+        self.book().ask(entitlement)
+    }
+
+    pub(crate) fn issued(&self, entitlement: &Entitlement, svid: Arc<Svid>) {
+        self.book().issued(entitlement, svid, self.now());
+        self.seal();
+        self.changed_svids();
+    }
+
+    pub(crate) fn failed(&self, entitlement: &Entitlement, failure: Failure, draw: u64) {
+        self.book().failed(entitlement, failure, self.now(), draw);
+        self.planning.notify_one();
+    }
+
+    /// The bundle of this sequence is safely on disk.
+    pub(crate) fn set_sealed(&self, sequence: u64) {
+        let mut book = self.book();
+        book.set_sealed(sequence);
+        self.look_at_acknowledgement(&book);
+    }
+
+    fn changed_svids(&self) {
+        self.served.send_modify(|count| *count = count.wrapping_add(1));
+        self.planning.notify_one();
+    }
+
+    /// Waits until something may be due for asking.
+    pub(crate) async fn planning(&self) {
+        self.planning.notified().await;
+    }
+
+    /// Lets whoever plans look at the clock again.
+    pub(crate) fn look_again(&self) {
+        self.planning.notify_one();
+    }
+
+    pub(crate) fn durable(&self) -> watch::Receiver<u64> {
+        self.durable.subscribe()
+    }
+
+    /// Says that there is something new to seal, besides what is in the book.
+    pub(crate) fn seal_again(&self) {
+        self.seal();
+    }
+
+    pub(crate) fn served(&self) -> watch::Receiver<u64> {
+        self.served.subscribe()
+    }
+
+    /// The bundle that may be acknowledged: it is sealed, and every open stream was given it.
+    pub fn acknowledgeable(&self) -> watch::Receiver<Option<(u64, Digest)>> {
+        self.acknowledgeable.subscribe()
+    }
+}
+
+impl Identities for Cache {
+    fn follow(&self, attributes: Attributes) -> watch::Receiver<Result<Arc<View>, NotYet>> {
+        let receiver = self.book().follow(attributes, self.now());
+        self.planning.notify_one();
+        receiver
+    }
+
+    fn trust_domain(&self) -> &TrustDomain {
+        &self.domain
+    }
+
+    fn open(&self) -> u64 {
+        let mut book = self.book();
+        let stream = book.open();
+        self.look_at_acknowledgement(&book);
+        stream
+    }
+
+    fn stands(&self, subscriber: u64, standing: Standing) {
+        let mut book = self.book();
+        book.stands(subscriber, standing);
+        self.look_at_acknowledgement(&book);
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("trust_domain", &self.domain).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,138 @@
+//! Tests of the sealed state: what comes back, and what is kept aside.
+
+use rhizome_core::entropy::SeededEntropy;
+use tempfile::TempDir;
+
+use super::*;
+use crate::testing::{at, bundle, entitlement, root, rule, valid};
+
+fn node(name: &str) -> SpiffeId {
+    format!("spiffe://example.org/rhizome/node/prod/join_token/{name}").parse().unwrap()
+}
+
+fn open(folder: &TempDir) -> Sealed {
+    Sealed::open(folder.path(), Arc::new(SeededEntropy::new(1))).unwrap()
+}
+
+fn snapshot() -> Snapshot {
+    let leaf = root("leaf");
+    let svid = Svid {
+        // A root's own name, so that it can be read back from the certificate.
+        spiffe_id: "spiffe://example.org".parse().unwrap(),
+        chain_der: vec![leaf.der().to_vec()],
+        key_pkcs8_der: b"the private key".to_vec().into(),
+        not_before: leaf.not_before(),
+        not_after: leaf.not_after(),
+        renew_at: at(17),
+        serial: hex::encode(leaf.serial_bytes()),
+        hint: "web".to_owned(),
+    };
+    Snapshot {
+        cursor: 42,
+        rules: Some(vec![valid(rule("web", ("unix.uid", "1000"), "/web"))]),
+        bundle: Some(Arc::new(bundle(3, &[&root("a"), &root("b")]))),
+        svids: vec![(entitlement("/web"), Arc::new(svid))],
+    }
+}
+
+fn save(folder: &TempDir) -> Snapshot {
+    let snapshot = snapshot();
+    let renewal = NodeRenewal { serial: "01".to_owned(), at: Some(at(5)) };
+    open(folder).save(&node("vm-1"), &snapshot, &renewal).unwrap();
+    snapshot
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().mode() & 0o777
+}
+
+#[test]
+fn what_was_sealed_comes_back_whole() {
+    let folder = TempDir::new().unwrap();
+    let before = save(&folder);
+    let restored = open(&folder).load(Some(&node("vm-1"))).unwrap().unwrap();
+    assert_eq!(restored.node, node("vm-1"));
+    assert_eq!(restored.renewal, NodeRenewal { serial: "01".to_owned(), at: Some(at(5)) });
+    let after = restored.snapshot;
+    assert_eq!((after.cursor, &after.rules, &after.bundle), (42, &before.rules, &before.bundle));
+    let [(known, old)] = before.svids.as_slice() else { panic!() };
+    let [(found, new)] = after.svids.as_slice() else { panic!() };
+    assert_eq!((found, &new.chain_der, &new.key_pkcs8_der), (known, &old.chain_der, &old.key_pkcs8_der));
+    assert_eq!(format!("{new:?}"), format!("{old:?}"));
+    assert!(open(&folder).load(None).unwrap().is_some(), "also when it is not known which node this is");
+}
+
+#[test]
+fn nothing_on_disk_can_be_read_by_others_or_without_the_key() {
+    let folder = TempDir::new().unwrap();
+    save(&folder);
+    for name in [STATE, KEY] {
+        assert_eq!(mode(&folder.path().join(name)), 0o600, "{name}");
+    }
+    let sealed = fs::read(folder.path().join(STATE)).unwrap();
+    for secret in [&b"the private key"[..], b"dGhlIHByaXZhdGUga2V5", b"spiffe"] {
+        assert!(!sealed.windows(secret.len()).any(|window| window == secret));
+    }
+}
+
+#[test]
+fn two_writes_of_the_same_state_differ() {
+    let folder = TempDir::new().unwrap();
+    let sealed = open(&folder);
+    let read = || fs::read(folder.path().join(STATE)).unwrap();
+    sealed.save(&node("vm-1"), &snapshot(), &NodeRenewal::default()).unwrap();
+    let first = read();
+    sealed.save(&node("vm-1"), &snapshot(), &NodeRenewal::default()).unwrap();
+    assert_ne!(first[HEADER.len()..HEADER.len() + NONCE_LEN], read()[HEADER.len()..HEADER.len() + NONCE_LEN]);
+}
+
+#[test]
+fn damaged_cut_off_and_foreign_states_are_kept_aside() {
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 4] = [
+        ("a flipped bit", |bytes| *bytes.last_mut().unwrap() ^= 1),
+        ("cut off", |bytes| bytes.truncate(30)),
+        ("empty", Vec::clear),
+        ("another release's", |bytes| bytes[20] = b'9'),
+    ];
+    for (what, damage) in damages {
+        let folder = TempDir::new().unwrap();
+        save(&folder);
+        let path = folder.path().join(STATE);
+        let mut bytes = fs::read(&path).unwrap();
+        damage(&mut bytes);
+        fs::write(&path, &bytes).unwrap();
+        let mut sealed = open(&folder);
+        assert!(sealed.load(Some(&node("vm-1"))).unwrap().is_none(), "{what}");
+        assert_eq!(fs::read(&sealed.aside()[0].path).unwrap(), bytes, "{what}: nothing is lost");
+        assert!(!path.exists());
+        save(&folder);
+        assert!(open(&folder).load(Some(&node("vm-1"))).unwrap().is_some(), "{what}: life goes on");
+    }
+    let folder = TempDir::new().unwrap();
+    save(&folder);
+    let mut sealed = open(&folder);
+    assert!(sealed.load(Some(&node("vm-2"))).unwrap().is_none());
+    assert!(sealed.aside()[0].cause.contains("vm-1"), "{:?}", sealed.aside());
+}
+
+#[test]
+fn a_lost_or_exposed_key_costs_the_state_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    save(&folder);
+    fs::set_permissions(folder.path().join(KEY), Permissions::from_mode(0o644)).unwrap();
+    let mut sealed = Sealed::open(folder.path(), Arc::new(SeededEntropy::new(2))).unwrap();
+    assert!(sealed.load(Some(&node("vm-1"))).unwrap().is_none());
+    assert_eq!(sealed.aside().len(), 2, "{:?}", sealed.aside());
+    assert_eq!(mode(&folder.path().join(KEY)), 0o600);
+    assert_eq!(open(&folder).aside(), [], "the new key is good");
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("file");
+    fs::write(&path, "x").unwrap();
+    let refused = Sealed::open(&path.join("state"), Arc::new(SeededEntropy::new(1))).err().unwrap();
+    assert!(refused.to_string().contains("file"), "{refused}");
+}

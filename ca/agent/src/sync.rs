@@ -1,0 +1,206 @@
+//! The sync stream: what the authority says as it changes, and what this node says back.
+//!
+//! Laws: a batch of changes is applied whole, when its last message (the one with a cursor) has come; a bundle is
+//! acknowledged when the book says that it may be, and once for every stream; an order to stop serving is carried out
+//! before anything else is read. Not here: what follows from a change (`book`), the connection (`session`).
+//! Sources: `rhizome/node/v1/node.proto`; rotation.md, Evidence.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost_types::Timestamp as WireTimestamp;
+use rhizome_id::{Digest, Timestamp};
+use rhizome_proto::ca::v1::BundleAcknowledgement;
+use rhizome_proto::node::v1 as wire;
+use rhizome_proto::node::v1::directive::Order;
+use rhizome_proto::node::v1::node_service_client::NodeServiceClient;
+use rhizome_proto::node::v1::sync_request::Message;
+use rhizome_x509::inspect;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::book::{Offered, RuleChange};
+use crate::cache::Cache;
+use crate::fetch::offer;
+use crate::holdings::Svid;
+use crate::node::Node;
+use crate::status::StatusBoard;
+use crate::wire::read_rule;
+
+/// Messages to the server that may wait: an acknowledgement and a report.
+const WAITING: usize = 8;
+/// Issuers in one report; the protocol's limit.
+const ISSUERS: usize = 64;
+
+/// Follows the authority.
+pub(crate) struct Sync {
+    cache: Arc<Cache>,
+    node: Arc<Node>,
+    status: Arc<StatusBoard>,
+}
+
+impl Sync {
+    pub(crate) const fn new(cache: Arc<Cache>, node: Arc<Node>, status: Arc<StatusBoard>) -> Self {
+        Self { cache, node, status }
+    }
+
+    /// Follows over `channel` until it breaks; the status says how.
+    pub(crate) async fn run(&self, channel: Channel) -> Status {
+        match self.follow(channel).await {
+            Ok(()) => Status::unavailable("the server ended the stream"),
+            Err(status) => status,
+        }
+    }
+
+    async fn follow(&self, channel: Channel) -> Result<(), Status> {
+        let (requests, outgoing) = mpsc::channel(WAITING);
+        let hello = wire::Hello {
+            cursor: self.cache.cursor(),
+            agent_version: format!("rhizome-agent {}", env!("CARGO_PKG_VERSION")),
+        };
+        say(&requests, Message::Hello(hello)).await?;
+        let stream = NodeServiceClient::new(channel).sync(ReceiverStream::new(outgoing)).await;
+        let mut answers = stream?.into_inner();
+        let (mut bundle, mut served) = (self.cache.acknowledgeable(), self.cache.served());
+        let mut batch = RuleChange::default();
+        // The server may have forgotten what an earlier stream said.
+        bundle.mark_changed();
+        served.mark_changed();
+        loop {
+            tokio::select! {
+                // Orders come before anything that is said back.
+                biased;
+                answer = answers.message() => match answer? {
+                    Some(answer) => self.take(answer, &mut batch),
+                    None => return Ok(()),
+                },
+                changed = bundle.changed() => {
+                    changed.map_err(gone)?;
+                    self.acknowledge(&requests, &mut bundle).await?;
+                }
+                changed = served.changed() => {
+                    changed.map_err(gone)?;
+                    served.mark_unchanged();
+                    say(&requests, Message::ServedIssuers(report(&self.cache.svids()))).await?;
+                }
+            }
+        }
+    }
+
+    async fn acknowledge(
+        &self,
+        requests: &mpsc::Sender<wire::SyncRequest>,
+        bundle: &mut watch::Receiver<Option<(u64, Digest)>>,
+    ) -> Result<(), Status> {
+        let Some((sequence, digest)) = *bundle.borrow_and_update() else { return Ok(()) };
+        let digest = Bytes::copy_from_slice(digest.as_bytes());
+        say(requests, Message::BundleAcknowledgement(BundleAcknowledgement { sequence, digest })).await?;
+        tracing::info!(sequence, "bundle acknowledged");
+        self.status.set(|status| status.acknowledged = Some(sequence));
+        Ok(())
+    }
+
+    fn take(&self, answer: wire::SyncResponse, batch: &mut RuleChange) {
+        if answer.full {
+            *batch = RuleChange { full: true, ..RuleChange::default() };
+        }
+        for rule in &answer.upserts {
+            match read_rule(rule) {
+                Ok(rule) => batch.upserts.push(Arc::new(rule)),
+                // A newer server's rule: without it this node grants less, never more.
+                Err(cause) => tracing::error!(rule = rule.name, %cause, "a rule was left out"),
+            }
+        }
+        batch.removed.extend(answer.removed_rules.iter().filter_map(|name| name.parse().ok()));
+        for directive in answer.directives {
+            match directive.order {
+                Some(Order::StopServing(order)) => self.stop_serving(&order),
+                Some(Order::RenewBy(order)) => self.renew_by(&order),
+                None => tracing::warn!("an order that this release does not know"),
+            }
+        }
+        if let Some(sent) = &answer.bundle {
+            match offer(&self.cache, sent) {
+                Ok(Offered::InForce | Offered::Known) => {}
+                Ok(Offered::Lower { .. } | Offered::Conflict | Offered::Foreign) => {
+                    self.status
+                        .set(|status| status.refused_bundles = status.refused_bundles.saturating_add(1));
+                }
+                Err(cause) => tracing::error!(%cause, "a bundle was left out"),
+            }
+        }
+        if answer.cursor > 0 {
+            let change = RuleChange { cursor: answer.cursor, ..std::mem::take(batch) };
+            self.cache.apply(change);
+            self.status.set(|status| status.synced(answer.cursor));
+        }
+    }
+
+    fn stop_serving(&self, order: &wire::StopServing) {
+        let stopped = self.cache.stop(&order.serials);
+        for serial in stopped {
+            tracing::warn!(
+                serial,
+                reason = order.reason,
+                "a certificate was revoked and is no longer served"
+            );
+        }
+        let own = self.node.current().filter(|node| order.serials.contains(&node.serial));
+        if let Some(own) = own {
+            tracing::error!(
+                serial = own.serial,
+                reason = order.reason,
+                "this node's own certificate was revoked; join again"
+            );
+        }
+    }
+
+    fn renew_by(&self, order: &wire::RenewBy) {
+        let instant = |at: &WireTimestamp| Timestamp::from_unix(at.seconds);
+        let (slot, deadline) = (order.slot.as_ref().map(instant), order.deadline.as_ref().map(instant));
+        let Some(begin) = [slot, deadline].into_iter().flatten().min() else { return };
+        tracing::info!(slot = %begin, reason = order.reason, "the authority asks for renewal");
+        let concerns = |issuer: Option<Vec<u8>>| {
+            let of = |id: &Bytes| issuer.as_ref().is_some_and(|issuer| issuer.as_slice() == &**id);
+            order.authority_key_ids.is_empty() || order.authority_key_ids.iter().any(of)
+        };
+        self.cache.renew_by(begin, |svid| concerns(issuer_of(svid.chain_der.first())));
+        let node = self.node.current().and_then(|node| node.leaf());
+        if concerns(issuer_of(node.as_ref())) {
+            self.node.renew_by(begin);
+        }
+    }
+}
+
+fn issuer_of(leaf: Option<&Vec<u8>>) -> Option<Vec<u8>> {
+    inspect(leaf?).ok()?.issuer_key_id
+}
+
+/// What is served, by issuer.
+fn report(svids: &[Arc<Svid>]) -> wire::ServedIssuers {
+    let mut issuers: BTreeMap<Vec<u8>, (u32, Timestamp)> = BTreeMap::new();
+    for svid in svids {
+        let Some(issuer) = issuer_of(svid.chain_der.first()) else { continue };
+        let (count, earliest) = issuers.entry(issuer).or_insert((0, svid.not_after));
+        *count = count.saturating_add(1);
+        *earliest = svid.not_after.min(*earliest);
+    }
+    let served = issuers.into_iter().take(ISSUERS).map(|(issuer, (count, earliest))| wire::ServedIssuer {
+        authority_key_id: Bytes::from(issuer),
+        count,
+        earliest_not_after: Some(WireTimestamp { seconds: earliest.unix(), nanos: 0 }),
+    });
+    wire::ServedIssuers { issuers: served.collect() }
+}
+
+async fn say(requests: &mpsc::Sender<wire::SyncRequest>, message: Message) -> Result<(), Status> {
+    let sent = requests.send(wire::SyncRequest { message: Some(message) }).await;
+    sent.map_err(|_closed| Status::unavailable("the stream was closed"))
+}
+
+fn gone(_closed: watch::error::RecvError) -> Status {
+    Status::cancelled("the agent stops")
+}

@@ -1,0 +1,102 @@
+//! What the tests share: a root, certificates under it, bundles and rules.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rhizome_core::attributes::Attributes;
+use rhizome_core::caller::Principal;
+use rhizome_core::rules::{Rule, RuleDraft};
+use rhizome_id::{ReplicaNumber, Serial, SerialCounter, Timestamp, Ttl};
+use rhizome_x509::{
+    Bundle, CaCertificate, KeyAlgorithm, RequestKey, RootSpec, Signature, SigningAlgorithm, prepare_root,
+};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+
+use crate::holdings::Svid;
+use crate::renewal::Entitlement;
+
+/// 2026-01-01T00:00:00Z: when every test begins.
+const NOW: i64 = 1_767_225_600;
+
+pub(crate) fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_unix(NOW + seconds)
+}
+
+fn serial() -> Serial {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let counter = SerialCounter::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap();
+    Serial::compose(ReplicaNumber::new(1).unwrap(), counter, [7; Serial::RANDOM_BYTES])
+}
+
+/// A self-signed root of `example.org`, valid for thirty days around now.
+#[expect(clippy::disallowed_methods, reason = "throw-away keys for tests")]
+pub(crate) fn root(generation: &str) -> CaCertificate {
+    let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+    let random = SystemRandom::new();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.pkcs8_der(), &random).unwrap();
+    let linted = prepare_root(&RootSpec {
+        trust_domain: &"example.org".parse().unwrap(),
+        generation: &generation.parse().unwrap(),
+        public_key: key.public_key(),
+        algorithm: SigningAlgorithm::EcdsaP256Sha256,
+        serial: serial(),
+        not_before: at(-86_400),
+        not_after: at(30 * 86_400),
+    });
+    let linted = linted.unwrap();
+    let signature = pair.sign(&random, linted.to_be_signed().as_bytes()).unwrap();
+    let sealed = linted.seal(Signature::external(signature.as_ref().to_vec())).unwrap();
+    CaCertificate::parse(sealed.der()).unwrap()
+}
+
+pub(crate) fn bundle(sequence: u64, anchors: &[&CaCertificate]) -> Bundle {
+    let anchors = anchors.iter().copied().cloned().collect();
+    Bundle::new("example.org".parse().unwrap(), sequence, Ttl::hours(1), anchors).unwrap()
+}
+
+pub(crate) fn node() -> Principal {
+    let domain = "example.org".parse().unwrap();
+    let id = "spiffe://example.org/rhizome/node/prod/join_token/vm-1".parse().unwrap();
+    rhizome_core::caller::principal_of(&id, &domain).unwrap()
+}
+
+pub(crate) fn attributes(pairs: &[(&str, &str)]) -> Attributes {
+    Attributes::from_pairs(pairs.iter().map(|(name, value)| (name.parse().unwrap(), *value))).unwrap()
+}
+
+/// A rule with one condition.
+pub(crate) fn rule(name: &str, (attribute, value): (&str, &str), identity: &str) -> RuleDraft {
+    RuleDraft {
+        name: name.parse().unwrap(),
+        when: [(attribute.parse().unwrap(), [value.to_owned()].into())].into(),
+        identity: identity.to_owned(),
+        ttl: None,
+        dns_names: Vec::new(),
+        federates_with: Vec::new(),
+        comment: None,
+    }
+}
+
+pub(crate) fn valid(draft: RuleDraft) -> Arc<Rule> {
+    Arc::new(Rule::new(draft).unwrap())
+}
+
+pub(crate) fn entitlement(path: &str) -> Entitlement {
+    let spiffe_id = format!("spiffe://example.org{path}").parse().unwrap();
+    Entitlement { spiffe_id, dns_names: Vec::new(), ttl: None }
+}
+
+/// A certificate that nobody verifies, for an hour from `from`.
+pub(crate) fn svid(path: &str, serial: &str, from: Timestamp) -> Arc<Svid> {
+    Arc::new(Svid {
+        spiffe_id: entitlement(path).spiffe_id,
+        chain_der: vec![root("leaf").der().to_vec()],
+        key_pkcs8_der: b"a private key".to_vec().into(),
+        not_before: from,
+        not_after: from.plus(3_599),
+        renew_at: from.plus(1_800),
+        serial: serial.to_owned(),
+        hint: String::new(),
+    })
+}

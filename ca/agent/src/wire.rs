@@ -1,0 +1,133 @@
+//! From the wire's messages to what this crate believes, and back. Reading can fail and says what makes no sense.
+//!
+//! Laws: a certificate is believed only when it is for our key, for the identity asked for, and verifies against the
+//! bundle in force; a bundle only when its digest is its own. Not here: which bundle is in force (`book`).
+
+use std::fmt::Display;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rhizome_core::attributes::Attributes;
+use rhizome_core::rules::{Conditions, Rule, RuleDraft};
+use rhizome_id::{SpiffeId, Timestamp, TrustDomain, Ttl};
+use rhizome_proto::ca::v1 as wire;
+use rhizome_x509::{
+    Bundle, CaCertificate, LeafFacts, PeerUsage, RequestKey, TrustAnchors, inspect, verify_peer,
+};
+
+use crate::holdings::Svid;
+
+/// What a server sent makes no sense, or is not to be believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the server's answer is not usable: {0}")]
+pub struct Nonsense(String);
+
+impl Nonsense {
+    #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err takes")]
+    pub(crate) fn of<T: ToString>(what: T) -> Self {
+        Self(what.to_string())
+    }
+}
+
+fn read<T: FromStr<Err: Display>>(text: &str) -> Result<T, Nonsense> {
+    text.parse().map_err(|cause: T::Err| Nonsense::of(cause))
+}
+
+/// A bundle as the server sent it.
+pub(crate) fn read_bundle(sent: &wire::Bundle) -> Result<Bundle, Nonsense> {
+    let domain: TrustDomain = read(&sent.trust_domain)?;
+    let anchors: Result<Vec<CaCertificate>, _> =
+        sent.anchors_der.iter().map(|der| CaCertificate::parse(der)).collect();
+    let refresh = Ttl::from_seconds(sent.refresh_hint_seconds).map_err(Nonsense::of)?;
+    let bundle = Bundle::new(domain, sent.sequence, refresh, anchors.map_err(Nonsense::of)?);
+    let bundle = bundle.map_err(Nonsense::of)?;
+    if bundle.digest().as_bytes().as_slice() != &*sent.digest {
+        return Err(Nonsense::of("the bundle's digest is not the digest of the bundle"));
+    }
+    Ok(bundle)
+}
+
+/// A rule as the server sent it.
+pub(crate) fn read_rule(sent: &wire::GrantRule) -> Result<Rule, Nonsense> {
+    let mut when = Conditions::new();
+    for condition in &sent.conditions {
+        let attribute = read(&condition.attribute)?;
+        when.insert(attribute, condition.values.iter().cloned().collect());
+    }
+    let federates_with: Result<Vec<TrustDomain>, Nonsense> =
+        sent.federates_with.iter().map(|it| read(it)).collect();
+    let ttl = (sent.ttl_seconds != 0).then(|| Ttl::from_seconds(sent.ttl_seconds)).transpose();
+    let draft = RuleDraft {
+        name: read(&sent.name)?,
+        when,
+        identity: sent.identity.clone(),
+        ttl: ttl.map_err(Nonsense::of)?,
+        dns_names: sent.dns_names.clone(),
+        federates_with: federates_with?,
+        comment: None,
+    };
+    Rule::new(draft).map_err(Nonsense::of)
+}
+
+/// Attributes as the wire has them.
+pub(crate) fn attributes(attributes: &Attributes) -> Vec<wire::Attribute> {
+    let pair = |(name, value): (&_, &str)| wire::Attribute {
+        name: ToString::to_string(name),
+        value: value.to_owned(),
+    };
+    attributes.iter().map(pair).collect()
+}
+
+/// A certificate that was checked, with what it says.
+pub(crate) struct Checked {
+    pub(crate) spiffe_id: SpiffeId,
+    pub(crate) chain_der: Vec<Vec<u8>>,
+    pub(crate) facts: LeafFacts,
+    pub(crate) renew_at: Timestamp,
+}
+
+/// Checks what was issued to `key` against `bundle` at `now`.
+pub(crate) fn check(
+    sent: &wire::IssuedCertificate,
+    key: &RequestKey,
+    bundle: &Bundle,
+    now: Timestamp,
+) -> Result<Checked, Nonsense> {
+    let (leaf, above) = sent.chain_der.split_first().ok_or_else(|| Nonsense::of("the chain is empty"))?;
+    let above: Vec<&[u8]> = above.iter().map(AsRef::as_ref).collect();
+    let anchors = TrustAnchors::from_bundle(bundle);
+    let peer = verify_peer(leaf, &above, &anchors, PeerUsage::Client, now).map_err(Nonsense::of)?;
+    let facts = inspect(leaf).map_err(Nonsense::of)?;
+    if facts.public_key_digest != key.public_key().digest() {
+        return Err(Nonsense::of("the certificate is for another key"));
+    }
+    let renew_at = sent.renew_at.as_ref().map(|at| Timestamp::from_unix(at.seconds));
+    let renew_at = renew_at.filter(|at| facts.not_before < *at && *at < facts.not_after);
+    let renew_at = renew_at.unwrap_or_else(|| crate::renewal::own_draw(&facts));
+    let chain_der = sent.chain_der.iter().map(|der| der.to_vec()).collect();
+    Ok(Checked { spiffe_id: peer.spiffe_id, chain_der, facts, renew_at })
+}
+
+/// What was issued for a workload, checked: it must be the identity that was asked for.
+pub(crate) fn read_svid(
+    sent: &wire::IssuedCertificate,
+    key: &RequestKey,
+    wanted: &SpiffeId,
+    bundle: &Bundle,
+    now: Timestamp,
+) -> Result<Arc<Svid>, Nonsense> {
+    let checked = check(sent, key, bundle, now)?;
+    if checked.spiffe_id != *wanted {
+        return Err(Nonsense::of(format!("asked for {wanted}, got {}", checked.spiffe_id)));
+    }
+    Ok(Arc::new(Svid {
+        spiffe_id: checked.spiffe_id,
+        chain_der: checked.chain_der,
+        key_pkcs8_der: key.pkcs8_der(),
+        not_before: checked.facts.not_before,
+        not_after: checked.facts.not_after,
+        renew_at: checked.renew_at,
+        serial: hex::encode(&checked.facts.serial),
+        hint: sent.rule.clone(),
+    }))
+}
