@@ -12,6 +12,7 @@ use rhizome_core::caller::principal_of;
 use rhizome_core::ports::{Clock, Entropy};
 use rhizome_tls::JoinString;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::link::Link;
@@ -128,7 +129,8 @@ pub fn start(settings: Settings, ports: Ports) -> Result<Agent, StartError> {
         nudge: Arc::clone(&agent.nudge),
     };
     let (cache, status) = (Arc::clone(&agent.cache), Arc::clone(&agent.status));
-    agent.spawner.spawn_until_stop("seal", seal_forever(cache, node, Arc::new(sealed), status));
+    let sealer = Sealer { cache, node, sealed: Arc::new(sealed), status, beside: 0 };
+    agent.spawner.spawn("seal", sealer.run(agent.spawner.stopping().clone()));
     agent.spawner.spawn_until_stop("link", link.run());
     Ok(agent)
 }
@@ -160,25 +162,55 @@ impl Agent {
         &self.spawner
     }
 
-    /// Stops everything; what is held is sealed already, or soon after the next start.
+    /// Stops everything; what is held is sealed when this returns, if the disk lets it.
     pub async fn stop(self) {
         self.spawner.shut_down().await;
     }
 }
 
-/// Writes what is to be kept, whenever it has changed.
-async fn seal_forever(cache: Arc<Cache>, node: Arc<Node>, sealed: Arc<Sealed>, status: Arc<StatusBoard>) {
-    let mut changes = cache.durable();
-    changes.mark_changed();
-    let mut beside = 0;
-    while changes.changed().await.is_ok() {
-        changes.mark_unchanged();
-        let Some(id) = node.current().map(|it| it.spiffe_id) else { continue };
-        let (snapshot, renewal, disk) = (cache.snapshot(), node.renewal(), Arc::clone(&sealed));
-        let bundle = snapshot.bundle.clone();
-        let directory = node.directory().clone();
+/// Writes what is to be kept.
+struct Sealer {
+    cache: Arc<Cache>,
+    node: Arc<Node>,
+    sealed: Arc<Sealed>,
+    status: Arc<StatusBoard>,
+    /// Sequence of the bundle that lies beside the identity.
+    beside: u64,
+}
+
+impl Sealer {
+    /// Writes whenever something has changed, and a last time before the agent stops.
+    async fn run(mut self, stopping: CancellationToken) {
+        let mut changes = self.cache.durable();
+        changes.mark_changed();
+        loop {
+            let wait = tokio::select! {
+                changed = changes.changed() => changed.is_ok(),
+                () = stopping.cancelled() => false,
+            };
+            if !wait && !changes.has_changed().unwrap_or(false) {
+                return;
+            }
+            changes.mark_unchanged();
+            if self.write().await || !wait {
+                continue;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(SEAL_AGAIN) => changes.mark_changed(),
+                () = stopping.cancelled() => return,
+            }
+        }
+    }
+
+    /// Writes what there is now. Whether that worked, or there is nothing to write yet.
+    async fn write(&mut self) -> bool {
+        let Some(id) = self.node.current().map(|it| it.spiffe_id) else { return true };
+        let (snapshot, renewal, sealed) =
+            (self.cache.snapshot(), self.node.renewal(), Arc::clone(&self.sealed));
+        let sequence = snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence());
+        let (directory, beside) = (self.node.directory().clone(), self.beside);
         let written = tokio::task::spawn_blocking(move || {
-            disk.save(&id, &snapshot, &renewal)?;
+            sealed.save(&id, &snapshot, &renewal)?;
             // Beside the identity, for whoever reads that, and to connect with should the sealed state be lost.
             if let Some(bundle) = snapshot.bundle.as_ref().filter(|bundle| bundle.sequence() != beside) {
                 match directory.save_bundle(bundle) {
@@ -189,18 +221,21 @@ async fn seal_forever(cache: Arc<Cache>, node: Arc<Node>, sealed: Arc<Sealed>, s
             Ok::<u64, SealedError>(beside)
         });
         match written.await {
-            Ok(Ok(saved)) => {
-                beside = saved;
-                status.set(|status| status.unsealed = 0);
-                cache.set_sealed(bundle.map_or(0, |bundle| bundle.sequence()));
+            Ok(Ok(beside)) => {
+                self.beside = beside;
+                self.status.set(|status| status.unsealed = 0);
+                self.cache.set_sealed(sequence);
+                true
             }
             Ok(Err(cause)) => {
                 tracing::error!(%cause, "the state was not sealed; a restart would serve what was sealed before");
-                status.set(|status| status.unsealed = status.unsealed.saturating_add(1));
-                tokio::time::sleep(SEAL_AGAIN).await;
-                changes.mark_changed();
+                self.status.set(|status| status.unsealed = status.unsealed.saturating_add(1));
+                false
             }
-            Err(_stopping) => return,
+            Err(cause) => {
+                tracing::error!(%cause, "sealing the state was cut off");
+                false
+            }
         }
     }
 }

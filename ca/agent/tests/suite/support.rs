@@ -1,0 +1,261 @@
+//! A server that can be stopped and started again, agents that join it, and waiting that ends as soon as it can.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhizome_agent::holdings::{Identities, NotYet, View};
+use rhizome_agent::{Agent, Status, SystemEntropy};
+use rhizome_core::attributes::Attributes;
+use rhizome_core::authority::RotationPolicy;
+use rhizome_core::clock::ManualClock;
+use rhizome_core::documents::{DocumentKey, Kind, Transaction};
+use rhizome_core::policy::{PolicyLimits, TtlLimits};
+use rhizome_core::ports::{Clock, Store};
+use rhizome_core::state::{BundleRecord, Subscriber};
+use rhizome_id::Ttl;
+use rhizome_keys::MemoryKeyRing;
+use rhizome_proto::admin::v1 as admin;
+use rhizome_proto::admin::v1::certificate_admin_service_client::CertificateAdminServiceClient;
+use rhizome_proto::admin::v1::revoke_certificates_request::Target;
+use rhizome_proto::admin::v1::rule_service_client::RuleServiceClient;
+use rhizome_proto::admin::v1::token_service_client::TokenServiceClient;
+use rhizome_proto::ca::v1 as ca;
+use rhizome_server::{DoorLimits, Ports, Running, Settings};
+use rhizome_store::MemoryStore;
+use rhizome_tls::JoinString;
+use rhizome_x509::CaCertificate;
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+/// Long enough for a busy machine; whoever waits longer waits for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the node's certificate lives when nobody says otherwise.
+const NODE_TTL: Ttl = Ttl::hours(3);
+
+/// The authority of `example.test`: its state outlives its server.
+pub(crate) struct Authority {
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) store: MemoryStore,
+    keys: Arc<MemoryKeyRing>,
+    scratch: TempDir,
+    listen: SocketAddr,
+    running: Option<Running>,
+}
+
+impl Authority {
+    pub(crate) async fn start() -> Self {
+        let mut authority = Self {
+            clock: Arc::new(ManualClock::new("2026-03-01T12:00:00Z".parse().unwrap())),
+            store: MemoryStore::new(),
+            keys: Arc::new(MemoryKeyRing::new()),
+            scratch: TempDir::new().unwrap(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            running: None,
+        };
+        authority.start_server().await;
+        authority
+    }
+
+    /// Starts the server, at the address that it had before.
+    pub(crate) async fn start_server(&mut self) {
+        let ports = Ports {
+            store: Arc::new(self.store.clone()),
+            keys: Arc::<MemoryKeyRing>::clone(&self.keys),
+            clock: Arc::<ManualClock>::clone(&self.clock),
+            entropy: Arc::new(rhizome_server::SystemEntropy::default()),
+        };
+        let running = rhizome_server::start(self.settings(), ports).await.unwrap();
+        self.listen = running.address();
+        self.running = Some(running);
+    }
+
+    pub(crate) async fn stop_server(&mut self) {
+        self.running.take().unwrap().stop().await;
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.scratch.path().join("admin.sock")
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            trust_domain: "example.test".parse().unwrap(),
+            replica: "r1".parse().unwrap(),
+            listen: self.listen,
+            advertise: Vec::new(),
+            dns_names: Vec::new(),
+            ip_addresses: vec!["127.0.0.1".parse().unwrap()],
+            admin_socket: Some(self.socket()),
+            admin_uids: BTreeMap::new(),
+            web: None,
+            policy: PolicyLimits {
+                node: TtlLimits { default: NODE_TTL, max: NODE_TTL },
+                ..PolicyLimits::default()
+            },
+            rotation: RotationPolicy { root_ttl: Ttl::hours(365 * 24), issuer_ttl: Ttl::hours(30 * 24) },
+            algorithm: rhizome_x509::SigningAlgorithm::default(),
+            refresh_hint: Ttl::hours(1),
+            token_ttl: Ttl::hours(1),
+            token_max_ttl: Ttl::hours(24),
+            limits: DoorLimits { per_source_per_second: 10_000, ..DoorLimits::default() },
+            workers: 1,
+            sealed_keys_dir: None,
+        }
+    }
+
+    /// A channel on the administrators' socket: role security, by user id.
+    async fn local(&self) -> Channel {
+        rhizome_tls::connect(&format!("unix://{}", self.socket().display()), None).await.unwrap()
+    }
+
+    /// The bundle as it is stored.
+    pub(crate) async fn bundle(&self) -> BundleRecord {
+        let documents = self.store.documents(Kind::Bundle, None, 10).await.unwrap();
+        documents[0].read::<BundleRecord>().unwrap().value
+    }
+
+    /// Publishes another bundle; the server must not be running.
+    pub(crate) async fn publish(&self, sequence: u64, anchors: Vec<CaCertificate>) {
+        assert!(self.running.is_none());
+        let record = BundleRecord { sequence, anchors, ..self.bundle().await };
+        self.store.commit(Transaction::named("publish").put(&record)).await.unwrap();
+    }
+
+    /// The bundle that the node acknowledged last.
+    pub(crate) async fn acknowledged(&self, node: &str) -> Option<u64> {
+        let key = DocumentKey::new(Kind::Subscriber, format!("node:prod/join_token/{node}"));
+        let document = self.store.document(&key).await.unwrap()?;
+        Some(document.read::<Subscriber>().unwrap().value.sequence)
+    }
+
+    /// Waits until the node has acknowledged that bundle.
+    pub(crate) async fn acknowledges(&self, node: &str, sequence: u64) {
+        let wait = async {
+            while self.acknowledged(node).await != Some(sequence) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("the node acknowledges");
+    }
+
+    /// A join string for `prod/join_token/NODE`, which may vouch for every namespace; other addresses come first.
+    pub(crate) async fn join_string(&self, node: &str, first: &[&str]) -> JoinString {
+        let request = admin::CreateTokenRequest {
+            cluster: "prod".to_owned(),
+            node: node.to_owned(),
+            scope: Some(admin::Scope { all_namespaces: true, namespaces: Vec::new() }),
+            ttl_seconds: 0,
+        };
+        let answer =
+            TokenServiceClient::new(self.local().await).create_token(request).await.unwrap().into_inner();
+        let addresses = first.iter().map(|it| (*it).to_owned()).chain([self.listen.to_string()]).collect();
+        let pins = self.bundle().await.anchors.iter().map(CaCertificate::fingerprint).collect();
+        JoinString::new(addresses, "example.test".parse().unwrap(), pins, answer.secret).unwrap()
+    }
+
+    pub(crate) async fn revoke(&self, serial: &str) {
+        let request = admin::RevokeCertificatesRequest {
+            target: Some(Target::Serial(serial.to_owned())),
+            reason: "test".to_owned(),
+            dry_run: false,
+        };
+        CertificateAdminServiceClient::new(self.local().await).revoke_certificates(request).await.unwrap();
+    }
+
+    /// Lets everyone of that Unix user be `/unix/NAME`.
+    pub(crate) async fn put_rule(&self, name: &str, uid: &str) {
+        let condition = ca::Condition { attribute: "unix.uid".to_owned(), values: vec![uid.to_owned()] };
+        let rule = ca::GrantRule {
+            name: name.to_owned(),
+            conditions: vec![condition],
+            identity: format!("/unix/{name}"),
+            ..ca::GrantRule::default()
+        };
+        let request = admin::PutRuleRequest { rule: Some(rule), dry_run: false, expected_version: None };
+        RuleServiceClient::new(self.local().await).put_rule(request).await.unwrap();
+    }
+
+    pub(crate) async fn delete_rule(&self, name: &str) {
+        let request =
+            admin::DeleteRuleRequest { name: name.to_owned(), dry_run: false, expected_version: None };
+        RuleServiceClient::new(self.local().await).delete_rule(request).await.unwrap();
+    }
+}
+
+/// A machine: a state directory with at most one agent at work in it.
+pub(crate) struct Machine {
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) folder: TempDir,
+}
+
+impl Machine {
+    /// A machine that never joined.
+    pub(crate) fn new(authority: &Authority) -> Self {
+        Self { clock: Arc::clone(&authority.clock), folder: TempDir::new().unwrap() }
+    }
+
+    /// A machine that has joined as `node`.
+    pub(crate) async fn joined(authority: &Authority, node: &str) -> Self {
+        let machine = Self::new(authority);
+        let join = authority.join_string(node, &[]).await;
+        rhizome_agent::join(&machine.state(), &join, &machine.clock()).await.unwrap();
+        machine
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::<ManualClock>::clone(&self.clock)
+    }
+
+    pub(crate) fn start(&self, join: Option<JoinString>) -> Agent {
+        let ports = rhizome_agent::Ports { clock: self.clock(), entropy: Arc::new(SystemEntropy::default()) };
+        rhizome_agent::start(rhizome_agent::Settings { state: self.state(), join }, ports).unwrap()
+    }
+
+    /// Sets the clock forward and says so.
+    pub(crate) fn advance(&self, agent: &Agent, seconds: i64) {
+        self.clock.advance(seconds);
+        agent.nudge();
+    }
+}
+
+pub(crate) type Seen = watch::Receiver<Result<Arc<View>, NotYet>>;
+
+pub(crate) fn attributes(pairs: &[(&str, &str)]) -> Attributes {
+    Attributes::from_pairs(pairs.iter().map(|(name, value)| (name.parse().unwrap(), *value))).unwrap()
+}
+
+/// The service account `web` of namespace `shop`.
+pub(crate) fn web() -> Attributes {
+    attributes(&[("namespace", "shop"), ("service_account", "web")])
+}
+
+pub(crate) fn follow_web(agent: &Agent) -> Seen {
+    agent.identities().follow(web())
+}
+
+/// Waits until what is seen is as wanted.
+pub(crate) async fn wait<T: Clone>(seen: &mut watch::Receiver<T>, wanted: impl Fn(&T) -> bool) -> T {
+    let found = tokio::time::timeout(PATIENCE, seen.wait_for(|value| wanted(value))).await;
+    found.expect("it comes in time").unwrap().clone()
+}
+
+pub(crate) async fn view(seen: &mut Seen) -> Arc<View> {
+    wait(seen, Result::is_ok).await.unwrap()
+}
+
+/// Waits for a view whose first certificate is another one.
+pub(crate) async fn renewed(seen: &mut Seen, before: &str) -> Arc<View> {
+    wait(seen, |seen| seen.as_ref().is_ok_and(|view| view.svids[0].serial != before)).await.unwrap()
+}
+
+pub(crate) async fn status(agent: &Agent, wanted: impl Fn(&Status) -> bool) -> Status {
+    wait(&mut agent.status(), wanted).await
+}
