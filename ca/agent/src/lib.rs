@@ -6,16 +6,21 @@
 //! Sources: architecture.md §2; SPIFFE Workload API and Workload Endpoint.
 
 mod agent;
+pub mod attestation;
 mod book;
 mod bootstrap;
 mod cache;
+mod call;
 mod checkup;
 mod fetch;
 pub mod holdings;
 mod link;
 mod node;
+mod refusal;
 pub mod renewal;
+pub mod sds;
 mod sealed;
+pub mod socket;
 mod spawn;
 mod status;
 mod sync;
@@ -23,6 +28,7 @@ mod system;
 #[cfg(test)]
 mod testing;
 mod wire;
+mod workload_api;
 
 pub use agent::{Agent, Ports, Settings, StartError, start};
 pub use bootstrap::{BootstrapError, join};

@@ -1,0 +1,146 @@
+//! One open call of one workload: attested, subscribed, checked again before each answer.
+//!
+//! Laws: nothing is given before the caller is attested, and nothing afterwards without a fresh look that it is still
+//! the same process. What the transport has taken, and nothing else, counts as delivered; it takes one message more than
+//! a caller leaves it room for, so a caller that stopped reading is noticed at the message after that. It then loses its
+//! connection, so that it holds up no acknowledgement.
+//! Not here: the wire forms (`workload_api`, `sds`).
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tonic::Extensions;
+
+use crate::attestation::{AttestError, Attested, PeerError};
+use crate::holdings::{NotYet, Subscription, View};
+use crate::refusal::{Item, Refusal};
+use crate::socket::{Caller, Doors, StreamPlace};
+
+/// One open call.
+pub(crate) struct Session {
+    doors: Arc<Doors>,
+    caller: Arc<Caller>,
+    attested: Attested,
+    subscription: Subscription,
+    stop: CancellationToken,
+    _place: StreamPlace,
+}
+
+/// The caller of a request.
+pub(crate) fn caller_of(extensions: &Extensions) -> Result<Arc<Caller>, Refusal> {
+    extensions.get::<Arc<Caller>>().cloned().ok_or_else(|| {
+        tracing::error!("a request without its connection; this is a bug");
+        Refusal::Bug
+    })
+}
+
+impl Session {
+    /// Attests the caller and opens a subscription for what it is.
+    pub(crate) async fn open(doors: &Arc<Doors>, caller: Arc<Caller>) -> Result<Self, Refusal> {
+        let place = doors.streams.enter(&caller.peer, doors.stream_quota()).ok_or(Refusal::Busy)?;
+        let attested = doors.attestor.attest(&caller.peer).await.map_err(|cause| {
+            tracing::info!(pid = caller.peer.pid(), uid = caller.peer.uid(), %cause, "attestation failed");
+            match cause {
+                AttestError::Peer(PeerError::Gone | PeerError::Changed(_)) => Refusal::NotTheCaller,
+                AttestError::Stopping => Refusal::Stopping,
+                AttestError::Peer(
+                    PeerError::Credentials(_) | PeerError::Invisible | PeerError::Proc { .. },
+                )
+                | AttestError::TooSlow
+                | AttestError::Attribute(_) => Refusal::Attestation,
+            }
+        })?;
+        let subscription = Subscription::open(Arc::clone(&doors.identities), attested.attributes.clone());
+        let stop = doors.spawner.stopping().clone();
+        Ok(Self { doors: Arc::clone(doors), caller, attested, subscription, stop, _place: place })
+    }
+
+    /// What the caller may have: at once the first time, then when it changes; `None` while there is nothing to give.
+    /// Cancelling this loses nothing.
+    pub(crate) async fn next(&mut self) -> Result<Option<Arc<View>>, Refusal> {
+        let next = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Err(Refusal::Stopping),
+            next = self.subscription.next() => next,
+        };
+        match next {
+            None => Err(Refusal::Stopping),
+            Some(Ok(view)) if view.svids.is_empty() => Err(self.denied("its identities are gone")),
+            Some(Ok(view)) => Ok(Some(view)),
+            Some(Err(NotYet::Starting)) => Ok(None),
+            Some(Err(NotYet::Denied(reason))) => Err(self.denied(&reason)),
+        }
+    }
+
+    /// The first view, or why there is none within the time callers wait.
+    pub(crate) async fn first(&mut self) -> Result<Arc<View>, Refusal> {
+        let deadline = Instant::now() + self.doors.limits.patience;
+        loop {
+            let next = timeout_at(deadline, self.next()).await.map_err(|_elapsed| Refusal::Starting)?;
+            if let Some(view) = next? {
+                return Ok(view);
+            }
+        }
+    }
+
+    /// Looks again at the caller; called directly before each answer.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        self.doors.attestor.recheck(&self.caller.peer, &self.attested).map_err(|cause| {
+            tracing::info!(pid = self.caller.peer.pid(), %cause, "a stream was ended");
+            Refusal::NotTheCaller
+        })
+    }
+
+    /// The caller has what concerns it of the view of this version.
+    pub(crate) fn delivered(&self, version: u64) {
+        self.subscription.delivered(version);
+    }
+
+    /// Checks the caller, hands `message` over and waits until the transport took it.
+    pub(crate) async fn give<T>(&self, outlet: &Outlet<T>, message: T) -> Result<(), Refusal> {
+        let stall = self.doors.limits.stall;
+        let slow = |_elapsed| {
+            tracing::info!(
+                pid = self.caller.peer.pid(),
+                uid = self.caller.peer.uid(),
+                "a caller does not read"
+            );
+            self.caller.hang_up();
+            Refusal::Slow("read")
+        };
+        let gone = |_closed| Refusal::NotTheCaller;
+        let room = timeout(stall, outlet.reserve()).await.map_err(slow)?.map_err(gone)?;
+        self.check()?;
+        room.send(Ok(message));
+        // There is room for one, so room again means that it was taken.
+        timeout(stall, outlet.reserve()).await.map_err(slow)?.map_err(gone)?;
+        Ok(())
+    }
+
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    fn denied(&self, reason: &str) -> Refusal {
+        let (pid, uid) = (self.caller.peer.pid(), self.caller.peer.uid());
+        tracing::info!(pid, uid, attributes = ?self.attested.attributes, reason, "no identity issued");
+        Refusal::NoIdentity
+    }
+}
+
+/// Where the messages of a stream go; holds one.
+pub(crate) type Outlet<T> = mpsc::Sender<Item<T>>;
+
+/// An outlet and the stream it feeds.
+pub(crate) fn outlet<T>() -> (Outlet<T>, tokio_stream::wrappers::ReceiverStream<Item<T>>) {
+    let (sender, receiver) = mpsc::channel(1);
+    (sender, tokio_stream::wrappers::ReceiverStream::new(receiver))
+}
+
+/// Tells a caller why its stream ends, if it still listens.
+pub(crate) async fn end<T>(doors: &Doors, outlet: &Outlet<T>, refusal: Refusal) {
+    // Whoever does not take the reason in time gets none; the stream ends all the same.
+    drop(timeout(doors.limits.stall, outlet.send(Err(refusal.into()))).await);
+}

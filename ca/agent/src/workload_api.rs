@@ -1,0 +1,231 @@
+//! The SPIFFE Workload API: the caller's X.509 identities and bundles, streamed.
+//!
+//! Laws: every request carries the security header exactly once, checked in one interceptor before any method, known or
+//! not. The first message comes at once when there is anything to give; every message is the full state; a caller whose
+//! identities vanish is told `PermissionDenied`, which redacts what it was given. Bundle streams do not repeat
+//! themselves. Hints are unique in a message: of several the first keeps its.
+//! Not yet here: the JWT profile, which answers `Unimplemented` until the authority signs JWTs, and with it the JWT
+//! bundles; CRLs. The WIT profile is optional and not offered.
+//! Key bytes leave in the answer's buffers, which nobody wipes; the keys behind them are wiped.
+//! Sources: SPIFFE Workload API §4, §5, §8; SPIFFE Workload Endpoint §6.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rhizome_id::{SpiffeId, TrustDomain};
+use rhizome_proto::workload as wire;
+use rhizome_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApi;
+use tonic::{Request, Response, Status};
+
+use crate::call::{Outlet, Session, caller_of, end, outlet};
+use crate::holdings::{Svid, View};
+use crate::refusal::{Answer, Outgoing, Refusal};
+use crate::socket::Doors;
+
+/// The metadata key that every request carries, with the value `true` (Workload Endpoint §6): a web page or a proxy that
+/// is tricked into talking to the socket cannot set it.
+const HEADER: &str = "workload.spiffe.io";
+/// Longest hint, in bytes (Workload API §5.2.1).
+const HINT_BYTES: usize = 1024;
+
+/// The service.
+pub(crate) struct WorkloadApi(Arc<Doors>);
+
+impl WorkloadApi {
+    pub(crate) const fn new(doors: Arc<Doors>) -> Self {
+        Self(doors)
+    }
+
+    async fn stream<T: Send + 'static>(
+        &self,
+        extensions: &tonic::Extensions,
+        name: &'static str,
+        mut answers: impl Answers<T>,
+    ) -> Answer<Outgoing<T>> {
+        let mut session = Session::open(&self.0, caller_of(extensions)?).await?;
+        let (outlet, stream) = outlet();
+        let doors = Arc::clone(&self.0);
+        self.0.spawner.spawn(name, async move {
+            let domain = doors.identities.trust_domain();
+            let Err(refusal) = follow(&mut session, domain, &mut answers, &outlet).await;
+            drop(session);
+            end(&doors, &outlet, refusal).await;
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// How a kind of stream makes its messages.
+trait Answers<T>: Send + 'static {
+    /// The message for a view; `None` when the caller has just that already.
+    fn answer(&mut self, view: &View, own: &TrustDomain) -> Result<Option<T>, Refusal>;
+}
+
+async fn follow<T>(
+    session: &mut Session,
+    own: &TrustDomain,
+    answers: &mut impl Answers<T>,
+    outlet: &Outlet<T>,
+) -> Result<std::convert::Infallible, Refusal> {
+    let mut view = Some(session.first().await?);
+    loop {
+        if let Some(view) = view {
+            if let Some(message) = answers.answer(&view, own)? {
+                session.give(outlet, message).await?;
+            }
+            session.delivered(view.version);
+        }
+        view = tokio::select! {
+            next = session.next() => next?,
+            () = outlet.closed() => return Err(Refusal::NotTheCaller),
+        };
+    }
+}
+
+/// Identities: each new view is sent.
+struct X509Svids;
+
+impl Answers<wire::X509svidResponse> for X509Svids {
+    fn answer(&mut self, view: &View, own: &TrustDomain) -> Result<Option<wire::X509svidResponse>, Refusal> {
+        svid_response(view, own).map(Some)
+    }
+}
+
+/// Bundles: a view with the same ones is not sent again (compare the bytes: a sequence alone changes nothing here).
+#[derive(Default)]
+struct X509Bundles(Option<BTreeMap<String, Bytes>>);
+
+impl Answers<wire::X509BundlesResponse> for X509Bundles {
+    fn answer(
+        &mut self,
+        view: &View,
+        own: &TrustDomain,
+    ) -> Result<Option<wire::X509BundlesResponse>, Refusal> {
+        let bundles = bundles(view);
+        // §5.2.2: at least the server's own trust domain.
+        if !bundles.contains_key(SpiffeId::of_trust_domain(own).as_str()) {
+            return Err(Refusal::Starting);
+        }
+        if self.0.as_ref() == Some(&bundles) {
+            return Ok(None);
+        }
+        self.0 = Some(bundles.clone());
+        Ok(Some(wire::X509BundlesResponse { crl: Vec::new(), bundles: bundles.into_iter().collect() }))
+    }
+}
+
+/// The whole state of a view as `FetchX509SVID` sends it.
+fn svid_response(view: &View, own: &TrustDomain) -> Result<wire::X509svidResponse, Refusal> {
+    let mut hints = BTreeSet::new();
+    let mut svids = Vec::new();
+    for svid in &view.svids {
+        let Some(bundle) = view.bundles.get(&svid.spiffe_id.trust_domain()) else {
+            // A mandatory field would be empty, for which a client drops the whole message (§4.5).
+            tracing::error!(id = %svid.spiffe_id, "an identity without the bundle of its trust domain is not served");
+            continue;
+        };
+        let bundle = Bytes::from(bundle.to_der());
+        svids.push(svid_message(svid, bundle, &mut hints));
+    }
+    if svids.is_empty() {
+        return Err(Refusal::Starting);
+    }
+    let own = SpiffeId::of_trust_domain(own);
+    let foreign = bundles(view).into_iter().filter(|(domain, _)| domain != own.as_str());
+    Ok(wire::X509svidResponse { svids, crl: Vec::new(), federated_bundles: foreign.collect() })
+}
+
+fn svid_message<'a>(svid: &'a Svid, bundle: Bytes, hints: &mut BTreeSet<&'a str>) -> wire::X509svid {
+    let hint = match svid.hint.as_str() {
+        hint if hint.is_empty() || hint.len() > HINT_BYTES => "",
+        hint if hints.insert(hint) => hint,
+        _taken => "",
+    };
+    wire::X509svid {
+        spiffe_id: svid.spiffe_id.to_string(),
+        x509_svid: svid.chain_der.concat().into(),
+        x509_svid_key: Bytes::copy_from_slice(&svid.key_pkcs8_der),
+        bundle,
+        hint: hint.to_owned(),
+    }
+}
+
+/// Every bundle of a view, concatenated DER by trust-domain ID.
+fn bundles(view: &View) -> BTreeMap<String, Bytes> {
+    let all = view.bundles.iter();
+    all.map(|(domain, bundle)| (SpiffeId::of_trust_domain(domain).to_string(), bundle.to_der().into()))
+        .collect()
+}
+
+/// Refuses requests without the security header, before any method.
+pub(crate) fn check_header(request: Request<()>) -> Result<Request<()>, Status> {
+    let mut values = request.metadata().get_all(HEADER).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) if value.as_bytes() == b"true" => {}
+        _missing_or_odd_or_doubled => return Err(Refusal::NoHeader.into()),
+    }
+    Ok(request)
+}
+
+const JWT: &str = "the JWT-SVID profile";
+const WIT: &str = "the WIT-SVID profile";
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for WorkloadApi {
+    type FetchX509SVIDStream = Outgoing<wire::X509svidResponse>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<wire::X509svidRequest>,
+    ) -> Answer<Self::FetchX509SVIDStream> {
+        self.stream(request.extensions(), "FetchX509SVID", X509Svids).await
+    }
+
+    type FetchX509BundlesStream = Outgoing<wire::X509BundlesResponse>;
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<wire::X509BundlesRequest>,
+    ) -> Answer<Self::FetchX509BundlesStream> {
+        self.stream(request.extensions(), "FetchX509Bundles", X509Bundles::default()).await
+    }
+
+    async fn fetch_jwtsvid(&self, _request: Request<wire::JwtsvidRequest>) -> Answer<wire::JwtsvidResponse> {
+        Err(Refusal::NotOffered(JWT).into())
+    }
+
+    type FetchJWTBundlesStream = Outgoing<wire::JwtBundlesResponse>;
+
+    async fn fetch_jwt_bundles(
+        &self,
+        _request: Request<wire::JwtBundlesRequest>,
+    ) -> Answer<Self::FetchJWTBundlesStream> {
+        Err(Refusal::NotOffered(JWT).into())
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        _request: Request<wire::ValidateJwtsvidRequest>,
+    ) -> Answer<wire::ValidateJwtsvidResponse> {
+        Err(Refusal::NotOffered(JWT).into())
+    }
+
+    type FetchWITSVIDStream = Outgoing<wire::WitsvidResponse>;
+
+    async fn fetch_witsvid(
+        &self,
+        _request: Request<wire::WitsvidRequest>,
+    ) -> Answer<Self::FetchWITSVIDStream> {
+        Err(Refusal::NotOffered(WIT).into())
+    }
+
+    type FetchWITBundlesStream = Outgoing<wire::WitBundlesResponse>;
+
+    async fn fetch_wit_bundles(
+        &self,
+        _request: Request<wire::WitBundlesRequest>,
+    ) -> Answer<Self::FetchWITBundlesStream> {
+        Err(Refusal::NotOffered(WIT).into())
+    }
+}
