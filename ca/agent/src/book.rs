@@ -19,7 +19,7 @@ use rhizome_x509::Bundle;
 use tokio::sync::watch;
 
 use crate::holdings::{NotYet, Standing, Svid, View};
-use crate::renewal::{Candidate, DENIED_SECONDS, Entitlement, Plan, plan, retry_at};
+use crate::renewal::{Candidate, DENIED_SECONDS, Entitlement, Plan, not_at_once, plan, retry_at};
 
 /// Serials remembered as stopped, so that an answer that was overtaken by the order to stop is not served. An order
 /// overtakes an answer by milliseconds.
@@ -168,6 +168,11 @@ impl Book {
     /// Says which node this is: rules look at its names.
     pub(crate) fn set_node(&mut self, node: Principal, now: Timestamp) {
         if self.node.as_ref() != Some(&node) {
+            if self.node.is_some() {
+                // What the authority told another node, and how far, says nothing about this one.
+                self.rules = None;
+                self.cursor = 0;
+            }
             self.node = Some(node);
             self.rules_changed(now);
         }
@@ -342,7 +347,7 @@ impl Book {
         if overtaken {
             return;
         }
-        holding.renew_at = Some(svid.renew_at);
+        holding.renew_at = Some(not_at_once(svid.renew_at, now, svid.not_after));
         holding.svid = Some(svid);
         let followers = holding.followers.clone();
         self.show(followers, now);

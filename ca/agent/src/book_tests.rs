@@ -229,3 +229,16 @@ fn a_snapshot_brings_back_everything_unexpired() {
     assert_eq!(after.acknowledgeable(), before.acknowledgeable());
     drop(web);
 }
+
+#[test]
+fn a_machine_that_becomes_another_node_waits_for_that_nodes_rules() {
+    let mut book = book();
+    let web = book.follow(attributes(&WEB), at(0));
+    fetch(&mut book, "a1", at(0));
+    book.set_node(node(), at(1));
+    assert_eq!((book.cursor(), serials(&web).len()), (7, 2), "the same node again changes nothing");
+    let domain = "example.org".parse().unwrap();
+    let other = "spiffe://example.org/rhizome/node/prod/join_token/vm-2".parse().unwrap();
+    book.set_node(rhizome_core::caller::principal_of(&other, &domain).unwrap(), at(2));
+    assert_eq!((book.cursor(), paths(&web)), (0, Err(NotYet::Starting)));
+}

@@ -1,17 +1,19 @@
 //! The connection to the authority, for ever: join, connect, follow, ask, renew; on failure the next address.
 //!
 //! Laws: one server at a time, chosen in the order of the join string, the next one after every failure; waits grow and
-//! are jittered, and a stream that brought the node up to date resets them; whoever answers must be a server of the
+//! are jittered, and a connection that held for a while resets them; whoever answers must be a server of the
 //! trust domain under the bundle in force; losing the authority takes nothing from any workload.
 //! Not here: what is said on the streams (`sync`, `fetch`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rhizome_core::ports::{Clock, Entropy};
 use rhizome_tls::{ExpectedServer, JoinString};
 use rhizome_x509::TrustAnchors;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -24,6 +26,10 @@ use crate::status::StatusBoard;
 use crate::sync::Sync;
 use crate::system::random;
 use crate::wire::Nonsense;
+
+/// A connection that held for so long was a good one: the next attempt comes soon. One that breaks as soon as it is
+/// made is no better than none.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// What the connection needs.
 pub(crate) struct Link {
@@ -52,8 +58,9 @@ impl Link {
         let sync = Sync::new(Arc::clone(&self.cache), Arc::clone(&self.node), Arc::clone(&self.status));
         let mut fetcher =
             Fetcher::new(Arc::clone(&self.cache), Arc::clone(&self.clock), Arc::clone(&self.entropy));
-        let mut turn: usize = 0;
+        let (mut turn, mut failures): (usize, u32) = (0, 0);
         loop {
+            let begun = Instant::now();
             let ended = Box::pin(self.once(&sync, &mut fetcher, turn)).await;
             self.status.set(|status| status.connected = false);
             let cause = match ended {
@@ -61,11 +68,8 @@ impl Link {
                 Ended::Broken(cause) => cause,
             };
             turn = turn.wrapping_add(1);
-            let mut failures = 0;
-            self.status.set(|status| {
-                status.failures = status.failures.saturating_add(1);
-                failures = status.failures;
-            });
+            failures = if begun.elapsed() < SETTLED { failures.saturating_add(1) } else { 1 };
+            self.status.set(|status| status.failures = status.failures.saturating_add(1));
             let wait = reconnect_after(failures, random(&*self.entropy));
             tracing::warn!(cause, failures, ?wait, "no connection to the authority; what is held is served");
             tokio::select! {

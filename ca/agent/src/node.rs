@@ -191,7 +191,7 @@ impl Node {
         self.set(Certificate {
             serial: hex::encode(&checked.facts.serial),
             not_after: checked.facts.not_after,
-            renew_at: checked.renew_at,
+            renew_at: renewal::not_at_once(checked.renew_at, now, checked.facts.not_after),
             presented: Arc::new(identity()?),
             spiffe_id: checked.spiffe_id,
             principal,

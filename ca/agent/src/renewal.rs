@@ -84,6 +84,13 @@ pub fn plan<'a>(candidates: impl IntoIterator<Item = Candidate<'a>>, now: Timest
     Plan { ask, wake_at }
 }
 
+/// A renewal instant that leaves some time to a certificate that has just come: where this machine's clock is far ahead
+/// of the server's, every certificate is old on arrival, and asking again at once would never end.
+pub fn not_at_once(renew_at: Timestamp, now: Timestamp, not_after: Timestamp) -> Timestamp {
+    let least = (not_after.since(now) / 4).clamp(RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS);
+    renew_at.max(now.plus(least))
+}
+
 /// When to try an identity again after `failures` failures in a row, the last one at `now`; `not_after` is the last
 /// second of the certificate it still has.
 pub fn retry_at(now: Timestamp, failures: u32, draw: u64, not_after: Option<Timestamp>) -> Timestamp {
@@ -168,6 +175,14 @@ mod tests {
             assert!(retry_at(at(0), 11, draw, Some(at(40))).unix() <= 10);
             assert_eq!(retry_at(at(0), 11, draw, Some(at(2))).unix(), 1, "never at once");
         }
+    }
+
+    #[test]
+    fn a_certificate_that_is_old_on_arrival_is_not_renewed_at_once() {
+        assert_eq!(not_at_once(at(1_800), at(0), at(3_600)), at(1_800));
+        assert_eq!(not_at_once(at(1_800), at(3_000), at(3_600)), at(3_060));
+        assert_eq!(not_at_once(at(1_800), at(3_592), at(3_600)), at(3_594));
+        assert_eq!(not_at_once(at(1_800), at(3_600), at(3_600)), at(3_601));
     }
 
     #[test]
