@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
+use rhizome_agent::socket::{Doors, DoorsSettings, Socket, serve};
 use rhizome_agent::{Checkup, Ports, Settings, SystemClock, SystemEntropy, checkup, join, start};
 use rhizome_core::ports::Clock;
 use rhizome_tls::{JoinString, MAX_JOIN_STRING_BYTES};
@@ -128,15 +129,24 @@ async fn dispatch(program: Program) -> Result<(), Failure> {
 async fn run(state: PathBuf, wish: Run, clock: Arc<dyn Clock>) -> Result<(), Failure> {
     let join = wish.join_file.map(|path| decode(&read(Some(&path))?)).transpose()?;
     let ports = Ports { clock, entropy: Arc::new(SystemEntropy::default()) };
+    let now = Arc::clone(&ports.clock);
     let agent = start(Settings { state, join }, ports).map_err(Failure::failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
+    let doors = Doors::new(agent.identities(), now, agent.spawner().clone(), DoorsSettings::default());
+    let serving = serve(doors, Socket::bind(&wish.socket).map_err(Failure::failed)?);
+    tokio::pin!(serving);
     tracing::info!(socket = %wish.socket.display(), "running");
     tokio::select! {
         _received = terminate.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted.map_err(Failure::failed)?,
+        ended = &mut serving => {
+            agent.stop().await;
+            return ended.map_err(Failure::failed);
+        }
     }
-    agent.stop().await;
-    Ok(())
+    // Open calls end, then the socket goes, while what is held is sealed.
+    let ((), ended) = tokio::join!(agent.stop(), serving);
+    ended.map_err(Failure::failed)
 }
 
 fn decode(text: &str) -> Result<JoinString, Failure> {

@@ -15,7 +15,7 @@ use rhizome_core::documents::{DocumentKey, Kind, Transaction};
 use rhizome_core::policy::{PolicyLimits, TtlLimits};
 use rhizome_core::ports::{Clock, Store};
 use rhizome_core::state::{BundleRecord, Subscriber};
-use rhizome_id::Ttl;
+use rhizome_id::{Timestamp, Ttl};
 use rhizome_keys::MemoryKeyRing;
 use rhizome_proto::admin::v1 as admin;
 use rhizome_proto::admin::v1::certificate_admin_service_client::CertificateAdminServiceClient;
@@ -48,8 +48,12 @@ pub(crate) struct Authority {
 
 impl Authority {
     pub(crate) async fn start() -> Self {
+        Self::start_at("2026-03-01T12:00:00Z".parse().unwrap()).await
+    }
+
+    pub(crate) async fn start_at(now: Timestamp) -> Self {
         let mut authority = Self {
-            clock: Arc::new(ManualClock::new("2026-03-01T12:00:00Z".parse().unwrap())),
+            clock: Arc::new(ManualClock::new(now)),
             store: MemoryStore::new(),
             keys: Arc::new(MemoryKeyRing::new()),
             scratch: TempDir::new().unwrap(),
