@@ -299,12 +299,12 @@ async fn explained(place: &Place, namespace: &str, granted: bool) -> Result<((),
 /// The node asks for a workload that it may not vouch for.
 async fn wrong_request(place: &Place, address: &str) -> Result<((), String), String> {
     let wish = ["--namespace", FOREIGN, "--service-account", ACCOUNT, "--out", path(&place.thief)?];
-    refused(as_node(place, address, &[&["cert", "request"], &wish[..]].concat()).await?)
+    refused(&as_node(place, address, &[&["cert", "request"], &wish[..]].concat()).await?)
 }
 
 /// Somebody else joins with the token that was used.
 async fn used_token(place: &Place, join: &str) -> Result<((), String), String> {
-    refused(locally(place, &["node", "join", "--out", path(&place.thief)?, join]).await?)
+    refused(&locally(place, &["node", "join", "--out", path(&place.thief)?, join]).await?)
 }
 
 /// The whole chain, from the first record to the head.
@@ -347,12 +347,12 @@ fn done(outcome: Outcome) -> Result<Value, String> {
     }
 }
 
-fn refused(outcome: Outcome) -> Result<((), String), String> {
+fn refused(outcome: &Outcome) -> Result<((), String), String> {
     match outcome.exit {
-        Exit::Denied => Ok(((), format!("refused: {}", complaint(&outcome)))),
+        Exit::Denied => Ok(((), format!("refused: {}", complaint(outcome)))),
         Exit::Done => Err("it was granted".to_owned()),
         Exit::Failed | Exit::Usage | Exit::NotFound | Exit::Unavailable | Exit::CheckFailed => {
-            Err(format!("it failed for another reason: {}", complaint(&outcome)))
+            Err(format!("it failed for another reason: {}", complaint(outcome)))
         }
     }
 }

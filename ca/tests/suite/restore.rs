@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use rhizome_cli::JoinString;
 use serde_json::Value;
 
 use crate::process::{Home, rhizome, stderr, stdout};
@@ -14,6 +15,14 @@ fn make_token(home: &Home, node: &str) -> (String, String) {
     let made = home.admin(&["token", "create", "--cluster", "prod", "--node", node, "--namespace", "shop"]);
     let field = |pointer: &str| made.1.pointer(pointer).and_then(Value::as_str).unwrap().to_owned();
     (field("/token/id"), field("/join_string"))
+}
+
+/// The same join string for a server that came back on another port.
+fn redirected(join: &str, address: &str) -> String {
+    let join = JoinString::decode(join).unwrap();
+    let (domain, roots, token) =
+        (join.trust_domain().clone(), join.root_sha256().to_vec(), join.token().to_owned());
+    JoinString::new(vec![address.to_owned()], domain, roots, token).unwrap().encode().unwrap()
 }
 
 fn bundle_sequence(home: &Home) -> u64 {
@@ -51,8 +60,10 @@ fn a_restored_server_resurrects_no_token_and_raises_the_bundle() {
     let (_, tokens) = home.admin(&["token", "list", "--all"]);
     let state = tokens["tokens"].as_array().unwrap().iter().find(|token| token["id"] == outstanding.as_str());
     assert_eq!(state.unwrap()["state"], "revoked");
+    let join = redirected(&join, server.ready["address"].as_str().unwrap());
     let (refused, _) = home.admin(&["node", "join", "--out", &home.text("node"), &join]);
-    assert_eq!(refused.status.code(), Some(1 + 3), "denied: {}", stderr(&refused));
+    assert_eq!(refused.status.code(), Some(4), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("join_token_refused"), "{}", stderr(&refused));
     let (verified, ledger) = home.admin(&["ledger", "verify"]);
     assert!(verified.status.success(), "{ledger}");
     let (_, entries) = home.admin(&["ledger", "list", "--limit", "0"]);
