@@ -53,6 +53,7 @@ impl Server {
     /// Starts a server for the trust domain `example.test` and waits until it is ready.
     pub(crate) fn start() -> Self {
         let scratch = TempDir::new().unwrap();
+        fs::create_dir(scratch.path().join("data")).unwrap();
         let config = configuration(scratch.path());
         let file = scratch.path().join("rhizome.yaml");
         fs::write(&file, config).unwrap();
