@@ -16,7 +16,6 @@ const SECURITY: Needed = Needed::Role(Role::Security);
 /// Method paths, in byte order, and what a caller needs.
 pub const METHODS: &[(&str, Needed)] = &[
     ("/grpc.health.v1.Health/Check", Nobody),
-    ("/grpc.health.v1.Health/List", VIEWER),
     ("/grpc.health.v1.Health/Watch", VIEWER),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", VIEWER),
     ("/rhizome.admin.v1.AdminIdentityService/IssueAdminCertificate", SECURITY),
