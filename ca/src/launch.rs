@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,6 +47,17 @@ pub enum LaunchError {
         user: u32,
         /// What the system said.
         cause: io::Error,
+    },
+    /// Root would leave files that the directory's owner cannot read.
+    #[error(
+        "data: {} belongs to uid {owner}; files that root makes there would be closed to it: run this as that user, \
+         with sudo -u '#{owner}'", path.display()
+    )]
+    WrongUser {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
     },
     /// The administrators' socket has no directory to be in.
     #[error(
@@ -165,7 +177,7 @@ pub fn database(data: &Path) -> PathBuf {
 /// Checks that the data directory is there and can be written to.
 ///
 /// # Errors
-/// [`LaunchError::NoData`] or [`LaunchError::DataNotWritable`].
+/// [`LaunchError::NoData`], [`LaunchError::WrongUser`] or [`LaunchError::DataNotWritable`].
 pub fn check_data(path: &Path) -> Result<(), LaunchError> {
     let user = rustix::process::geteuid().as_raw();
     match fs::metadata(path) {
@@ -179,9 +191,19 @@ pub fn check_data(path: &Path) -> Result<(), LaunchError> {
         }
         Ok(_) => {}
     }
+    check_owner(path, user)?;
     match tempfile::tempfile_in(path) {
         Ok(_probe) => Ok(()),
         Err(cause) => Err(LaunchError::DataNotWritable { path: path.to_owned(), user, cause }),
+    }
+}
+
+/// Whoever may write into somebody else's directory without being root was let in on purpose (a group, as with
+/// Kubernetes' `fsGroup`); root may by accident.
+fn check_owner(path: &Path, user: u32) -> Result<(), LaunchError> {
+    match fs::metadata(path).map(|found| found.uid()) {
+        Ok(owner) if user == 0 && owner != 0 => Err(LaunchError::WrongUser { path: path.to_owned(), owner }),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

@@ -1,10 +1,12 @@
 //! The log: one line per event to standard error, as JSON or as text.
 //!
-//! Laws: the level can be changed while the server runs. Not here: what is logged.
+//! Laws: the level can be changed while the server runs; it is that of our own events, and libraries are held one or
+//! two levels below it, because their everyday life is not ours. Not here: what is logged.
 
 use std::io::{self, IsTerminal as _};
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt, reload};
@@ -13,7 +15,7 @@ use crate::config::{Log, LogFormat, LogLevel};
 
 /// Changes the level of the log that [`start`] started.
 #[derive(Clone, Debug)]
-pub struct LevelHandle(reload::Handle<LevelFilter, Registry>);
+pub struct LevelHandle(reload::Handle<Targets, Registry>);
 
 /// Starts the process's log. Only the first call has an effect.
 pub fn start(log: Log) -> LevelHandle {
@@ -39,12 +41,34 @@ impl LevelHandle {
     }
 }
 
-const fn filter(level: LogLevel) -> LevelFilter {
-    match level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
+fn filter(level: LogLevel) -> Targets {
+    let (ours, others) = match level {
+        LogLevel::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
+        LogLevel::Warn => (LevelFilter::WARN, LevelFilter::WARN),
+        LogLevel::Info => (LevelFilter::INFO, LevelFilter::WARN),
+        LogLevel::Debug => (LevelFilter::DEBUG, LevelFilter::INFO),
+        LogLevel::Trace => (LevelFilter::TRACE, LevelFilter::DEBUG),
+    };
+    // A prefix: `rhizome_server::rotate` and `rhizome::serve` alike.
+    Targets::new().with_default(others).with_target("rhizome", ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn our_events_are_logged_from_the_level_on_and_those_of_libraries_later() {
+        let info = filter(LogLevel::Info);
+        for ours in ["rhizome::serve", "rhizome_server::rotate", "rhizome_store"] {
+            assert!(
+                info.would_enable(ours, &Level::INFO) && !info.would_enable(ours, &Level::DEBUG),
+                "{ours}"
+            );
+        }
+        assert!(!info.would_enable("refinery_core::traits", &Level::INFO));
+        assert!(info.would_enable("h2::proto", &Level::WARN));
     }
 }

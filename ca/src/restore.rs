@@ -31,6 +31,9 @@ use crate::launch::{self, LaunchError};
 /// Documents read at once, and tokens revoked in one transaction.
 const PAGE: usize = 500;
 
+/// How the directory begins in which a database is put together.
+const WORKSHOP: &str = ".restoring-";
+
 /// How long a step may take before something is said about it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -144,7 +147,8 @@ pub async fn restore_into(config: &Config, backup: &Path, now: Timestamp) -> Res
     }
     fs::File::open(backup).map_err(|cause| RestoreError::NoBackup { path: backup.to_owned(), cause })?;
     // In the data directory, so that the last step is a link within one file system; mode 0700; removed when dropped.
-    let workshop = tempfile::Builder::new().prefix(".restoring-").tempdir_in(&config.data);
+    remove_leftovers(&config.data);
+    let workshop = tempfile::Builder::new().prefix(WORKSHOP).tempdir_in(&config.data);
     let workshop = workshop.map_err(|cause| io_error("make a directory in", &config.data, cause))?;
     let (from, draft) = (backup.to_owned(), workshop.path().join("draft.db"));
     let store = patiently("copying and verifying the backup", async {
@@ -169,6 +173,15 @@ pub async fn restore_into(config: &Config, backup: &Path, now: Timestamp) -> Res
     let synced = fs::File::open(&config.data).and_then(|directory| directory.sync_all());
     synced.map_err(|cause| io_error("sync", &config.data, cause))?;
     Ok(Restored { database: target, records, revoked_tokens, bundle })
+}
+
+/// Removes what restores that were killed left behind. What cannot be removed harms nobody.
+fn remove_leftovers(data: &Path) {
+    for entry in fs::read_dir(data).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(WORKSHOP) {
+            drop(fs::remove_dir_all(entry.path()));
+        }
+    }
 }
 
 async fn check_identity(store: &dyn Store, config: &Config, backup: &Path) -> Result<(), RestoreError> {

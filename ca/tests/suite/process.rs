@@ -107,10 +107,15 @@ impl Server {
         assert!(sent.success());
     }
 
-    pub(crate) fn next_line(&mut self) -> Value {
-        let mut line = String::new();
-        self.log.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"))
+    /// The next line of the log that says `part`.
+    pub(crate) fn hears(&mut self, part: &str) -> Value {
+        loop {
+            let mut line = String::new();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "it ended without saying {part}");
+            if line.contains(part) {
+                return serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+            }
+        }
     }
 
     /// Asks it to stop, and waits until it has.

@@ -1,8 +1,14 @@
 //! `rhizome backup` and `rhizome restore`, end to end.
 
 use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use rhizome_cli::JoinString;
+use rhizome_core::documents::{DocumentKey, Kind};
+use rhizome_core::ledger::Position;
+use rhizome_core::ports::Store as _;
+use rhizome_store::{Options, SqliteStore};
 use serde_json::Value;
 
 use crate::process::{Home, rhizome, stderr, stdout};
@@ -118,4 +124,56 @@ fn a_damaged_or_missing_backup_is_refused_and_nothing_is_left() {
     assert!(
         stdout(&restored).contains("private keys not checked") && keyless.data().join("rhizome.db").exists()
     );
+}
+
+#[test]
+fn a_restore_that_is_killed_leaves_a_marked_database_or_none() {
+    let home = Home::new("");
+    let server = home.serve();
+    let (outstanding, _) = make_token(&home, "vm-1");
+    let backup = home.text("backup.db");
+    let (output, _) = home.admin(&["backup", &backup]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(server.stop().success());
+    fs::remove_dir_all(home.data()).unwrap();
+
+    let target = home.data().join("rhizome.db");
+    for moment in ["draft.db", "draft.db-wal", "finished.db", "finished.db-journal", "rhizome.db"] {
+        drop(fs::remove_dir_all(home.data()));
+        fs::create_dir(home.data()).unwrap();
+        kill_restore_at(&home, &backup, moment);
+        if !target.exists() {
+            let again = restore(&home, &backup);
+            assert!(target.exists(), "killed at {moment}: {}{}", stdout(&again), stderr(&again));
+        }
+        let left =
+            fs::read_dir(home.data()).unwrap().filter(|it| it.as_ref().unwrap().path().is_dir()).count();
+        assert!(left <= 1, "killed at {moment}: the keys and at most one unfinished restore");
+        let store = SqliteStore::open(&target, Options::default()).unwrap();
+        let token =
+            block_on(store.document(&DocumentKey::new(Kind::Token, outstanding.clone()))).unwrap().unwrap();
+        assert!(token.body.contains("revoked"), "killed at {moment}: {}", token.body);
+        let records = block_on(store.records(Position(1), 1_000)).unwrap();
+        assert!(records.last().unwrap().body.contains("store.restore"), "killed at {moment}");
+    }
+}
+
+/// Kills a restore as soon as a file called `moment` appears (or lets it end, when that is faster).
+fn kill_restore_at(home: &Home, backup: &str, moment: &str) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rhizome"));
+    command.args(["restore", "--config", &home.config(), backup]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let seen = |directory: &Path| directory.join(moment).exists();
+    while child.try_wait().unwrap().is_none() {
+        let below = fs::read_dir(home.data()).into_iter().flatten().flatten();
+        if seen(&home.data()) || below.into_iter().any(|entry| seen(&entry.path())) {
+            break;
+        }
+    }
+    drop(child.kill());
+    child.wait().unwrap();
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }

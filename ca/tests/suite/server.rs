@@ -32,14 +32,14 @@ fn a_hang_up_reads_the_log_level_again_and_says_what_needs_a_restart() {
     let home = Home::new("");
     let mut server = home.serve();
     server.signal("HUP");
-    assert!(server.next_line()["message"].as_str().unwrap().contains("nothing else has changed"));
+    server.hears("nothing else has changed");
     let text = fs::read_to_string(home.config()).unwrap();
     fs::write(home.config(), text.clone() + "bundle: {refresh_hint: 1h}\n").unwrap();
     server.signal("HUP");
-    assert!(server.next_line()["message"].as_str().unwrap().contains("needs a restart"));
+    server.hears("needs a restart");
     fs::write(home.config(), text + "bundle: {refresh_hint: soon}\n").unwrap();
     server.signal("HUP");
-    let line = server.next_line();
+    let line = server.hears("the old one stays in force");
     assert!(line["error"].as_str().unwrap().contains("bundle.refresh_hint"), "{line}");
     assert!(server.stop().success());
 }
@@ -48,11 +48,16 @@ fn a_hang_up_reads_the_log_level_again_and_says_what_needs_a_restart() {
 fn what_is_missing_is_said_with_the_command_that_mends_it() {
     let home = Home::new("");
     fs::remove_dir(home.data()).unwrap();
-    refuses(&home, &format!("install -d -m 0700 -o {} {}", rustix_uid(&home), home.data().display()));
+    refuses(&home, &format!("install -d -m 0700 -o {} {}", own_uid(&home), home.data().display()));
     fs::write(home.data(), "a file").unwrap();
     refuses(&home, "cannot write to");
     fs::remove_file(home.data()).unwrap();
     fs::create_dir(home.data()).unwrap();
+    if own_uid(&home) == 0 {
+        std::os::unix::fs::chown(home.data(), Some(65_532), None).unwrap();
+        refuses(&home, "sudo -u '#65532'");
+        std::os::unix::fs::chown(home.data(), Some(0), None).unwrap();
+    }
 
     let elsewhere = home.path("nowhere/admin.sock");
     let text = fs::read_to_string(home.config()).unwrap();
@@ -128,7 +133,7 @@ fn refuses(home: &Home, reason: &str) {
 }
 
 /// Who owns what this process makes.
-fn rustix_uid(home: &Home) -> u32 {
+fn own_uid(home: &Home) -> u32 {
     use std::os::unix::fs::MetadataExt as _;
     fs::metadata(home.directory()).unwrap().uid()
 }
