@@ -83,17 +83,22 @@ impl NodeAdminService for Api {
 impl Ca {
     /// Bans a node and revokes its current certificate. One that is banned already stays banned as it was.
     async fn ban_node(self: &Arc<Self>, id: &str, ending: &Ending<'_>) -> Result<NodeRecord, ApiError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match self.try_to_ban(id, ending).await {
-                Err(ApiError::Store(StoreError::Conflict { .. })) if tries < TRIES => {}
+        for _ in 0..TRIES {
+            match self.try_to_ban(id, ending, false).await {
+                Err(ApiError::Store(StoreError::Conflict { .. })) => {}
                 outcome => return outcome,
             }
         }
+        // It renews without pause. Whatever it renewed meanwhile, a banned record is what must stand.
+        self.try_to_ban(id, ending, true).await
     }
 
-    async fn try_to_ban(self: &Arc<Self>, id: &str, ending: &Ending<'_>) -> Result<NodeRecord, ApiError> {
+    async fn try_to_ban(
+        self: &Arc<Self>,
+        id: &str,
+        ending: &Ending<'_>,
+        insist: bool,
+    ) -> Result<NodeRecord, ApiError> {
         let state = self.state();
         let Versioned { version, value: record } = known(&state, id)?;
         if let NodeState::Banned { .. } = record.state {
@@ -101,10 +106,10 @@ impl Ca {
         }
         let banned = record.banned(ending.by, ending.reason, ending.at);
         let entry = self.changed(ending.by, "node.ban", id, ending.reason);
-        let mut transaction = Transaction::named("ban node")
-            .require_unchanged(record.key(), *version)
-            .put(&banned)
-            .record(entry);
+        let mut transaction = Transaction::named("ban node").put(&banned).record(entry);
+        if !insist {
+            transaction = transaction.require_unchanged(record.key(), *version);
+        }
         if record.not_after >= ending.at && !state.is_revoked(&record.serial) {
             let revocation = Revocation {
                 serial: record.serial,
@@ -132,7 +137,10 @@ impl Ca {
         loop {
             tries += 1;
             match self.try_to_evict(id, ending).await {
-                Err(ApiError::Store(StoreError::Conflict { .. })) if tries < TRIES => {}
+                Err(ApiError::Store(StoreError::Conflict { .. })) if tries < TRIES => {
+                    // It renewed at the same moment. Once banned it cannot, and holds still.
+                    self.ban_node(id, ending).await?;
+                }
                 outcome => return outcome,
             }
         }
