@@ -287,7 +287,9 @@ pub enum FaultKind {
     #[error("its content cannot be read: {0}")]
     Unreadable(String),
     /// The chain ends elsewhere than the store, or the administrator, says.
-    #[error("the ledger ends here, but its head should be record {expected} ({hash}); the tail was cut off or replaced")]
+    #[error(
+        "the ledger ends here, but its head should be record {expected} ({hash}); the tail was cut off or replaced"
+    )]
     WrongHead {
         /// Position of the expected head.
         expected: u64,
