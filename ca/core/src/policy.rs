@@ -4,7 +4,7 @@
 //! limits and the caller's scope; an identity is always inside the trust domain, and below `/rhizome` or `/spire` only
 //! for nodes, servers and administrators; what a caller asks for can narrow a grant, never widen it. Attributes come
 //! from attestation; a CSR plays no part here. Everything not allowed by a line below is refused.
-//! Not here: authentication (`rhizome_server::authn`), the validity in seconds (`renewal`).
+//! Not here: authentication (`rhizome_server`'s gate), the validity in seconds (`renewal`).
 //! Sources: architecture §3 and §5 step 3; attacks.md §1.2.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -410,7 +410,8 @@ mod tests {
     }
 
     fn rule(name: &str, path: &str) -> Rule {
-        let text = format!(r#"{{"name":"{name}","when":{{"namespace":["*"]}},"identity":"/{path}/{{namespace}}"}}"#);
+        let text =
+            format!(r#"{{"name":"{name}","when":{{"namespace":["*"]}},"identity":"/{path}/{{namespace}}"}}"#);
         serde_json::from_str(&text).unwrap()
     }
 

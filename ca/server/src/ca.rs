@@ -219,18 +219,34 @@ impl Ca {
 
     /// Notes that an authenticated caller was refused: in the log now, in the ledger soon. At most a few a second for
     /// each caller reach the ledger, so that a refused caller cannot fill it.
-    pub(crate) fn note_refusal(&self, caller: &AttestedCaller, action: &str, code: &'static str, detail: &str) {
+    pub(crate) fn note_refusal(
+        &self,
+        caller: &AttestedCaller,
+        action: &str,
+        code: &'static str,
+        detail: &str,
+    ) {
         let by = caller.principal().to_string();
         tracing::info!(caller = %by, action, code, detail, "refused");
         if !self.quota.may_record_refusal(&by) {
             self.metrics.refusals_not_recorded.inc();
             return;
         }
-        let event =
-            Event::Refused { by, action: action.to_owned(), code: code.to_owned(), detail: detail.to_owned() };
+        let event = Event::Refused {
+            by,
+            action: action.to_owned(),
+            code: code.to_owned(),
+            detail: detail.to_owned(),
+        };
         if self.refusals.try_send(Entry::new(self.ports.clock.now(), &event)).is_err() {
             self.metrics.refusals_not_recorded.inc();
         }
+    }
+
+    /// Counts a refusal by its public code and passes it on.
+    pub(crate) fn count_refusal(&self, error: ApiError) -> ApiError {
+        self.metrics.refused(crate::status::public(&error).code);
+        error
     }
 
     /// Writes noted refusals to the ledger, many at a time.
@@ -272,7 +288,9 @@ async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> 
             if kind == Kind::Authority {
                 authorities.extend(page);
             } else {
-                page.iter().try_for_each(|document| state.put(document)).map_err(|bad| ApiError::Bug(bad.to_string()))?;
+                page.iter()
+                    .try_for_each(|document| state.put(document))
+                    .map_err(|bad| ApiError::Bug(bad.to_string()))?;
             }
             if after.is_none() {
                 break;
@@ -280,7 +298,10 @@ async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> 
         }
     }
     authorities.sort_by_key(|document| !document.body.contains("\"kind\":\"root\""));
-    authorities.iter().try_for_each(|document| state.put(document)).map_err(|bad| ApiError::Bug(bad.to_string()))?;
+    authorities
+        .iter()
+        .try_for_each(|document| state.put(document))
+        .map_err(|bad| ApiError::Bug(bad.to_string()))?;
     Ok(state)
 }
 

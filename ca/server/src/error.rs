@@ -98,6 +98,14 @@ pub enum AuthError {
         /// Why it was banned.
         reason: String,
     },
+    /// The node has renewed twice since: whoever presents this holds an old copy.
+    #[error("{who} presented certificate {serial}, which it has long replaced; its key may have been copied")]
+    Superseded {
+        /// The principal.
+        who: String,
+        /// The certificate's serial.
+        serial: String,
+    },
     /// Two credentials that could disagree.
     #[error("more than one credential: {what}")]
     TwoCredentials {

@@ -1,5 +1,5 @@
-//! Issuance: the one flow from a request to a certificate. Every door calls [`Ca::issue`]; there is no second path to
-//! a signature of a leaf.
+//! Issuance: the one flow from a request to a certificate. Every door calls [`Ca::issue`] or [`Ca::issue_with`]; the
+//! only other leaf is this server's own (`serving`), which has no request and walks the same chain of evidence.
 //!
 //! Laws: the steps stand in the order of architecture §5 and each consumes the evidence of the one before. Nothing is
 //! signed whose ledger entry is not durable. The path reads one immutable state, never the database, and holds no
@@ -53,7 +53,10 @@ impl Ca {
         ask: Ask<'_>,
     ) -> Result<Arc<Recorded<IssuedLeaf>>, IssueError> {
         let csr = ask.csr.verify()?;
-        self.issue_with(caller, csr, ask.wish, ask.request, |_issuance| Transaction::named("issue certificate")).await
+        self.issue_with(caller, csr, ask.wish, ask.request, |_issuance| {
+            Transaction::named("issue certificate")
+        })
+        .await
     }
 
     /// The whole of issuance, in order. `alongside` may add what must become true in the same transaction as the
@@ -104,7 +107,8 @@ impl Ca {
         // 6. Write the intent: the one durable, group-committed append.
         let transaction = alongside(prepared.issuance()).record(prepared.entry(now));
         let committed = self.commit(transaction).await?;
-        let receipt = committed.receipts.last().ok_or_else(|| StoreError::Bug { cause: "no receipt".into() })?;
+        let receipt =
+            committed.receipts.last().ok_or_else(|| StoreError::Bug { cause: "no receipt".into() })?;
         let intent = prepared.recorded(receipt)?;
 
         // 7. Sign, check, and only then reply: the reply is made from `Recorded` alone.

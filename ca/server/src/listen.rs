@@ -3,7 +3,8 @@
 //! Laws: one thread accepts and hands connections to workers in turn; each worker is a thread with a single-threaded
 //! runtime of its own, so a request never changes threads and responses of one moment leave in one write. A
 //! connection costs nothing before its place is reserved, a handshake has a deadline, and a caller that is slow, idle
-//! or dead is found by keepalive. The administrators' socket is created with its mode, never chmodded afterwards.
+//! or dead is found by keepalive. Whoever connects to the administrators'
+//! socket is judged by the kernel's word on who it is, not by the socket's mode.
 //! Not here: who may call what (`gate`), TLS itself (`rhizome-tls`).
 //! Sources: limits.md ("one current_thread runtime per core"), attacks.md §1.4.
 
@@ -88,7 +89,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -208,7 +213,8 @@ async fn handshake(
     let stream = TcpStream::from_std(stream).ok()?;
     match tls.accept(stream, HANDSHAKE_DEADLINE).await {
         Ok(accepted) => {
-            let certificate = accepted.client.and_then(|peer| certificate_of(peer, &ca.settings.trust_domain));
+            let certificate =
+                accepted.client.and_then(|peer| certificate_of(peer, &ca.settings.trust_domain));
             let peer = Arc::new(Peer::Remote { source, certificate });
             Some(Connection { transport: Transport::Tls(Box::new(accepted.stream)), peer, _place: place })
         }
@@ -265,7 +271,8 @@ pub(crate) async fn serve_unix(ca: Arc<Ca>, listener: UnixListener) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let (Ok(credentials), Ok(permit)) = (stream.peer_cred(), Arc::clone(&places).try_acquire_owned()) else {
+            let (Ok(credentials), Ok(permit)) = (stream.peer_cred(), Arc::clone(&places).try_acquire_owned())
+            else {
                 continue;
             };
             let peer = Arc::new(Peer::Local { uid: credentials.uid() });

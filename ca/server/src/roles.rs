@@ -73,7 +73,8 @@ mod tests {
 
     #[test]
     fn only_health_the_public_bundle_and_joining_are_open_to_anybody() {
-        let open: Vec<_> = METHODS.iter().filter(|(_, needed)| *needed == Nobody).map(|(path, _)| *path).collect();
+        let open: Vec<_> =
+            METHODS.iter().filter(|(_, needed)| *needed == Nobody).map(|(path, _)| *path).collect();
         assert_eq!(
             open,
             [

@@ -35,7 +35,11 @@ impl Spawner {
     }
 
     /// Starts `task` and drops it as soon as shutdown begins: for loops that hold nothing half-done between awaits.
-    pub(crate) fn spawn_until_stop(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn_until_stop(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         let stop = self.stop.clone();
         self.spawn(name, async move {
             tokio::select! {

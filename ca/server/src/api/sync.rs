@@ -21,10 +21,12 @@ use tonic::{Response, Streaming};
 
 use super::convert;
 use crate::ca::Ca;
-use crate::error::{ApiError, AuthError};
+use crate::error::ApiError;
+use crate::peer::PeerInfo;
 use crate::status::{Answer, Broken, Outgoing};
 
-/// Rules in one message: far below the message limit with the largest rules.
+/// Rules in one message. A rule has at most 32 KiB as it is stored (`api::admin::rules`), so a message has at most
+/// 3.2 MB, below the 4 MiB that gRPC clients accept unless told otherwise.
 const RULES_PER_MESSAGE: usize = 100;
 /// Messages waiting for a slow node; the stream then waits for it and nobody else does.
 const WAITING_MESSAGES: usize = 4;
@@ -34,7 +36,7 @@ type Answers = mpsc::Sender<Result<wire::SyncResponse, Broken>>;
 impl Ca {
     pub(crate) async fn start_sync(
         self: &Arc<Self>,
-        caller: Arc<AttestedCaller>,
+        peer: PeerInfo,
         mut incoming: Streaming<wire::SyncRequest>,
     ) -> Answer<Outgoing<wire::SyncResponse>> {
         let hello = match incoming.message().await?.and_then(|first| first.message) {
@@ -47,7 +49,7 @@ impl Ca {
         let (answers, outgoing) = mpsc::channel(WAITING_MESSAGES);
         let ca = Arc::clone(self);
         self.spawner.spawn_until_stop("sync", async move {
-            if let Err(broken) = ca.sync(&caller, hello, incoming, &answers).await {
+            if let Err(broken) = ca.sync(&peer, hello, incoming, &answers).await {
                 drop(answers.send(Err(broken)).await);
             }
         });
@@ -56,20 +58,20 @@ impl Ca {
 
     async fn sync(
         self: &Arc<Self>,
-        caller: &AttestedCaller,
+        peer: &PeerInfo,
         hello: wire::Hello,
         mut incoming: Streaming<wire::SyncRequest>,
         answers: &Answers,
     ) -> Result<(), Broken> {
-        let who = caller.principal().to_string();
+        let who = self.identify(peer)?.principal().to_string();
         let present = self.presence.enter(&who, &hello.agent_version, self.ports.clock.now());
         let mut changes = self.changes();
         let mut follower = Follower { cursor: Version(hello.cursor), bundle: 0, first: true };
         loop {
             changes.mark_unchanged();
             let state = self.state();
-            still_welcome(&state, caller)?;
-            for message in follower.catch_up(&state, caller, &who, self.remembers_since()) {
+            let caller = self.identify(peer)?;
+            for message in follower.catch_up(&state, &caller, &who, self.remembers_since()) {
                 if answers.send(Ok(message)).await.is_err() {
                     return Ok(());
                 }
@@ -98,15 +100,6 @@ impl Ca {
     }
 }
 
-fn still_welcome(state: &State, caller: &AttestedCaller) -> Result<(), ApiError> {
-    let Principal::Node { cluster, method, name } = caller.principal() else {
-        return Err(AuthError::NotAPrincipal { id: caller.principal().to_string() }.into());
-    };
-    let record = state.nodes().get(&format!("{cluster}/{method}/{name}"));
-    let record = record.ok_or_else(|| AuthError::Unknown { who: caller.principal().to_string() })?;
-    record.value.assert_caller().map(drop).map_err(ApiError::from)
-}
-
 /// How far a node has been told.
 struct Follower {
     cursor: Version,
@@ -129,11 +122,13 @@ impl Follower {
         let full = first && (self.cursor < remembers_since || self.cursor > state.version());
         let since = if full { Version(0) } else { self.cursor };
         let (upserts, removed_rules) = rules_since(state, caller, since, full);
-        let published = state.bundle().map(|it| &it.value.bundle).filter(|it| first || it.sequence() > self.bundle);
+        let published =
+            state.bundle().map(|it| &it.value.bundle).filter(|it| first || it.sequence() > self.bundle);
         self.bundle = published.map_or(self.bundle, rhizome_x509::Bundle::sequence);
         let directives = stop_orders(state, who, since);
         self.cursor = state.version();
-        let nothing = upserts.is_empty() && removed_rules.is_empty() && published.is_none() && directives.is_empty();
+        let nothing =
+            upserts.is_empty() && removed_rules.is_empty() && published.is_none() && directives.is_empty();
         if nothing && !first {
             return Vec::new();
         }
@@ -157,7 +152,12 @@ impl Follower {
 
 type WireRule = rhizome_proto::ca::v1::GrantRule;
 
-fn rules_since(state: &State, caller: &AttestedCaller, since: Version, full: bool) -> (Vec<WireRule>, Vec<String>) {
+fn rules_since(
+    state: &State,
+    caller: &AttestedCaller,
+    since: Version,
+    full: bool,
+) -> (Vec<WireRule>, Vec<String>) {
     let mut upserts = Vec::new();
     let mut removed: Vec<String> = Vec::new();
     for (name, rule) in state.rules().iter().filter(|(_, rule)| full || rule.version > since) {
@@ -194,7 +194,8 @@ fn may_apply(rule: &Rule, caller: &AttestedCaller) -> bool {
 fn stop_orders(state: &State, who: &str, since: Version) -> Vec<wire::Directive> {
     let mine = state.revocations().values().filter(|it| it.version > since && it.value.holder == who);
     mine.map(|it| {
-        let order = wire::StopServing { serials: vec![it.value.serial.to_string()], reason: it.value.reason.clone() };
+        let order =
+            wire::StopServing { serials: vec![it.value.serial.to_string()], reason: it.value.reason.clone() };
         wire::Directive { order: Some(Order::StopServing(order)) }
     })
     .collect()

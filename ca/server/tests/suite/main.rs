@@ -8,6 +8,7 @@
 
 mod admins;
 mod authorities;
+mod clock;
 mod explain;
 mod joining;
 mod nodes;

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use rhizome_core::documents::Transaction;
+use rhizome_core::documents::{Stored as _, Transaction};
 use rhizome_core::ledger::{Event, Issuance, Position, Profile, Record};
 use rhizome_core::state::Revocation;
 use rhizome_id::{Serial, SpiffeId, Timestamp};
@@ -27,8 +27,6 @@ const PAGE: usize = 1_000;
 const LOOKED_AT: usize = 100_000;
 /// Certificates that one call revokes; more are revoked by calling again.
 const MOST_REVOKED: usize = 1_000;
-/// Bytes of a reason.
-const REASON_BYTES: usize = 500;
 
 #[tonic::async_trait]
 impl CertificateAdminService for Api {
@@ -65,11 +63,7 @@ impl CertificateAdminService for Api {
     ) -> Answer<wire::RevokeCertificatesResponse> {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
-        let reason = request.reason.trim();
-        if reason.is_empty() || reason.len() > REASON_BYTES {
-            let problem = format!("say why, in 1 to {REASON_BYTES} bytes; it stands in the ledger for ever");
-            return Err(ApiError::Invalid { field: "reason", problem }.into());
-        }
+        let reason = super::read_required_reason(&request.reason)?;
         let now = self.0.ports.clock.now();
         let found = self.0.targets(request.target, now).await?;
         let serials: Vec<String> = found.iter().map(|it| it.issuance.serial.to_string()).collect();
@@ -133,10 +127,13 @@ impl Ca {
         while last > 0 && looked_at < LOOKED_AT {
             let count = u64::try_from(PAGE).unwrap_or(u64::MAX).min(last);
             let first = last.saturating_sub(count).saturating_add(1);
-            let page = self.ports.store.records(Position(first), usize::try_from(count).unwrap_or(PAGE)).await?;
+            let page =
+                self.ports.store.records(Position(first), usize::try_from(count).unwrap_or(PAGE)).await?;
             looked_at = looked_at.saturating_add(page.len());
             for record in page.iter().rev().filter(|record| record.counter.is_some()) {
-                let Some(match_) = read_issuance(record)?.filter(|it| wanted.is(&it.issuance)) else { continue };
+                let Some(match_) = read_issuance(record)?.filter(|it| wanted.is(&it.issuance)) else {
+                    continue;
+                };
                 if found.len() == limit {
                     return Ok((found, Some(record.position.0)));
                 }
@@ -165,18 +162,17 @@ impl Ca {
             Some(Target::Serial(serial)) => {
                 let found = self.issuance_of(&serial).await?;
                 if matches!(found.issuance.profile, Profile::Root | Profile::Issuer) {
-                    let problem = "that is an authority's own certificate; use `rhizome authority rotate`".to_owned();
+                    let problem =
+                        "that is an authority's own certificate; use `rhizome authority rotate`".to_owned();
                     return Err(ApiError::Invalid { field: "serial", problem });
                 }
-                return Ok(vec![found]);
+                return Ok(if self.is_revocable(&found.issuance) { vec![found] } else { Vec::new() });
             }
             Some(Target::SpiffeId(id)) => {
                 let id = convert::read("spiffe_id", &id)?;
                 Wanted { spiffe_id: Some(id), node: None, alive_at: Some(now) }
             }
-            Some(Target::NodeId(id)) => {
-                Wanted { spiffe_id: None, node: holder_of(&id), alive_at: Some(now) }
-            }
+            Some(Target::NodeId(id)) => Wanted { spiffe_id: None, node: holder_of(&id), alive_at: Some(now) },
         };
         let (mut found, mut from) = (Vec::new(), None);
         loop {
@@ -190,7 +186,8 @@ impl Ca {
     }
 
     fn is_revocable(&self, issuance: &Issuance) -> bool {
-        !matches!(issuance.profile, Profile::Root | Profile::Issuer) && !self.state().is_revoked(&issuance.serial)
+        !matches!(issuance.profile, Profile::Root | Profile::Issuer)
+            && !self.state().is_revoked(&issuance.serial)
     }
 
     async fn revoke(
@@ -204,7 +201,8 @@ impl Ca {
         for Found { issuance, .. } in found {
             let revocation = revocation_of(issuance, reason, by, now);
             let entry = self.changed(by, "certificate.revoke", &issuance.serial.to_string(), reason);
-            transaction = transaction.put(&revocation).record(entry);
+            // Whoever is first is the one whose reason stands; a second one at the same moment is told to look again.
+            transaction = transaction.require_absent(revocation.key()).put(&revocation).record(entry);
         }
         self.commit(transaction).await?;
         Ok(())

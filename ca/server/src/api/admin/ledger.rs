@@ -47,13 +47,17 @@ impl LedgerService for Api {
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
-    async fn list_entries(&self, request: Request<wire::ListEntriesRequest>) -> Answer<wire::ListEntriesResponse> {
+    async fn list_entries(
+        &self,
+        request: Request<wire::ListEntriesRequest>,
+    ) -> Answer<wire::ListEntriesResponse> {
         let request = request.into_inner();
         let limit = super::page_size(request.limit).min(MOST_LISTED);
         let mut from = request.from_sequence.max(1);
         let (mut entries, mut looked_at) = (Vec::new(), 0);
         loop {
-            let page = self.0.ports.store.records(Position(from), MOST_LISTED).await.map_err(ApiError::from)?;
+            let page =
+                self.0.ports.store.records(Position(from), MOST_LISTED).await.map_err(ApiError::from)?;
             let Some(last) = page.last().map(|record| record.position.0) else { break };
             looked_at += page.len();
             for record in &page {
@@ -103,8 +107,11 @@ impl Ca {
             let found;
             (verifier, found) = checked.map_err(|cause| ApiError::Bug(cause.to_string()))?;
             fault = found;
-            let update =
-                wire::VerifyLedgerResponse { checked: verifier.head().position.0, total, ..Default::default() };
+            let update = wire::VerifyLedgerResponse {
+                checked: verifier.head().position.0,
+                total,
+                ..Default::default()
+            };
             if progress.send(Ok(update)).await.is_err() {
                 return Ok(());
             }

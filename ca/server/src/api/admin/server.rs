@@ -49,8 +49,9 @@ impl ServerService for Api {
         let entry = self.0.changed(&by, "store.backup", self.0.settings.trust_domain.as_str(), "");
         let transaction = rhizome_core::documents::Transaction::named("note backup").record(entry);
         self.0.commit(transaction).await.map_err(ApiError::from)?;
-        self.0.ports.store.backup(&path).await.map_err(ApiError::from)?;
+        // Read before the copy: the copy holds at least this much.
         let head = self.0.ledger_head().await?;
+        self.0.ports.store.backup(&path).await.map_err(ApiError::from)?;
         let manifest = self.0.manifest(head);
         let (pieces, outgoing) = mpsc::channel(4);
         self.0.spawner.spawn_until_stop("send backup", async move {
@@ -125,9 +126,11 @@ impl Ca {
     async fn status(self: &Arc<Self>) -> Result<wire::GetStatusResponse, ApiError> {
         let state = self.state();
         let bundle = state.bundle().map(|it| &it.value.bundle);
-        let active_root = state.authorities().values().map(|it| &it.value).find(|it| {
-            it.kind == AuthorityKind::Root && it.state == AuthorityState::Active
-        });
+        let active_root = state
+            .authorities()
+            .values()
+            .map(|it| &it.value)
+            .find(|it| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active);
         let count = |it: usize| u64::try_from(it).unwrap_or(u64::MAX);
         let problems = self.problems();
         Ok(wire::GetStatusResponse {
@@ -141,7 +144,9 @@ impl Ca {
             active_root: active_root.map(|it| it.id.to_string()).unwrap_or_default(),
             root_not_after: active_root.map(|it| convert::timestamp(it.certificate.not_after())),
             active_issuer: state.issuer().map(|it| it.id.to_string()).unwrap_or_default(),
-            issuer_not_after: state.issuer().map(|it| convert::timestamp(it.issuer.certificate().not_after())),
+            issuer_not_after: state
+                .issuer()
+                .map(|it| convert::timestamp(it.issuer.certificate().not_after())),
             ledger_head: Some(self.ledger_head().await?),
             nodes: count(state.nodes().len()),
             connected_nodes: count(self.presence.count()),
