@@ -126,15 +126,14 @@ impl AsyncWrite for Connection {
 
 pub(crate) type Raw = (std::net::TcpStream, SocketAddr, Place);
 
+/// Where connections are handed to, and the threads to wait for.
+pub(crate) type Workers = (Vec<mpsc::Sender<Raw>>, Vec<std::thread::JoinHandle<()>>);
+
 /// Starts the workers; each serves the connections that its channel brings until the server stops.
 ///
 /// # Errors
 /// The operating system's reason for not giving a thread or a runtime.
-pub(crate) fn start_workers(
-    ca: &Arc<Ca>,
-    tls: &ServerTls,
-    count: usize,
-) -> io::Result<(Vec<mpsc::Sender<Raw>>, Vec<std::thread::JoinHandle<()>>)> {
+pub(crate) fn start_workers(ca: &Arc<Ca>, tls: &ServerTls, count: usize) -> io::Result<Workers> {
     let mut senders = Vec::new();
     let mut threads = Vec::new();
     for number in 0..count.max(1) {

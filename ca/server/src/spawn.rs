@@ -3,7 +3,9 @@
 //! Laws: the shell starts tasks only here; a tidy lint bans `tokio::spawn` elsewhere.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 
+use futures::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,13 +24,9 @@ impl Spawner {
 
     /// Starts `task`, called `name` in the log.
     pub(crate) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
-        let handle = self.tasks.spawn(task);
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
-        tokio::spawn(async move {
-            if let Err(failure) = handle.await
-                && failure.is_panic()
-            {
+        self.tasks.spawn(async move {
+            // A task owns what it works on; nothing of it is looked at after a panic.
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
                 tracing::error!(task = name, "a background task panicked; this is a bug, please report it");
             }
         });

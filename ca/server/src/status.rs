@@ -164,12 +164,12 @@ fn bug() -> Public {
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
         let public = public(&error);
-        match public.grpc {
-            Code::Internal => tracing::error!(code = public.code, cause = %error, "request failed"),
-            Code::Unauthenticated | Code::Unavailable => {
-                tracing::warn!(code = public.code, cause = %error, "request refused");
-            }
-            _ => tracing::debug!(code = public.code, cause = %error, "request refused"),
+        if public.grpc == Code::Internal {
+            tracing::error!(code = public.code, cause = %error, "request failed");
+        } else if matches!(public.grpc, Code::Unauthenticated | Code::Unavailable) {
+            tracing::warn!(code = public.code, cause = %error, "request refused");
+        } else {
+            tracing::debug!(code = public.code, cause = %error, "request refused");
         }
         let mut status = Self::new(public.grpc, public.message);
         let metadata = status.metadata_mut();

@@ -186,7 +186,17 @@ fn may_apply(rule: &Rule, caller: &AttestedCaller) -> bool {
             AttributeName::Namespace => {
                 values.contains("*") || values.iter().any(|value| caller.scope().allows_namespace(value))
             }
-            _ => true,
+            // What only the workload's own attestation can tell.
+            AttributeName::Platform
+            | AttributeName::ServiceAccount
+            | AttributeName::Pod
+            | AttributeName::UnixUid
+            | AttributeName::UnixGid
+            | AttributeName::UnixUser
+            | AttributeName::UnixPath
+            | AttributeName::UnixSha256
+            | AttributeName::SystemdUnit
+            | AttributeName::Label(_) => true,
         }
     })
 }

@@ -36,7 +36,7 @@ impl LedgerService for Api {
         &self,
         request: Request<wire::VerifyLedgerRequest>,
     ) -> Answer<Self::VerifyLedgerStream> {
-        let expected = request.into_inner().expected_head.map(read_head).transpose()?;
+        let expected = request.into_inner().expected_head.as_ref().map(read_head).transpose()?;
         let (progress, outgoing) = mpsc::channel(4);
         let ca = Arc::clone(&self.0);
         self.0.spawner.spawn_until_stop("verify ledger", async move {
@@ -155,7 +155,7 @@ const fn wrong_head(at: Position, expected: Head) -> Fault {
     Fault { at, kind: FaultKind::WrongHead { expected: expected.position.0, hash: expected.hash } }
 }
 
-fn read_head(head: wire::LedgerHead) -> Result<Head, ApiError> {
+fn read_head(head: &wire::LedgerHead) -> Result<Head, ApiError> {
     let hash: Digest = convert::read_digest("expected_head.digest", &head.digest)?;
     Ok(Head { position: Position(head.sequence), hash })
 }
