@@ -40,7 +40,9 @@ impl CertificateService for Api {
         request: Request<Streaming<wire::SignCertificatesRequest>>,
     ) -> Answer<Self::SignCertificatesStream> {
         let lane = Arc::new(Lane { api: self.clone(), peer: gate::peer(&request)?, told: AtomicU64::new(0) });
-        let answers = request.into_inner().map(move |item| {
+        // When the server stops, what has arrived is answered and nothing more is read.
+        let stop = self.0.spawner.stopping().clone().cancelled_owned();
+        let answers = request.into_inner().take_until(stop).map(move |item| {
             let lane = Arc::clone(&lane);
             async move {
                 let item = item?;

@@ -119,7 +119,8 @@ impl Follower {
         let first = std::mem::replace(&mut self.first, false);
         // A cursor from before this process began to remember deletions, or from a future that a restored backup
         // does not know, cannot be followed: start anew.
-        let full = first && (self.cursor < remembers_since || self.cursor > state.version());
+        let unknown = self.cursor < remembers_since || self.cursor > state.version();
+        let full = first && (self.cursor == Version(0) || unknown);
         let since = if full { Version(0) } else { self.cursor };
         let (upserts, removed_rules) = rules_since(state, caller, since, full);
         let published =
@@ -136,12 +137,14 @@ impl Follower {
             .chunks(RULES_PER_MESSAGE)
             .map(|chunk| wire::SyncResponse { upserts: chunk.to_vec(), ..wire::SyncResponse::default() })
             .collect();
+        // The last message carries everything else, and the cursor that makes the batch count.
+        let last = messages.pop().unwrap_or_default();
         messages.push(wire::SyncResponse {
             cursor: self.cursor.0,
             removed_rules,
             bundle: published.map(convert::bundle),
             directives,
-            ..wire::SyncResponse::default()
+            ..last
         });
         if let Some(message) = messages.first_mut() {
             message.full = full;

@@ -14,5 +14,6 @@ mod joining;
 mod nodes;
 mod roles;
 mod rules;
+mod streams;
 mod support;
 mod tokens;
