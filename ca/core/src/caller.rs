@@ -22,9 +22,9 @@ use crate::attributes::Attributes;
 pub enum Role {
     /// Sees everything but secrets, changes nothing.
     Viewer,
-    /// Also changes rules, join tokens and nodes.
+    /// Also changes rules, join tokens and nodes, and revokes certificates.
     Operator,
-    /// Also touches roots and administrators.
+    /// Also manages administrators, rotates issuers and takes backups.
     Security,
 }
 

@@ -318,6 +318,12 @@ pub enum FaultKind {
         /// Hash of the expected head.
         hash: Digest,
     },
+    /// The record at the place of a head that was kept has another hash.
+    #[error("this record has another hash than the head that was kept ({kept}); the ledger was rewritten")]
+    Rewritten {
+        /// The hash that was kept.
+        kept: Digest,
+    },
 }
 
 /// Walks a ledger from its first record and finds the first fault. Feed it every record in the order of positions.

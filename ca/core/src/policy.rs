@@ -235,7 +235,7 @@ pub enum DenialReason {
     #[error("no rule matches these attributes; `rhizome explain` shows the nearest ones")]
     NoRule,
     /// Rules give several identities and the wish names none.
-    #[error("several identities are possible; ask for one of them by name")]
+    #[error("several identities are possible; ask for one of them: {}", spelled(candidates))]
     Ambiguous {
         /// The identities, sorted, at most 16.
         candidates: Vec<SpiffeId>,
@@ -261,6 +261,11 @@ pub enum DenialReason {
         /// What is wrong.
         error: TemplateError,
     },
+}
+
+fn spelled(candidates: &[SpiffeId]) -> String {
+    let ids: Vec<String> = candidates.iter().map(ToString::to_string).collect();
+    ids.join(", ")
 }
 
 impl DenialReason {

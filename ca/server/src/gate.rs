@@ -155,9 +155,17 @@ impl Ca {
             Peer::Local { uid } => self.local(*uid),
             Peer::Remote { certificate: None, .. } => Err(AuthError::NoCredential.into()),
             Peer::Remote { certificate: Some(certificate), .. } => {
-                Ok(Arc::new(certified(&self.state(), certificate, self.ports.clock.now())?))
+                Ok(Arc::new(certified(&self.state(), certificate, self.judging_time())?))
             }
         }
+    }
+
+    /// Counts a message of an open stream like a call of its own.
+    pub(crate) fn counted<T>(&self, peer: &Peer, message: Option<T>) -> Result<Option<T>, ApiError> {
+        if message.is_some() {
+            self.authenticate(peer)?;
+        }
+        Ok(message)
     }
 
     /// A process on this machine: root and the server's own user hold `security`, others what the settings say.

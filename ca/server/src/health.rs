@@ -31,6 +31,9 @@ impl Ca {
         if state.bundle().is_none() {
             problems.push("no trust bundle is published".to_owned());
         }
+        if self.store_has_failed() {
+            problems.push("the last durable write failed; the server's log says why".to_owned());
+        }
         if let Err(cause) = self.now() {
             problems.push(cause.to_string());
         }

@@ -133,6 +133,7 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     ca.spawner.spawn_until_stop("rotate", Arc::clone(&ca).rotate_forever());
     ca.spawner.spawn_until_stop("self-check", Arc::clone(&ca).check_itself());
     ca.spawner.spawn_until_stop("record refusals", Arc::clone(&ca).record_refusals(refusals));
+    ca.spawner.spawn_until_stop("probe store", Arc::clone(&ca).probe_store());
     ca.spawner.spawn_until_stop("housekeeping", Arc::clone(&ca).keep_house());
     let forgetting = Arc::clone(&ca);
     ca.spawner.spawn_until_stop("forget idle callers", async move {

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Streaming};
 
+use super::sync::ASK_AGAIN;
 use super::{Api, convert};
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
@@ -96,7 +97,8 @@ impl Ca {
                 changed = changes.changed() => if changed.is_err() {
                     return Ok(());
                 },
-                message = incoming.message() => match message?.map(|it| it.message) {
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+                message = incoming.message() => match self.counted(peer, message?)?.map(|it| it.message) {
                     None => return Ok(()),
                     Some(Some(Message::Acknowledgement(acknowledgement))) => {
                         present.seen(self.ports.clock.now());

@@ -3,6 +3,7 @@
 //! Sources: grpc.health.v1. Services have no health of their own here: every name asks about the whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,6 +15,9 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use super::Api;
 use crate::ca::Ca;
 use crate::status::{Answer, Outgoing};
+
+/// How often a watcher's process is looked at, besides after every change: clocks and disks do not announce themselves.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 #[tonic::async_trait]
 impl Health for Api {
@@ -39,6 +43,7 @@ impl Health for Api {
                 }
                 tokio::select! {
                     () = answers.closed() => return,
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
                     changed = changes.changed() => if changed.is_err() {
                         return;
                     },

@@ -5,13 +5,16 @@
 //! batch, so a stream that breaks half-way resumes from the batch's beginning. Acknowledgements are kept durably.
 //! A banned or evicted node's stream ends.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rhizome_core::attributes::AttributeName;
 use rhizome_core::caller::{AttestedCaller, Principal};
-use rhizome_core::documents::Version;
+use rhizome_core::documents::{DocumentKey, Kind};
 use rhizome_core::rules::Rule;
-use rhizome_core::state::State;
+use rhizome_core::state::{Revocation, State};
+use rhizome_id::{RuleName, Serial};
 use rhizome_proto::node::v1 as wire;
 use rhizome_proto::node::v1::directive::Order;
 use rhizome_proto::node::v1::sync_request::Message;
@@ -30,6 +33,9 @@ use crate::status::{Answer, Broken, Outgoing};
 const RULES_PER_MESSAGE: usize = 100;
 /// Messages waiting for a slow node; the stream then waits for it and nobody else does.
 const WAITING_MESSAGES: usize = 4;
+
+/// How often the other end of a quiet stream is asked who it is.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 type Answers = mpsc::Sender<Result<wire::SyncResponse, Broken>>;
 
@@ -66,12 +72,12 @@ impl Ca {
         let who = self.identify(peer)?.principal().to_string();
         let present = self.presence.enter(&who, &hello.agent_version, self.ports.clock.now());
         let mut changes = self.changes();
-        let mut follower = Follower { cursor: Version(hello.cursor), bundle: 0, first: true };
+        let mut follower = Follower { cursor: hello.cursor, bundle: 0, first: true };
         loop {
             changes.mark_unchanged();
             let state = self.state();
             let caller = self.identify(peer)?;
-            for message in follower.catch_up(&state, &caller, &who, self.remembers_since()) {
+            for message in follower.catch_up(&state, &caller, &who) {
                 if answers.send(Ok(message)).await.is_err() {
                     return Ok(());
                 }
@@ -80,7 +86,9 @@ impl Ca {
                 changed = changes.changed() => if changed.is_err() {
                     return Ok(());
                 },
-                message = incoming.message() => match message?.map(|it| it.message) {
+                // Certificates expire without anything changing.
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+                message = incoming.message() => match self.counted(peer, message?)?.map(|it| it.message) {
                     None => return Ok(()),
                     Some(Some(Message::BundleAcknowledgement(acknowledgement))) => {
                         present.seen(self.ports.clock.now());
@@ -102,32 +110,28 @@ impl Ca {
 
 /// How far a node has been told.
 struct Follower {
-    cursor: Version,
+    cursor: u64,
     bundle: u64,
     first: bool,
 }
 
 impl Follower {
     /// The messages that bring the node to `state`; none when nothing concerns it.
-    fn catch_up(
-        &mut self,
-        state: &State,
-        caller: &AttestedCaller,
-        who: &str,
-        remembers_since: Version,
-    ) -> Vec<wire::SyncResponse> {
+    fn catch_up(&mut self, state: &State, caller: &AttestedCaller, who: &str) -> Vec<wire::SyncResponse> {
         let first = std::mem::replace(&mut self.first, false);
-        // A cursor from before this process began to remember deletions, or from a future that a restored backup
-        // does not know, cannot be followed: start anew.
-        let unknown = self.cursor < remembers_since || self.cursor > state.version();
-        let full = first && (self.cursor == Version(0) || unknown);
-        let since = if full { Version(0) } else { self.cursor };
-        let (upserts, removed_rules) = rules_since(state, caller, since, full);
+        // A cursor from before this process began to remember, or from a future that a restored backup does not know,
+        // cannot be followed: start anew.
+        let changes = if first && self.cursor == 0 { None } else { state.changes_since(self.cursor) };
+        let full = changes.is_none();
+        let told = match changes {
+            None => everything(state, caller, who),
+            Some(changes) => changed(state, caller, who, changes),
+        };
+        let Told { upserts, removed_rules, directives } = told;
         let published =
             state.bundle().map(|it| &it.value.bundle).filter(|it| first || it.sequence() > self.bundle);
         self.bundle = published.map_or(self.bundle, rhizome_x509::Bundle::sequence);
-        let directives = stop_orders(state, who, since);
-        self.cursor = state.version();
+        self.cursor = state.cursor();
         let nothing =
             upserts.is_empty() && removed_rules.is_empty() && published.is_none() && directives.is_empty();
         if nothing && !first {
@@ -140,7 +144,7 @@ impl Follower {
         // The last message carries everything else, and the cursor that makes the batch count.
         let last = messages.pop().unwrap_or_default();
         messages.push(wire::SyncResponse {
-            cursor: self.cursor.0,
+            cursor: self.cursor,
             removed_rules,
             bundle: published.map(convert::bundle),
             directives,
@@ -155,26 +159,50 @@ impl Follower {
 
 type WireRule = rhizome_proto::ca::v1::GrantRule;
 
-fn rules_since(
+/// What a node is told besides the bundle.
+#[derive(Default)]
+struct Told {
+    upserts: Vec<WireRule>,
+    removed_rules: Vec<String>,
+    directives: Vec<wire::Directive>,
+}
+
+fn everything(state: &State, caller: &AttestedCaller, who: &str) -> Told {
+    let applies = state.rules().values().filter(|it| may_apply(&it.value, caller));
+    let mine = state.revocations().values().filter(|it| it.value.holder == who);
+    Told {
+        upserts: applies.map(|it| convert::rule(&it.value)).collect(),
+        removed_rules: Vec::new(),
+        directives: mine.map(|it| stop_serving(&it.value)).collect(),
+    }
+}
+
+/// Costs what changed, not what there is.
+fn changed<'a>(
     state: &State,
     caller: &AttestedCaller,
-    since: Version,
-    full: bool,
-) -> (Vec<WireRule>, Vec<String>) {
-    let mut upserts = Vec::new();
-    let mut removed: Vec<String> = Vec::new();
-    for (name, rule) in state.rules().iter().filter(|(_, rule)| full || rule.version > since) {
-        if may_apply(&rule.value, caller) {
-            upserts.push(convert::rule(&rule.value));
-        } else if !full {
-            // It may have applied before it was changed.
-            removed.push(name.to_string());
+    who: &str,
+    changes: impl Iterator<Item = &'a DocumentKey>,
+) -> Told {
+    let mut told = Told::default();
+    // Each once, however often it changed.
+    let keys: BTreeSet<&DocumentKey> = changes.collect();
+    for key in keys {
+        if key.kind == Kind::Rule {
+            let rule = key.id.parse().ok().and_then(|name: RuleName| state.rules().get(&name));
+            match rule.filter(|it| may_apply(&it.value, caller)) {
+                Some(rule) => told.upserts.push(convert::rule(&rule.value)),
+                // Deleted, or changed so that it cannot apply (any more).
+                None => told.removed_rules.push(key.id.clone()),
+            }
+        } else if key.kind == Kind::Revocation {
+            let serial = key.id.parse().ok().map(|serial: Serial| serial.counter());
+            let revocation = serial.and_then(|counter| state.revocations().get(&counter));
+            let mine = revocation.filter(|it| it.value.holder == who);
+            told.directives.extend(mine.map(|it| stop_serving(&it.value)));
         }
     }
-    if !full {
-        removed.extend(state.rules_deleted_since(since).map(ToOwned::to_owned));
-    }
-    (upserts, removed)
+    told
 }
 
 /// Whether `rule` could ever grant something to a workload of this node: its conditions on the node itself must hold.
@@ -204,12 +232,8 @@ fn may_apply(rule: &Rule, caller: &AttestedCaller) -> bool {
     })
 }
 
-fn stop_orders(state: &State, who: &str, since: Version) -> Vec<wire::Directive> {
-    let mine = state.revocations().values().filter(|it| it.version > since && it.value.holder == who);
-    mine.map(|it| {
-        let order =
-            wire::StopServing { serials: vec![it.value.serial.to_string()], reason: it.value.reason.clone() };
-        wire::Directive { order: Some(Order::StopServing(order)) }
-    })
-    .collect()
+fn stop_serving(revocation: &Revocation) -> wire::Directive {
+    let order =
+        wire::StopServing { serials: vec![revocation.serial.to_string()], reason: revocation.reason.clone() };
+    wire::Directive { order: Some(Order::StopServing(order)) }
 }

@@ -112,7 +112,10 @@ async fn an_acknowledgement_counts_for_the_published_bundle_and_a_ban_ends_the_s
         }
         tokio::task::yield_now().await;
     };
-    assert_eq!((known.name.as_str(), known.behind, known.connected), ("node:prod/join_token/vm-1", false, true));
+    assert_eq!(
+        (known.name.as_str(), known.behind, known.connected),
+        ("node:prod/join_token/vm-1", false, true)
+    );
     assert_eq!(known.acknowledged_digest, bundle.digest);
     ban(&server, &vm.id).await;
     assert_eq!(answers.message().await.unwrap_err().code(), Code::Unauthenticated);
@@ -195,8 +198,10 @@ async fn syncing(
 
 /// A rule for workloads in `cluster`; the nodes of the test belong to `prod`.
 fn put(name: &str, cluster: &str) -> admin::PutRuleRequest {
-    let condition =
-        |attribute: &str, value: &str| ca::Condition { attribute: attribute.into(), values: vec![value.into()] };
+    let condition = |attribute: &str, value: &str| ca::Condition {
+        attribute: attribute.into(),
+        values: vec![value.into()],
+    };
     let rule = ca::GrantRule {
         name: name.into(),
         conditions: vec![condition("cluster", cluster), condition("namespace", "*")],

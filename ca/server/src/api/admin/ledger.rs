@@ -139,7 +139,8 @@ fn check_page(mut verifier: Verifier, page: &[Record], expected: Option<Head>) -
             && expected.position == record.position
             && expected.hash != record.hash
         {
-            return (verifier, Some(wrong_head(record.position, expected)));
+            let kind = FaultKind::Rewritten { kept: expected.hash };
+            return (verifier, Some(Fault { at: record.position, kind }));
         }
     }
     (verifier, None)
@@ -148,11 +149,8 @@ fn check_page(mut verifier: Verifier, page: &[Record], expected: Option<Head>) -
 /// A fault when the head that the administrator kept lies beyond the end.
 fn beyond(expected: Option<Head>, reached: Head) -> Option<Fault> {
     let expected = expected.filter(|it| it.position > reached.position)?;
-    Some(wrong_head(reached.position, expected))
-}
-
-const fn wrong_head(at: Position, expected: Head) -> Fault {
-    Fault { at, kind: FaultKind::WrongHead { expected: expected.position.0, hash: expected.hash } }
+    let kind = FaultKind::WrongHead { expected: expected.position.0, hash: expected.hash };
+    Some(Fault { at: reached.position, kind })
 }
 
 fn read_head(head: &wire::LedgerHead) -> Result<Head, ApiError> {
