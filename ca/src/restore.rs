@@ -250,12 +250,13 @@ async fn revoke_tokens(store: &dyn Store, by: &str, now: Timestamp) -> Result<us
     }
 }
 
-/// Tokens that somebody could still redeem, or may have redeemed after the backup was taken.
+/// Tokens that somebody could still redeem, or may have redeemed after the backup was taken; and used ones, whose key
+/// could retry although an administrator may have ended that since.
 fn outstanding(page: &[Document]) -> Result<Vec<Versioned<JoinToken>>, BadDocument> {
     let mut found = Vec::new();
     for document in page {
         let token = document.read::<JoinToken>()?;
-        if token.value.state == TokenState::Unused {
+        if !matches!(token.value.state, TokenState::Revoked { .. }) {
             found.push(token);
         }
     }

@@ -17,7 +17,7 @@ use rhizome_core::issuance::{IssuedLeaf, Recorded};
 use rhizome_core::ledger::{Entry, Event};
 use rhizome_core::ports::{Committed, StoreError};
 use rhizome_core::state::{PublishedBundle, State};
-use rhizome_id::{Digest, ReplicaNumber, Timestamp, TrustDomain};
+use rhizome_id::{ReplicaNumber, Timestamp, TrustDomain};
 use rhizome_proto::ca::v1 as wire;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -33,8 +33,8 @@ use crate::spawn::Spawner;
 
 /// Documents read in one go while loading.
 const PAGE: usize = 1_000;
-/// Certificates remembered for retries with the same request id, and for how long.
-const REMEMBERED_REQUESTS: u64 = 100_000;
+/// Bytes of certificates remembered for retries with the same request id, and for how long.
+const REMEMBERED_BYTES: u64 = 32 << 20;
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 /// How far the clock may lie behind the ledger before issuing stops: above any step of a well-kept clock.
 const CLOCK_TOLERANCE_SECONDS: i64 = 120;
@@ -42,12 +42,6 @@ const CLOCK_TOLERANCE_SECONDS: i64 = 120;
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Refusals waiting to be recorded; more are counted and dropped, so that a flood of refusals costs no memory.
 const WAITING_REFUSALS: usize = 1_024;
-
-/// A request that was answered: what a retry with the same id gets.
-pub(crate) struct Remembered {
-    pub(crate) key: Digest,
-    pub(crate) leaf: Arc<Recorded<IssuedLeaf>>,
-}
 
 /// One authority process.
 pub(crate) struct Ca {
@@ -59,13 +53,15 @@ pub(crate) struct Ca {
     pub(crate) presence: Presence,
     pub(crate) lately: Lately,
     pub(crate) spawner: Spawner,
-    pub(crate) recent: Cache<(String, String), Arc<Remembered>>,
+    pub(crate) recent: Cache<(String, String), Arc<Recorded<IssuedLeaf>>>,
     pub(crate) started_at: Timestamp,
     state: ArcSwap<State>,
     wire_bundle: ArcSwap<Option<Arc<wire::Bundle>>>,
     changes: watch::Sender<u64>,
     newest: AtomicI64,
     store_failed: AtomicBool,
+    halted: AtomicBool,
+    pub(crate) backing_up: tokio::sync::Mutex<()>,
     refusals: mpsc::Sender<Entry>,
 }
 
@@ -86,12 +82,14 @@ impl Ca {
             quota: Quota::new(settings.limits),
             presence: Presence::default(),
             lately: Lately::default(),
-            recent: Cache::builder().max_capacity(REMEMBERED_REQUESTS).time_to_live(REMEMBERED_FOR).build(),
+            recent: remembered(),
             started_at: ports.clock.now(),
             wire_bundle: ArcSwap::from_pointee(wire_bundle(&state)),
             state: ArcSwap::from_pointee(state),
             newest: AtomicI64::new(newest.unix()),
             store_failed: AtomicBool::new(false),
+            halted: AtomicBool::new(false),
+            backing_up: tokio::sync::Mutex::default(),
             settings,
             ports,
             spawner,
@@ -148,19 +146,19 @@ impl Ca {
             return self.noting_failure(self.ports.store.commit(transaction).await);
         }
         let ca = Arc::clone(self);
-        let ended = self.to_the_end("commit", async move { ca.commit_writes(transaction).await }).await;
-        ended.unwrap_or_else(|| Err(StoreError::Bug { cause: "a commit was lost".into() }))
+        self.to_the_end("commit", async move { ca.commit_writes(transaction).await }).await
     }
 
-    /// Runs `work` to its end, whether or not the caller waits for it. `None` when it panicked.
-    pub(crate) async fn to_the_end<T: Send + 'static>(
+    /// Runs `work` to its end, whether or not the caller waits for it.
+    pub(crate) async fn to_the_end<T: Send + 'static, E: From<StoreError> + Send + 'static>(
         &self,
         name: &'static str,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> Option<T> {
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E> {
         let (sender, outcome) = oneshot::channel();
         self.spawner.spawn(name, async move { drop(sender.send(work.await)) });
-        outcome.await.ok()
+        let lost = || StoreError::Bug { cause: format!("`{name}` panicked") };
+        outcome.await.unwrap_or_else(|_panicked| Err(lost().into()))
     }
 
     async fn commit_writes(self: &Arc<Self>, transaction: Transaction) -> Result<Committed, StoreError> {
@@ -265,6 +263,19 @@ impl Ca {
         self.store_failed.load(Ordering::Relaxed)
     }
 
+    /// Stops issuing until the process is restarted.
+    pub(crate) fn halt(&self) {
+        self.halted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether issuing goes on.
+    ///
+    /// # Errors
+    /// [`IssueError::Halted`] after a signature was refused.
+    pub(crate) fn check_not_halted(&self) -> Result<(), IssueError> {
+        if self.halted.load(Ordering::Relaxed) { Err(IssueError::Halted) } else { Ok(()) }
+    }
+
     /// Tries a small durable write while the store is failing, so that readiness comes back by itself.
     pub(crate) async fn probe_store(self: Arc<Self>) {
         loop {
@@ -347,6 +358,16 @@ impl Ca {
         let newest = Timestamp::from_unix(self.newest.load(Ordering::Relaxed));
         self.ports.clock.now().max(newest.minus(CLOCK_TOLERANCE_SECONDS))
     }
+}
+
+/// Answered requests: what a retry with the same id gets. Bounded by bytes, since what a caller vouches for is kept.
+fn remembered() -> Cache<(String, String), Arc<Recorded<IssuedLeaf>>> {
+    let weigh = |(caller, id): &(String, String), leaf: &Arc<Recorded<IssuedLeaf>>| {
+        let attributes: usize = leaf.issuance().attributes.iter().map(String::len).sum();
+        let bytes = 2_048 + leaf.certificate().der().len() + caller.len() + id.len() + attributes;
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    };
+    Cache::builder().max_capacity(REMEMBERED_BYTES).weigher(weigh).time_to_live(REMEMBERED_FOR).build()
 }
 
 async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> Result<State, ApiError> {

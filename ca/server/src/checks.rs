@@ -2,7 +2,7 @@
 //!
 //! Laws: every check has a stable name, a severity and a remedy. What renews itself fails only when it is overdue, so
 //! `--fail-within` is about what needs a person. Nothing here changes anything.
-//! Sources: linkerd's `check` and vault's `pki health-check` for the form (peers.md §2).
+//! Sources: `linkerd check` (linkerd.io/2/reference/cli/check) and Vault's `vault pki health-check`, for the form.
 
 use std::sync::Arc;
 
@@ -76,19 +76,23 @@ impl Ca {
                 let (from, until) = (it.certificate.not_before(), it.certificate.not_after());
                 let left = until.since(now);
                 let (ok, remedy) = match it.kind {
-                    AuthorityKind::Root => {
-                        (left > within, "plan a new root now; it takes every subscriber's word")
-                    }
+                    AuthorityKind::Root => (
+                        left > within,
+                        format!(
+                            "a root cannot be replaced yet: found a new authority before {until} and let every node \
+                             join it; see `A root that ends` in operations.md"
+                        ),
+                    ),
                     AuthorityKind::Issuer => (
                         now < authority::activate_at(from, until).plus(OVERDUE_SECONDS) && left > 0,
-                        "issuers rotate by themselves; this one is overdue: read the server's log",
+                        "issuers rotate by themselves; this one is overdue: read the server's log".to_owned(),
                     ),
                 };
                 let summary = format!("{} is valid until {until}, {} left", it.id, in_words(left));
                 let name = format!("authority.{}.expiry", it.kind);
                 Check {
                     expires_at: Some(convert::timestamp(until)),
-                    ..check(&name, CheckSeverity::Critical, ok, summary, remedy)
+                    ..check(&name, CheckSeverity::Critical, ok, summary, &remedy)
                 }
             })
             .collect()

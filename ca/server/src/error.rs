@@ -40,6 +40,9 @@ pub enum IssueError {
         /// The newest instant known.
         seen: Timestamp,
     },
+    /// A signature did not fit what was linted; nothing more is issued.
+    #[error("issuing has stopped because a signature was refused; look at the signer and restart")]
+    Halted,
     /// The operating system gives no randomness.
     #[error("no randomness from the operating system")]
     NoEntropy,

@@ -31,6 +31,9 @@ impl Ca {
         if state.bundle().is_none() {
             problems.push("no trust bundle is published".to_owned());
         }
+        if let Err(halted) = self.check_not_halted() {
+            problems.push(halted.to_string());
+        }
         if self.store_has_failed() {
             problems.push("the last durable write failed; the server's log says why".to_owned());
         }

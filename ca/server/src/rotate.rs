@@ -217,7 +217,10 @@ impl Ca {
             not_after: validity.not_after,
         };
         let prepared = Prepared::root(&spec, &key.id, "server").map_err(IssueError::from)?;
-        let certificate = self.certify(prepared, now).await?;
+        let certificate = match self.certify(prepared, now).await {
+            Ok(certificate) => certificate,
+            Err(cause) => return Err(self.give_up(&key, cause).await),
+        };
         self.store_authority(AuthorityKind::Root, &id, &key, certificate, None, now, reason).await
     }
 
@@ -245,7 +248,10 @@ impl Ca {
         };
         let above = (&root.id, &root.certificate, root.algorithm);
         let prepared = Prepared::intermediate(&spec, above, &root.key, "server").map_err(IssueError::from)?;
-        let certificate = self.certify(prepared, now).await?;
+        let certificate = match self.certify(prepared, now).await {
+            Ok(certificate) => certificate,
+            Err(cause) => return Err(self.give_up(&key, cause).await),
+        };
         let issuer = Some(root.id.clone());
         self.store_authority(AuthorityKind::Issuer, &id, &key, certificate, issuer, now, reason).await?;
         Ok(id)
@@ -270,6 +276,14 @@ impl Ca {
             .await
             .map_err(IssueError::from)?;
         Ok((id, key))
+    }
+
+    /// Destroys a key that no document names and none will: trying again makes another one.
+    async fn give_up(&self, key: &KeyInfo, cause: IssueError) -> ApiError {
+        if let Err(kept) = self.ports.keys.destroy(&key.id).await {
+            tracing::warn!(key = %key.id, %kept, "a key that nobody needs could not be destroyed");
+        }
+        cause.into()
     }
 
     /// Records, then signs: the same order as for leaves.

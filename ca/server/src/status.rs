@@ -108,6 +108,11 @@ fn of_issue(error: &IssueError) -> Public {
             "the server's clock went back; it issues again when the clock is right",
             Duration::from_secs(30),
         ),
+        IssueError::Halted => unavailable(
+            "issuing_halted",
+            "the server has stopped issuing; its log says what to do",
+            Duration::from_secs(30),
+        ),
         IssueError::NoEntropy => {
             unavailable("no_entropy", "the server cannot issue now", Duration::from_secs(5))
         }
@@ -237,6 +242,7 @@ mod tests {
             IssueError::NoAuthority.into(),
             IssueError::ClockWentBack { now: at, seen: at }.into(),
             IssueError::NoEntropy.into(),
+            IssueError::Halted.into(),
             IssueError::Issuance(IssuanceError::WrongReceipt).into(),
             IssueError::Issuance(IssuanceError::ChainNotValid {
                 not_before: at,

@@ -12,7 +12,7 @@ use rhizome_proto::ca::v1::sign_certificates_response::Outcome;
 use tonic::{Request, Response, Streaming};
 
 use super::{Api, convert};
-use crate::error::{ApiError, IssueError};
+use crate::error::ApiError;
 use crate::gate;
 use crate::issue::{Ask, Csr};
 use crate::peer::PeerInfo;
@@ -104,10 +104,13 @@ impl Api {
         match self.0.issue(caller, Ask { csr, wish, request }).await {
             Ok(leaf) => Ok(convert::issued(&leaf, self.0.wire_bundle().as_deref())),
             Err(error) => {
-                if let IssueError::Denied(denial) = &error {
-                    self.0.note_refusal(caller, "certificate.sign", denial.code(), &denial.to_string());
+                let error = ApiError::from(error);
+                let public = status::public(&error);
+                // What the server could not do is no refusal of the caller.
+                if public.retry_after.is_none() && public.code != "internal" {
+                    self.0.note_refusal(caller, "certificate.sign", public.code, &error.to_string());
                 }
-                Err(error.into())
+                Err(error)
             }
         }
     }

@@ -103,9 +103,12 @@ impl Ca {
         if now >= token.expires_at {
             return Err(TokenError::Expired { at: token.expires_at }.into());
         }
+        let caller = bearer(&token)?;
         let csr = Csr::Der(csr_der).verify()?;
         let key = csr.public_key().digest();
-        let redemption = token.redeem(secret, &key, now)?;
+        let redemption = token.redeem(secret, &key, now).inspect_err(|refused| {
+            self.note_refusal(&caller, "node.join", refused.code(), &refused.to_string());
+        })?;
 
         let state = self.state();
         let node_id = format!("{}/{}/{}", token.cluster, AttestationMethod::JoinToken, token.node);
@@ -115,7 +118,6 @@ impl Ca {
         {
             return Err(ApiError::BannedNode { id: node_id });
         }
-        let caller = bearer(&token)?;
         let after = redemption.token;
         let alongside = |issuance: &Issuance| {
             let record = first_record(&token, issuance, now);

@@ -134,11 +134,15 @@ async fn a_revoked_token_joins_nothing_and_revoking_again_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_used_token_stays_used() {
+async fn revoking_a_used_token_ends_the_retries_of_its_key() {
     let server = TestServer::start().await;
     let mut client = TokenServiceClient::new(server.local().await);
-    server.join("vm-1").await;
+    let vm = server.join("vm-1").await;
+    attest(server.connect(None).await, &vm.token, &vm.holder.key).await.unwrap();
     let used = list(&mut client, true).await.remove(0);
+    assert_eq!(used.state(), JoinTokenState::Used);
     let answer = client.revoke_token(wire::RevokeTokenRequest { id: used.id.clone() }).await.unwrap();
-    assert_eq!(answer.into_inner().token.unwrap(), used);
+    assert_eq!(answer.into_inner().token.unwrap().state(), JoinTokenState::Revoked);
+    let (code, message) = refusal(attest(server.connect(None).await, &vm.token, &vm.holder.key).await);
+    assert_eq!(code, Code::Unauthenticated, "{message}");
 }

@@ -62,9 +62,12 @@ impl AdminIdentityService for Api {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let name: AdminName = convert::read("name", &request.name)?;
-        let reason = read_reason(&request.reason)?;
+        let reason = read_reason(&request.reason)?.to_owned();
         let at = self.0.ports.clock.now();
-        let (removed, revoked) = self.0.remove_admin(&name, &Ending { by: &by, reason, at }).await?;
+        let ca = Arc::clone(&self.0);
+        // Looking through a long ledger may outlast the call; what was begun is finished all the same.
+        let work = async move { ca.remove_admin(&name, &Ending { by: &by, reason: &reason, at }).await };
+        let (removed, revoked) = self.0.to_the_end("remove administrator", work).await?;
         let admin = Some(shown(&removed, &self.0.state()));
         Ok(Response::new(wire::RemoveAdminResponse { admin, revoked }))
     }

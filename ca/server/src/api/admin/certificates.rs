@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use rhizome_core::documents::{Stored as _, Transaction};
 use rhizome_core::ledger::{Event, Issuance, Position, Profile, Record};
+use rhizome_core::limits;
 use rhizome_core::state::Revocation;
-use rhizome_id::{Serial, SpiffeId, Timestamp};
+use rhizome_id::{Serial, SpiffeId, Timestamp, Ttl};
 use rhizome_proto::admin::v1 as wire;
 use rhizome_proto::admin::v1::certificate_admin_service_server::CertificateAdminService;
 use rhizome_proto::admin::v1::revoke_certificates_request::Target;
@@ -25,6 +26,8 @@ use crate::status::Answer;
 const PAGE: usize = 1_000;
 /// Records looked at for one page of a listing; a rarer match is found by asking for the next page.
 const LOOKED_AT: usize = 100_000;
+/// How far the clock may have been wrong while the ledger was written.
+const CLOCK_SLACK_SECONDS: i64 = 3_600;
 /// Certificates that one call revokes; more are revoked by calling again.
 const MOST_REVOKED: usize = 1_000;
 
@@ -63,16 +66,11 @@ impl CertificateAdminService for Api {
     ) -> Answer<wire::RevokeCertificatesResponse> {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
-        let reason = super::read_required_reason(&request.reason)?;
-        let now = self.0.ports.clock.now();
-        let found = self.0.targets(request.target, now).await?;
-        let serials: Vec<String> = found.iter().map(|it| it.issuance.serial.to_string()).collect();
-        let count = u64::try_from(serials.len()).unwrap_or(u64::MAX);
-        let applied = !request.dry_run && !found.is_empty();
-        if applied {
-            self.0.revoke(&found, reason, &by, now).await?;
-        }
-        Ok(Response::new(wire::RevokeCertificatesResponse { serials, count, applied }))
+        super::read_required_reason(&request.reason)?;
+        let ca = Arc::clone(&self.0);
+        // Looking through a long ledger may outlast the call; what was begun is finished all the same.
+        let work = async move { ca.revoke_targets(request, &by).await };
+        Ok(Response::new(self.0.to_the_end("revoke certificates", work).await?))
     }
 }
 
@@ -114,6 +112,33 @@ impl Wanted {
 }
 
 impl Ca {
+    async fn revoke_targets(
+        self: &Arc<Self>,
+        request: wire::RevokeCertificatesRequest,
+        by: &str,
+    ) -> Result<wire::RevokeCertificatesResponse, ApiError> {
+        let reason = super::read_required_reason(&request.reason)?;
+        let now = self.ports.clock.now();
+        let found = self.targets(request.target, now).await?;
+        let serials: Vec<String> = found.iter().map(|it| it.issuance.serial.to_string()).collect();
+        let count = u64::try_from(serials.len()).unwrap_or(u64::MAX);
+        let applied = !request.dry_run && !found.is_empty();
+        if applied {
+            self.revoke(&found, reason, by, now).await?;
+        }
+        Ok(wire::RevokeCertificatesResponse { serials, count, applied })
+    }
+
+    /// An instant before which everything that was issued has expired, by the longest lifetime of any leaf.
+    fn all_expired_before(&self, now: Timestamp) -> Timestamp {
+        let policy = &self.settings.policy;
+        let allowed = [policy.workload.max, policy.node.max, policy.admin.max, policy.server.max];
+        let usual =
+            [limits::WORKLOAD_MAX_TTL, limits::NODE_MAX_TTL, limits::ADMIN_MAX_TTL, limits::SERVER_TTL];
+        let longest = allowed.into_iter().chain(usual).map(Ttl::seconds).max().unwrap_or_default();
+        now.minus(longest).minus(CLOCK_SLACK_SECONDS)
+    }
+
     /// Matches from `from` (inclusive) backwards, newest first, and where to go on.
     async fn search(
         &self,
@@ -140,6 +165,10 @@ impl Ca {
                 found.push(match_);
             }
             last = first.saturating_sub(1);
+            let oldest = page.first().map(read_instant).transpose()?;
+            if wanted.alive_at.zip(oldest).is_some_and(|(now, at)| at < self.all_expired_before(now)) {
+                return Ok((found, None));
+            }
         }
         Ok((found, (last > 0).then_some(last)))
     }
@@ -231,6 +260,10 @@ impl Ca {
             revocation_reason: revoked.map(|it| it.reason.clone()).unwrap_or_default(),
         }
     }
+}
+
+fn read_instant(record: &Record) -> Result<Timestamp, ApiError> {
+    record.read().map(|(at, _)| at).map_err(|fault| ApiError::Bug(fault.to_string()))
 }
 
 fn read_issuance(record: &Record) -> Result<Option<Found>, ApiError> {

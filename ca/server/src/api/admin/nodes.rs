@@ -62,9 +62,11 @@ impl NodeAdminService for Api {
     async fn ban_node(&self, request: Request<wire::BanNodeRequest>) -> Answer<wire::BanNodeResponse> {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
-        let reason = read_required_reason(&request.reason)?;
+        let reason = read_required_reason(&request.reason)?.to_owned();
         let at = self.0.ports.clock.now();
-        let banned = self.0.ban_node(&request.id, &Ending { by: &by, reason, at }).await?;
+        let ca = Arc::clone(&self.0);
+        let work = async move { ca.ban_node(&request.id, &Ending { by: &by, reason: &reason, at }).await };
+        let banned = self.0.to_the_end("ban node", work).await?;
         let node = Some(self.0.node_shown(&self.0.state(), &banned, at));
         Ok(Response::new(wire::BanNodeResponse { node }))
     }
@@ -72,9 +74,12 @@ impl NodeAdminService for Api {
     async fn evict_node(&self, request: Request<wire::EvictNodeRequest>) -> Answer<wire::EvictNodeResponse> {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
-        let reason = read_reason(&request.reason)?;
+        let reason = read_reason(&request.reason)?.to_owned();
         let at = self.0.ports.clock.now();
-        let evicted = self.0.evict_node(&request.id, &Ending { by: &by, reason, at }).await?;
+        let ca = Arc::clone(&self.0);
+        // Looking through a long ledger may outlast the call; what was begun is finished all the same.
+        let work = async move { ca.evict_node(&request.id, &Ending { by: &by, reason: &reason, at }).await };
+        let evicted = self.0.to_the_end("evict node", work).await?;
         let node = Some(self.0.node_shown(&self.0.state(), &evicted, at));
         Ok(Response::new(wire::EvictNodeResponse { node }))
     }

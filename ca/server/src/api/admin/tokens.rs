@@ -169,10 +169,14 @@ impl Ca {
         }
     }
 
-    /// Revokes an unused token. One that has ended already is left as it is.
+    /// Revokes a token; of a used one, that ends the retries of the key that used it. One that has ended already is left
+    /// as it is.
     async fn revoke_token(self: &Arc<Self>, by: &str, id: &TokenId) -> Result<JoinToken, ApiError> {
         let Versioned { version, value: token } = self.token(id).await?;
-        if token.state != TokenState::Unused {
+        let ended = |token: &JoinToken| {
+            matches!(token.state, TokenState::Revoked { .. }) || token.expires_at <= self.ports.clock.now()
+        };
+        if ended(&token) {
             return Ok(token);
         }
         let revoked = token.revoked(by, self.ports.clock.now());
@@ -184,7 +188,7 @@ impl Ca {
             Err(conflict @ StoreError::Conflict { .. }) => {
                 // It ended at the same moment, by a node or by another administrator: that is an answer.
                 let now_there = self.token(id).await?.value;
-                if now_there.state == TokenState::Unused { Err(conflict.into()) } else { Ok(now_there) }
+                if ended(&now_there) { Ok(now_there) } else { Err(conflict.into()) }
             }
             Err(error) => Err(error.into()),
         }
