@@ -8,6 +8,7 @@
 //! Not here: who may call what (`gate`), TLS itself (`rhizome-tls`).
 //! Sources: limits.md ("one current_thread runtime per core"), attacks.md §1.4.
 
+use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -22,6 +23,7 @@ use rhizome_x509::VerifiedPeer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -34,6 +36,8 @@ use crate::spawn::Spawner;
 
 /// A TLS handshake takes a round trip or two; whoever needs longer is slow on purpose.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection without a credential may stay: enough to fetch the bundle and to join, many times over.
+const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
 /// The longest any unary call may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Requests in flight on one connection.
@@ -53,6 +57,8 @@ const WAITING_CONNECTIONS: usize = 64;
 pub(crate) struct Connection {
     transport: Transport,
     peer: PeerInfo,
+    /// When a connection without a credential is closed; the others stay.
+    ends: Option<Pin<Box<Sleep>>>,
     _place: Place,
 }
 
@@ -94,6 +100,9 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         match &mut self.transport {
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -169,6 +178,10 @@ pub(crate) async fn accept(ca: Arc<Ca>, listener: TcpListener, workers: Vec<mpsc
                 continue;
             }
         };
+        if !ca.quota.admit_connection(source.ip()) {
+            ca.metrics.connections_refused.inc();
+            continue;
+        }
         let Ok(permit) = Arc::clone(&places).try_acquire_owned() else {
             ca.metrics.connections_refused.inc();
             continue;
@@ -214,8 +227,10 @@ async fn handshake(
         Ok(accepted) => {
             let certificate =
                 accepted.client.and_then(|peer| certificate_of(peer, &ca.settings.trust_domain));
+            let ends = certificate.is_none().then(|| Box::pin(tokio::time::sleep(ANONYMOUS_LIFE)));
             let peer = Arc::new(Peer::Remote { source, certificate });
-            Some(Connection { transport: Transport::Tls(Box::new(accepted.stream)), peer, _place: place })
+            let transport = Transport::Tls(Box::new(accepted.stream));
+            Some(Connection { transport, peer, ends, _place: place })
         }
         Err(cause) => {
             ca.metrics.handshakes_failed.inc();
@@ -276,7 +291,8 @@ pub(crate) async fn serve_unix(ca: Arc<Ca>, listener: UnixListener) {
             };
             let peer = Arc::new(Peer::Local { uid: credentials.uid() });
             let place = Place::new(&accepting, permit);
-            let connection = Connection { transport: Transport::Unix(stream), peer, _place: place };
+            let connection =
+                Connection { transport: Transport::Unix(stream), peer, ends: None, _place: place };
             if sender.send(Ok(connection)).await.is_err() {
                 return;
             }
