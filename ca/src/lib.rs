@@ -3,4 +3,10 @@
 //! Laws: this is the only place that wires stores and keys into the server. Not here: what the server does
 //! (`rhizome_server`), the administrators' verbs (`rhizome_cli`).
 
+pub mod command;
 pub mod config;
+pub mod dev;
+pub mod launch;
+pub mod logging;
+pub mod restore;
+pub mod serve;

@@ -5,6 +5,13 @@
 //! ratio is printed with the numbers it came from. Nothing here passes or fails: figures are for reading.
 //! Usage: `cargo run --release -p rhizome-tests --bin bench -- [--seconds 5] [--quick]`
 
+#![expect(
+    clippy::expect_used,
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    reason = "a benchmark stops at the first surprise, and its figures are approximate anyway"
+)]
+
 mod growth;
 mod load;
 mod raw;

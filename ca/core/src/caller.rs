@@ -2,7 +2,7 @@
 //!
 //! Laws: an [`AttestedCaller`] has one public constructor, [`AttestedCaller::assertion`]; a tidy test lists who calls
 //! it. A principal's text is stable, for it stands in the ledger. Not here: how a caller proves itself
-//! (`rhizome_server::authn`), what it may have (`policy`).
+//! (`rhizome_server`'s gate), what it may have (`policy`).
 //! Sources: architecture §5 step 1; rustls `rustls/src/verify.rs` (proof types).
 
 use std::collections::BTreeSet;
@@ -22,9 +22,9 @@ use crate::attributes::Attributes;
 pub enum Role {
     /// Sees everything but secrets, changes nothing.
     Viewer,
-    /// Also changes rules, join tokens and nodes.
+    /// Also changes rules, join tokens and nodes, and revokes certificates.
     Operator,
-    /// Also touches roots and administrators.
+    /// Also manages administrators, rotates issuers and takes backups.
     Security,
 }
 

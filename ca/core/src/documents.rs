@@ -127,7 +127,9 @@ impl Document {
 
 /// A stored document cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the stored {key} cannot be read: {cause}; run `rhizome check`, and restore a backup if the database is damaged")]
+#[error(
+    "the stored {key} cannot be read: {cause}; run `rhizome check`, and restore a backup if the database is damaged"
+)]
 pub struct BadDocument {
     key: String,
     cause: String,

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use rhizome_id::{AuthorityId, Digest, KeyId, RequestId, Serial, SpiffeId, Timestamp, TrustDomain};
 use rhizome_x509::{
-    CaCertificate, Certificate, DnsName, IntermediateSpec, Issuer, LeafSpec, Linted, PrepareError, PublicKey, RootSpec,
-    SealError, ServerSpec, Signature, SigningAlgorithm, ToBeSigned, VerifiedCsr,
+    CaCertificate, Certificate, DnsName, IntermediateSpec, Issuer, LeafSpec, Linted, PrepareError, PublicKey,
+    RootSpec, SealError, ServerSpec, Signature, SigningAlgorithm, ToBeSigned, VerifiedCsr,
 };
 
 use crate::attributes::Attributes;
@@ -70,7 +70,9 @@ pub struct PreparedLeaf {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IssuanceError {
     /// The chain above is not valid now, or has no room left for a leaf.
-    #[error("the issuing authority is valid from {not_before} to {not_after}, and the server's clock says {now}; {remedy}")]
+    #[error(
+        "the issuing authority is valid from {not_before} to {not_after}, and the server's clock says {now}; {remedy}"
+    )]
     ChainNotValid {
         /// From when all of the chain is valid.
         not_before: Timestamp,
@@ -358,7 +360,10 @@ impl Intent {
         Ok(Recorded { value: certificate, position })
     }
 
-    fn seal_with_facts(self, signature: Signature) -> Result<Recorded<(Certificate, Issuance)>, IssuanceError> {
+    fn seal_with_facts(
+        self,
+        signature: Signature,
+    ) -> Result<Recorded<(Certificate, Issuance)>, IssuanceError> {
         let certificate = self.linted.seal(signature)?;
         Ok(Recorded { value: (certificate, self.issuance), position: self.position })
     }

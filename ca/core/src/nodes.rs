@@ -2,7 +2,8 @@
 //!
 //! Laws: one record per cluster, method and name; a renewal must present the newest certificate, or, after a lost
 //! answer, the one before it together with the very key that the newest certificate was issued to. Anything else is
-//! a copy of the node's key at work: refused, and an alarm. A banned node renews nothing.
+//! a copy of the node's key at work: refused, and an alarm. A banned node renews nothing. A certificate of ours that
+//! is newer than the record proves that the record is an older copy, put back from a backup; it counts as the newest.
 //! Not here: verifying the presented certificate (`rhizome_x509::verify`), writing the record (`rhizome_store`).
 //! Sources: architecture §3; attacks.md §1.2 "endless self-renewal of a stolen leaf".
 
@@ -144,7 +145,10 @@ impl NodeRecord {
         self.check_active()?;
         let newest = *presented == self.serial;
         let lost_answer = self.previous.as_ref() == Some(presented) && *key == self.key;
-        if newest || lost_answer {
+        // A certificate of ours that is newer than the newest on record: the record was put back from a backup.
+        let after_restore =
+            presented.replica() == self.serial.replica() && presented.counter() > self.serial.counter();
+        if newest || lost_answer || after_restore {
             return Ok(());
         }
         Err(RenewError::Stale { node: self.id(), presented: *presented, newest: self.serial })
@@ -183,6 +187,14 @@ impl NodeRecord {
     #[must_use]
     pub fn unbanned(&self) -> Self {
         Self { state: NodeState::Active, ..self.clone() }
+    }
+
+    /// Whether a verified certificate of this node with that serial may still speak for it: the newest, the one before
+    /// (an answer may have been lost), or, after the record was put back from a backup, a newer one.
+    pub fn may_present(&self, presented: &Serial) -> bool {
+        *presented == self.serial
+            || self.previous.as_ref() == Some(presented)
+            || (presented.replica() == self.serial.replica() && presented.counter() > self.serial.counter())
     }
 
     fn check_active(&self) -> Result<(), RenewError> {

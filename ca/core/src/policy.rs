@@ -4,7 +4,7 @@
 //! limits and the caller's scope; an identity is always inside the trust domain, and below `/rhizome` or `/spire` only
 //! for nodes, servers and administrators; what a caller asks for can narrow a grant, never widen it. Attributes come
 //! from attestation; a CSR plays no part here. Everything not allowed by a line below is refused.
-//! Not here: authentication (`rhizome_server::authn`), the validity in seconds (`renewal`).
+//! Not here: authentication (`rhizome_server`'s gate), the validity in seconds (`renewal`).
 //! Sources: architecture §3 and §5 step 3; attacks.md §1.2.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -239,7 +239,7 @@ pub enum DenialReason {
     #[error("no rule matches these attributes; `rhizome explain` shows the nearest ones")]
     NoRule,
     /// Rules give several identities and the wish names none.
-    #[error("several identities are possible; ask for one of them by name")]
+    #[error("several identities are possible; ask for one of them: {}", spelled(candidates))]
     Ambiguous {
         /// The identities, sorted, at most 16.
         candidates: Vec<SpiffeId>,
@@ -265,6 +265,11 @@ pub enum DenialReason {
         /// What is wrong.
         error: TemplateError,
     },
+}
+
+fn spelled(candidates: &[SpiffeId]) -> String {
+    let ids: Vec<String> = candidates.iter().map(ToString::to_string).collect();
+    ids.join(", ")
 }
 
 impl DenialReason {

@@ -255,6 +255,10 @@ fn when_rules_disagree_the_wish_must_name_one_of_their_identities() {
     let denial = ask(&caller, &web(None, None, &[]), &set).unwrap_err();
     let candidates = vec![id("/a"), id("/b")];
     assert_eq!(denial.reason, DenialReason::Ambiguous { candidates });
+    assert_eq!(
+        denial.to_string(),
+        "several identities are possible; ask for one of them: spiffe://example.org/a, spiffe://example.org/b"
+    );
     let grant = ask(&caller, &web(Some("spiffe://example.org/b"), None, &[]), &set).unwrap();
     assert_eq!((grant.spiffe_id(), grant.rule().unwrap().as_str()), (&id("/b"), "b"));
     for other in ["/c", "/A", "/a/b", "", "/ns/prod/sa/web"] {

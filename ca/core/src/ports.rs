@@ -40,7 +40,12 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot answer.
-    async fn documents(&self, kind: Kind, after: Option<&str>, limit: usize) -> Result<Vec<Document>, StoreError>;
+    async fn documents(
+        &self,
+        kind: Kind,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Document>, StoreError>;
 
     /// Ledger records from `from` (inclusive, ascending), at most `limit`.
     ///
@@ -120,7 +125,9 @@ pub enum StoreError {
         cause: String,
     },
     /// The schema is newer than this release.
-    #[error("the store was written by a newer release (schema {found}, this one knows {known}); upgrade this server")]
+    #[error(
+        "the store was written by a newer release (schema {found}, this one knows {known}); upgrade this server"
+    )]
     Newer {
         /// Schema version found.
         found: i64,

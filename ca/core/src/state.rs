@@ -2,7 +2,9 @@
 //!
 //! Laws: a state is built from documents alone, and applying the same documents in any order gives the same state:
 //! each document counts at its newest version, and a deletion leaves a tombstone so that an older write arriving late
-//! does not bring it back. Cloning is cheap (shared structure), so a change costs the change and not the size.
+//! does not bring it back. What followers must hear stands in a journal in the order in which it was taken in, not in
+//! the order of versions, so a change that arrives late is still heard. Cloning is cheap (shared structure), so a
+//! change costs the change and not the size.
 //! Not here: reading documents (`rhizome-store`), swapping the pointer (`rhizome_server`).
 
 use std::sync::Arc;
@@ -128,6 +130,9 @@ pub struct PublishedBundle {
     pub anchors: Arc<TrustAnchors>,
 }
 
+/// Changes that followers can catch up on after a lost stream; whoever missed more starts anew.
+const JOURNAL: usize = 100_000;
+
 /// One immutable view of everything.
 #[derive(Clone, Debug)]
 pub struct State {
@@ -144,6 +149,10 @@ pub struct State {
     revocations: OrdMap<SerialCounter, Versioned<Arc<Revocation>>>,
     subscribers: OrdMap<String, Versioned<Arc<Subscriber>>>,
     tombstones: OrdMap<DocumentKey, Version>,
+    /// What followers must hear, by the order in which this process took it in.
+    journal: OrdMap<u64, DocumentKey>,
+    taken_in: u64,
+    journal_since: u64,
 }
 
 /// Why documents do not make a state.
@@ -182,6 +191,9 @@ impl State {
             revocations: OrdMap::new(),
             subscribers: OrdMap::new(),
             tombstones: OrdMap::new(),
+            journal: OrdMap::new(),
+            taken_in: 0,
+            journal_since: 0,
         }
     }
 
@@ -225,6 +237,7 @@ impl State {
             Kind::Token | Kind::Setting => {}
         }
         self.version = self.version.max(document.version);
+        self.note(&document.key);
         Ok(())
     }
 
@@ -244,7 +257,7 @@ impl State {
     /// # Errors
     /// [`StateError`] when what remains does not fit together.
     pub fn delete(&mut self, key: &DocumentKey, version: Version) -> Result<(), StateError> {
-        if self.known(key).is_some_and(|known| known >= version) {
+        if self.known(key).is_some_and(|known| known > version) {
             return Ok(());
         }
         let id = key.id.as_str();
@@ -276,9 +289,56 @@ impl State {
             Kind::Subscriber => drop(self.subscribers.remove(id)),
             Kind::Token | Kind::Setting => {}
         }
-        self.tombstones.insert(key.clone(), version);
+        if !matches!(key.kind, Kind::Token | Kind::Setting) {
+            self.tombstones.insert(key.clone(), version);
+        }
         self.version = self.version.max(version);
+        self.note(key);
         Ok(())
+    }
+
+    /// Puts a change into the journal, when followers must hear of it: nodes and subscribers come and go by the
+    /// thousand and concern nobody but themselves (a ban and an eviction also write revocations, which do).
+    fn note(&mut self, key: &DocumentKey) {
+        if !matches!(key.kind, Kind::Rule | Kind::Revocation | Kind::Bundle | Kind::Authority) {
+            return;
+        }
+        self.taken_in = self.taken_in.saturating_add(1);
+        self.journal.insert(self.taken_in, key.clone());
+        if self.journal.len() > JOURNAL
+            && let Some((first, _)) = self.journal.get_min().cloned()
+        {
+            self.journal.remove(&first);
+            self.journal_since = first;
+        }
+    }
+
+    /// Ends loading: from here on the journal speaks of what comes. Cursors of this process lie at or above this one;
+    /// those of an earlier process lie below, since every commit raises the store's version by one and the cursor by
+    /// no more.
+    pub fn begin_journal(&mut self) {
+        self.journal = OrdMap::new();
+        self.taken_in = self.version.0;
+        self.journal_since = self.version.0;
+    }
+
+    /// The cursor of a follower that has heard everything.
+    pub const fn cursor(&self) -> u64 {
+        self.taken_in
+    }
+
+    /// What changed after `cursor`, in the order in which it was taken in; `None` when this process does not remember
+    /// that far back, or the cursor is from a future that it does not know.
+    pub fn changes_since(&self, cursor: u64) -> Option<impl Iterator<Item = &DocumentKey>> {
+        if cursor < self.journal_since || cursor > self.taken_in {
+            return None;
+        }
+        Some(self.journal.range(cursor.saturating_add(1)..).map(|(_, key)| key))
+    }
+
+    /// The version of `key` that is held now, living or deleted: for reading it back.
+    pub fn version_of(&self, key: &DocumentKey) -> Option<Version> {
+        self.known(key)
     }
 
     /// The newest version known of `key`, whether it lives or was deleted.
@@ -366,14 +426,6 @@ impl State {
     pub const fn subscribers(&self) -> &OrdMap<String, Versioned<Arc<Subscriber>>> {
         &self.subscribers
     }
-
-    /// Names of rules deleted after `cursor`, as far back as this state remembers.
-    pub fn rules_deleted_since(&self, cursor: Version) -> impl Iterator<Item = &str> {
-        self.tombstones
-            .iter()
-            .filter(move |(key, version)| key.kind == Kind::Rule && **version > cursor)
-            .map(|(key, _)| key.id.as_str())
-    }
 }
 
 fn shared<T>(Versioned { version, value }: Versioned<T>) -> Versioned<Arc<T>> {
@@ -410,7 +462,8 @@ mod tests {
     }
 
     fn rule(name: &str, path: &str) -> Rule {
-        let text = format!(r#"{{"name":"{name}","when":{{"namespace":["*"]}},"identity":"/{path}/{{namespace}}"}}"#);
+        let text =
+            format!(r#"{{"name":"{name}","when":{{"namespace":["*"]}},"identity":"/{path}/{{namespace}}"}}"#);
         serde_json::from_str(&text).unwrap()
     }
 
@@ -462,9 +515,33 @@ mod tests {
     fn a_deleted_rule_is_told_to_whoever_knew_it() {
         let mut state = state();
         history(&[(0, true), (1, true), (0, false)]).iter().for_each(|change| apply(&mut state, change));
-        assert_eq!(state.rules_deleted_since(Version(2)).collect::<Vec<_>>(), ["a"]);
-        assert_eq!(state.rules_deleted_since(Version(3)).count(), 0);
-        assert_eq!(state.version(), Version(3));
+        let heard = |cursor| {
+            state.changes_since(cursor).map(|keys| keys.map(|key| key.id.clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(heard(2), Some(vec!["a".to_owned()]));
+        assert_eq!(heard(3), Some(Vec::new()));
+        assert_eq!(heard(4), None, "a future that this process does not know");
+        assert_eq!((state.version(), state.cursor()), (Version(3), 3));
+    }
+
+    #[test]
+    fn a_change_that_is_taken_in_late_is_still_heard() {
+        let history = history(&[(0, true), (1, true)]);
+        let mut state = state();
+        apply(&mut state, &history[1]);
+        let cursor = state.cursor();
+        apply(&mut state, &history[0]);
+        let late: Vec<_> = state.changes_since(cursor).unwrap().map(|key| key.id.as_str()).collect();
+        assert_eq!(late, ["a"], "though its version is lower than one that was heard before");
+    }
+
+    #[test]
+    fn after_loading_only_cursors_of_this_process_can_be_followed() {
+        let mut state = state();
+        history(&[(0, true), (1, true)]).iter().for_each(|change| apply(&mut state, change));
+        state.begin_journal();
+        assert!(state.changes_since(1).is_none());
+        assert_eq!(state.changes_since(2).unwrap().count(), 0);
     }
 
     #[test]

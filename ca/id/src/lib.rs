@@ -9,6 +9,7 @@ mod digest;
 mod name;
 mod serial;
 mod spiffe_id;
+mod text;
 mod time;
 mod trust_domain;
 

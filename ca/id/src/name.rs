@@ -47,10 +47,7 @@ fn validate(what: &'static str, text: &str) -> Result<(), NameError> {
         return Err(NameError::Empty { what });
     }
     if text.len() > MAX_LENGTH {
-        return Err(NameError::TooLong {
-            what,
-            length: text.len(),
-        });
+        return Err(NameError::TooLong { what, length: text.len() });
     }
     let allowed = |at: usize, byte: u8| {
         byte.is_ascii_alphanumeric() || byte == b'_' || (at > 0 && matches!(byte, b'.' | b'-'))
@@ -153,13 +150,6 @@ mod tests {
     #[test]
     fn a_refusal_names_the_thing_and_the_byte() {
         let error = "a b".parse::<RuleName>().unwrap_err();
-        assert_eq!(
-            error,
-            NameError::BadByte {
-                what: "rule name",
-                byte: b' ',
-                at: 1
-            }
-        );
+        assert_eq!(error, NameError::BadByte { what: "rule name", byte: b' ', at: 1 });
     }
 }

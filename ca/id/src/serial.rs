@@ -9,7 +9,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Which replica issued: 0–16383.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -18,11 +18,7 @@ pub struct ReplicaNumber(u16);
 impl ReplicaNumber {
     /// A replica number; `None` above 16383 (14 bits).
     pub const fn new(number: u16) -> Option<Self> {
-        if number < 1 << 14 {
-            Some(Self(number))
-        } else {
-            None
-        }
+        if number < 1 << 14 { Some(Self(number)) } else { None }
     }
 
     /// The number.
@@ -41,11 +37,7 @@ impl SerialCounter {
 
     /// A counter; `None` above [`SerialCounter::MAX`].
     pub const fn new(value: u64) -> Option<Self> {
-        if value <= Self::MAX.0 {
-            Some(Self(value))
-        } else {
-            None
-        }
+        if value <= Self::MAX.0 { Some(Self(value)) } else { None }
     }
 
     /// The counter's value.
@@ -55,8 +47,8 @@ impl SerialCounter {
 }
 
 /// A certificate serial number made by Rhizome: 20 bytes, big-endian, positive. Shown as 40 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Serial([u8; 20]);
 
 impl Serial {
@@ -73,28 +65,7 @@ impl Serial {
         let [_, c0, c1, c2, c3, c4, c5, c6] = counter.0.to_be_bytes();
         let [r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10] = random;
         // 0b01 in front: the number is positive and always has 20 significant octets.
-        Self([
-            high | 0x40,
-            low,
-            c0,
-            c1,
-            c2,
-            c3,
-            c4,
-            c5,
-            c6,
-            r0,
-            r1,
-            r2,
-            r3,
-            r4,
-            r5,
-            r6,
-            r7,
-            r8,
-            r9,
-            r10,
-        ])
+        Self([high | 0x40, low, c0, c1, c2, c3, c4, c5, c6, r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10])
     }
 
     /// From the content octets of the INTEGER in a certificate.
@@ -103,11 +74,7 @@ impl Serial {
     /// [`SerialError`] when it does not have the shape this authority gives its serials.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, SerialError> {
         let fixed: [u8; 20] = bytes.try_into().map_err(|_length| SerialError)?;
-        if fixed[0] & 0xc0 == 0x40 {
-            Ok(Self(fixed))
-        } else {
-            Err(SerialError)
-        }
+        if fixed[0] & 0xc0 == 0x40 { Ok(Self(fixed)) } else { Err(SerialError) }
     }
 
     /// The content octets of the INTEGER (DER, without tag and length).
@@ -158,6 +125,12 @@ impl TryFrom<String> for Serial {
 impl From<Serial> for String {
     fn from(serial: Serial) -> Self {
         hex::encode(serial.0)
+    }
+}
+
+impl Serialize for Serial {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        crate::text::serialize_hex::<40, S>(&self.0, serializer)
     }
 }
 

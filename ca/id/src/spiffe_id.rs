@@ -30,10 +30,7 @@ impl SpiffeId {
     /// The ID of a trust domain itself, without a path: what CA certificates carry (X509-SVID §3.2).
     pub fn of_trust_domain(domain: &TrustDomain) -> Self {
         let text = format!("{SCHEME}{domain}");
-        Self {
-            path_at: text.len(),
-            text,
-        }
+        Self { path_at: text.len(), text }
     }
 
     /// Builds an ID from a trust domain and path segments; each segment is checked alone, so no value can smuggle in
@@ -156,10 +153,7 @@ impl FromStr for SpiffeId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let path_at = Self::validate(text)?;
-        Ok(Self {
-            text: text.to_owned(),
-            path_at,
-        })
+        Ok(Self { text: text.to_owned(), path_at })
     }
 }
 
@@ -207,19 +201,13 @@ mod tests {
         assert_eq!(id.path(), "/ns/prod/sa/web");
         assert_eq!(id.segments().collect::<Vec<_>>(), ["ns", "prod", "sa", "web"]);
         assert!(id.is_member_of(&domain()));
-        assert_eq!(
-            id,
-            SpiffeId::from_segments(&domain(), ["ns", "prod", "sa", "web"]).unwrap()
-        );
+        assert_eq!(id, SpiffeId::from_segments(&domain(), ["ns", "prod", "sa", "web"]).unwrap());
     }
 
     #[test]
     fn a_trust_domain_id_has_no_path() {
         let id = SpiffeId::of_trust_domain(&domain());
-        assert_eq!(
-            (id.as_str(), id.path(), id.segments().count()),
-            ("spiffe://example.org", "", 0)
-        );
+        assert_eq!((id.as_str(), id.path(), id.segments().count()), ("spiffe://example.org", "", 0));
         assert_eq!(id, "spiffe://example.org".parse().unwrap());
     }
 
@@ -229,18 +217,10 @@ mod tests {
             let odd = char::from(byte);
             let in_path = byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/');
             let text = format!("spiffe://td/a{odd}b");
-            assert_eq!(
-                text.parse::<SpiffeId>().is_ok(),
-                in_path,
-                "path byte 0x{byte:02x}"
-            );
+            assert_eq!(text.parse::<SpiffeId>().is_ok(), in_path, "path byte 0x{byte:02x}");
             let segment = format!("a{odd}b");
             let built = SpiffeId::from_segments(&domain(), [segment.as_str()]);
-            assert_eq!(
-                built.is_ok(),
-                in_path && byte != b'/',
-                "segment byte 0x{byte:02x}"
-            );
+            assert_eq!(built.is_ok(), in_path && byte != b'/', "segment byte 0x{byte:02x}");
         }
         assert!("spiffe://td/é".parse::<SpiffeId>().is_err());
     }
@@ -265,10 +245,7 @@ mod tests {
         ] {
             assert!(text.parse::<SpiffeId>().is_err(), "{text}");
         }
-        assert!(
-            "spiffe://td/.../.x/-".parse::<SpiffeId>().is_ok(),
-            "odd but legal segments"
-        );
+        assert!("spiffe://td/.../.x/-".parse::<SpiffeId>().is_ok(), "odd but legal segments");
     }
 
     #[test]

@@ -7,13 +7,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// An instant in whole seconds since 1970-01-01T00:00:00Z. Shown and serialised as RFC 3339 in UTC.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Timestamp(i64);
 
 impl Timestamp {
@@ -55,9 +55,23 @@ impl Timestamp {
         self.plus(ttl.seconds().saturating_sub(1))
     }
 
-    fn date_time(self) -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp(self.0).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    /// `2026-11-22T12:00:00Z`: four times in every ledger entry, so written without the formatting machinery.
+    fn ascii(self) -> [u8; 20] {
+        let at = OffsetDateTime::from_unix_timestamp(self.0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let year = u16::try_from(at.year()).unwrap_or_default();
+        let [c1, c0] = two_digits(u8::try_from(year / 100).unwrap_or_default());
+        let [y1, y0] = two_digits(u8::try_from(year % 100).unwrap_or_default());
+        let [mo1, mo0] = two_digits(u8::from(at.month()));
+        let [d1, d0] = two_digits(at.day());
+        let [h1, h0] = two_digits(at.hour());
+        let [mi1, mi0] = two_digits(at.minute());
+        let [s1, s0] = two_digits(at.second());
+        [c1, c0, y1, y0, b'-', mo1, mo0, b'-', d1, d0, b'T', h1, h0, b':', mi1, mi0, b':', s1, s0, b'Z']
     }
+}
+
+const fn two_digits(number: u8) -> [u8; 2] {
+    [b'0' + number / 10 % 10, b'0' + number % 10]
 }
 
 /// The text is not an RFC 3339 instant in the range X.509 can express.
@@ -72,11 +86,7 @@ impl FromStr for Timestamp {
         let refuse = || TimestampError(text.chars().take(40).collect());
         let parsed = OffsetDateTime::parse(text, &Rfc3339).map_err(|_malformed| refuse())?;
         let seconds = parsed.unix_timestamp();
-        if (0..=Self::MAX.0).contains(&seconds) {
-            Ok(Self(seconds))
-        } else {
-            Err(refuse())
-        }
+        if (0..=Self::MAX.0).contains(&seconds) { Ok(Self(seconds)) } else { Err(refuse()) }
     }
 }
 
@@ -94,17 +104,15 @@ impl From<Timestamp> for String {
     }
 }
 
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        crate::text::serialize_ascii(&self.ascii(), serializer)
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at = self.date_time();
-        let (date, hour, minute, second) = (at.date(), at.hour(), at.minute(), at.second());
-        let month = u8::from(date.month());
-        write!(
-            f,
-            "{:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z",
-            date.year(),
-            date.day()
-        )
+        f.write_str(crate::text::as_str(&self.ascii()))
     }
 }
 
@@ -181,10 +189,7 @@ impl FromStr for Ttl {
         let malformed = || TtlError::Malformed(text.chars().take(40).collect());
         let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
         let unit = text.chars().last().ok_or_else(malformed)?;
-        let (_, factor) = units
-            .into_iter()
-            .find(|(name, _)| *name == unit)
-            .ok_or_else(malformed)?;
+        let (_, factor) = units.into_iter().find(|(name, _)| *name == unit).ok_or_else(malformed)?;
         let digits = text.strip_suffix(unit).unwrap_or_default();
         if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(malformed());
@@ -253,18 +258,7 @@ mod tests {
     #[test]
     fn lifetimes_need_a_number_and_a_unit() {
         assert_eq!("24h".parse::<Ttl>().unwrap(), Ttl::hours(24));
-        for bad in [
-            "",
-            "h",
-            "24",
-            "1.5h",
-            "-1h",
-            "0s",
-            "+1h",
-            "1w",
-            "99999999999999999999s",
-            "40000d",
-        ] {
+        for bad in ["", "h", "24", "1.5h", "-1h", "0s", "+1h", "1w", "99999999999999999999s", "40000d"] {
             assert!(bad.parse::<Ttl>().is_err(), "{bad}");
         }
     }

@@ -110,25 +110,15 @@ mod tests {
             let Ok(name) = String::from_utf8(vec![b'a', byte, b'b']) else {
                 continue;
             };
-            assert_eq!(
-                name.parse::<TrustDomain>().is_ok(),
-                is_allowed(byte),
-                "byte 0x{byte:02x}"
-            );
+            assert_eq!(name.parse::<TrustDomain>().is_ok(), is_allowed(byte), "byte 0x{byte:02x}");
         }
-        assert_eq!(
-            "a/b".parse::<TrustDomain>(),
-            Err(TrustDomainError::BadByte { byte: b'/', at: 1 })
-        );
+        assert_eq!("a/b".parse::<TrustDomain>(), Err(TrustDomainError::BadByte { byte: b'/', at: 1 }));
     }
 
     #[test]
     fn the_length_limit_holds_on_both_sides_of_the_boundary() {
         assert!("a".repeat(255).parse::<TrustDomain>().is_ok());
-        assert_eq!(
-            "a".repeat(256).parse::<TrustDomain>(),
-            Err(TrustDomainError::TooLong { length: 256 })
-        );
+        assert_eq!("a".repeat(256).parse::<TrustDomain>(), Err(TrustDomainError::TooLong { length: 256 }));
         assert_eq!("".parse::<TrustDomain>(), Err(TrustDomainError::Empty));
     }
 
@@ -137,10 +127,7 @@ mod tests {
         for name in ["td:8080", "user@td", "t%64", "TD", "[::1]", "spiffe://td", "td/"] {
             assert!(name.parse::<TrustDomain>().is_err(), "{name}");
         }
-        assert!(
-            "192.168.0.1".parse::<TrustDomain>().is_ok(),
-            "a dotted quad is legal and not special"
-        );
+        assert!("192.168.0.1".parse::<TrustDomain>().is_ok(), "a dotted quad is legal and not special");
     }
 
     #[test]

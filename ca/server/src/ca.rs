@@ -6,20 +6,20 @@
 //! Not here: issuing (`issue`), rotating (`rotate`), who may ask (`gate`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use moka::sync::Cache;
 use rhizome_core::caller::AttestedCaller;
-use rhizome_core::documents::{Document, Kind, Transaction, Version, Write};
+use rhizome_core::documents::{Document, DocumentKey, Kind, Transaction, Write};
 use rhizome_core::issuance::{IssuedLeaf, Recorded};
 use rhizome_core::ledger::{Entry, Event};
 use rhizome_core::ports::{Committed, StoreError};
 use rhizome_core::state::{PublishedBundle, State};
-use rhizome_id::{Digest, ReplicaNumber, Timestamp, TrustDomain};
+use rhizome_id::{ReplicaNumber, Timestamp, TrustDomain};
 use rhizome_proto::ca::v1 as wire;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::convert;
 use crate::error::{ApiError, IssueError};
@@ -33,19 +33,15 @@ use crate::spawn::Spawner;
 
 /// Documents read in one go while loading.
 const PAGE: usize = 1_000;
-/// Certificates remembered for retries with the same request id, and for how long.
-const REMEMBERED_REQUESTS: u64 = 100_000;
+/// Bytes of certificates remembered for retries with the same request id, and for how long.
+const REMEMBERED_BYTES: u64 = 32 << 20;
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 /// How far the clock may lie behind the ledger before issuing stops: above any step of a well-kept clock.
 const CLOCK_TOLERANCE_SECONDS: i64 = 120;
+/// How often a failing store is tried.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Refusals waiting to be recorded; more are counted and dropped, so that a flood of refusals costs no memory.
 const WAITING_REFUSALS: usize = 1_024;
-
-/// A request that was answered: what a retry with the same id gets.
-pub(crate) struct Remembered {
-    pub(crate) key: Digest,
-    pub(crate) leaf: Arc<Recorded<IssuedLeaf>>,
-}
 
 /// One authority process.
 pub(crate) struct Ca {
@@ -57,13 +53,15 @@ pub(crate) struct Ca {
     pub(crate) presence: Presence,
     pub(crate) lately: Lately,
     pub(crate) spawner: Spawner,
-    pub(crate) recent: Cache<(String, String), Arc<Remembered>>,
+    pub(crate) recent: Cache<(String, String), Arc<Recorded<IssuedLeaf>>>,
     pub(crate) started_at: Timestamp,
     state: ArcSwap<State>,
     wire_bundle: ArcSwap<Option<Arc<wire::Bundle>>>,
     changes: watch::Sender<u64>,
-    remembers_since: Version,
     newest: AtomicI64,
+    store_failed: AtomicBool,
+    halted: AtomicBool,
+    pub(crate) backing_up: tokio::sync::Mutex<()>,
     refusals: mpsc::Sender<Entry>,
 }
 
@@ -77,19 +75,21 @@ impl Ca {
         let state = load_state(&ports, settings.trust_domain.clone(), &settings).await?;
         let newest = newest_instant(&ports).await?;
         let (refusals, waiting) = mpsc::channel(WAITING_REFUSALS);
-        let (changes, _) = watch::channel(state.version().0);
+        let (changes, _) = watch::channel(state.cursor());
         let ca = Self {
             serials: Serials::new(ReplicaNumber::new(0).ok_or_else(|| ApiError::Bug("replica 0".into()))?),
             metrics: Metrics::new(),
             quota: Quota::new(settings.limits),
             presence: Presence::default(),
             lately: Lately::default(),
-            recent: Cache::builder().max_capacity(REMEMBERED_REQUESTS).time_to_live(REMEMBERED_FOR).build(),
+            recent: remembered(),
             started_at: ports.clock.now(),
             wire_bundle: ArcSwap::from_pointee(wire_bundle(&state)),
-            remembers_since: state.version(),
             state: ArcSwap::from_pointee(state),
             newest: AtomicI64::new(newest.unix()),
+            store_failed: AtomicBool::new(false),
+            halted: AtomicBool::new(false),
+            backing_up: tokio::sync::Mutex::default(),
             settings,
             ports,
             spawner,
@@ -112,11 +112,6 @@ impl Ca {
     /// The current bundle.
     pub(crate) fn bundle(&self) -> Option<Arc<PublishedBundle>> {
         self.state.load().bundle().map(|it| Arc::clone(&it.value))
-    }
-
-    /// From which version on this process remembers every deletion.
-    pub(crate) const fn remembers_since(&self) -> Version {
-        self.remembers_since
     }
 
     /// Tells of every change of the state.
@@ -143,24 +138,59 @@ impl Ca {
         Timestamp::from_unix(self.newest.load(Ordering::Relaxed)).since(now).max(0)
     }
 
-    /// Commits `transaction` and takes what it wrote into the state.
+    /// Commits `transaction` and takes what it wrote into the state. Once begun it is carried to its end, also when the
+    /// caller goes away: a call that was cancelled in the middle would leave the state behind the store.
     pub(crate) async fn commit(self: &Arc<Self>, transaction: Transaction) -> Result<Committed, StoreError> {
         if transaction.writes.is_empty() {
-            return self.ports.store.commit(transaction).await;
+            // Nothing of the state depends on it.
+            return self.noting_failure(self.ports.store.commit(transaction).await);
         }
+        let ca = Arc::clone(self);
+        self.to_the_end("commit", async move { ca.commit_writes(transaction).await }).await
+    }
+
+    /// Runs `work` to its end, whether or not the caller waits for it.
+    pub(crate) async fn to_the_end<T: Send + 'static, E: From<StoreError> + Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E> {
+        let (sender, outcome) = oneshot::channel();
+        self.spawner.spawn(name, async move { drop(sender.send(work.await)) });
+        let lost = || StoreError::Bug { cause: format!("`{name}` panicked") };
+        outcome.await.unwrap_or_else(|_panicked| Err(lost().into()))
+    }
+
+    async fn commit_writes(self: &Arc<Self>, transaction: Transaction) -> Result<Committed, StoreError> {
         let writes = transaction.writes.clone();
-        match self.ports.store.commit(transaction).await {
+        match self.noting_failure(self.ports.store.commit(transaction).await) {
             Ok(committed) => {
                 self.take_in(&writes, &committed);
                 Ok(committed)
             }
-            Err(conflict @ StoreError::Conflict { .. }) => Err(conflict),
+            Err(StoreError::Conflict { key }) => {
+                // Perhaps the state is behind: the next try must see what the store has.
+                if let Err(cause) = self.read_back(&key).await {
+                    tracing::warn!(%key, %cause, "cannot read back after a conflict");
+                }
+                Err(StoreError::Conflict { key })
+            }
             Err(unknown) => {
                 let ca = Arc::clone(self);
-                self.spawner.spawn_until_stop("read back", async move { ca.read_back(writes).await });
+                self.spawner.spawn_until_stop("read back", async move {
+                    for write in writes {
+                        ca.read_back_for_sure(write.key()).await;
+                    }
+                });
                 Err(unknown)
             }
         }
+    }
+
+    fn noting_failure<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        let failed = !matches!(outcome, Ok(_) | Err(StoreError::Conflict { .. }));
+        self.store_failed.store(failed, Ordering::Relaxed);
+        outcome
     }
 
     fn take_in(&self, writes: &[Write], committed: &Committed) {
@@ -187,31 +217,73 @@ impl Ca {
             next
         });
         let state = self.state.load();
-        self.wire_bundle.store(Arc::new(wire_bundle(&state)));
-        self.changes.send_if_modified(|version| {
-            let newer = state.version().0 > *version;
-            *version = state.version().0.max(*version);
+        // Two changes at once may come here in either order: the bundle on the wire only ever moves forward.
+        let fresh = wire_bundle(&state);
+        self.wire_bundle.rcu(|old| {
+            let sequence = |it: &Option<Arc<wire::Bundle>>| it.as_ref().map(|bundle| bundle.sequence);
+            if sequence(&fresh) > sequence(old) { Arc::new(fresh.clone()) } else { Arc::clone(old) }
+        });
+        self.changes.send_if_modified(|cursor| {
+            let newer = state.cursor() > *cursor;
+            *cursor = state.cursor().max(*cursor);
             newer
         });
     }
 
-    /// After a commit of unknown outcome: reads the documents until the store answers, and believes what it says.
-    async fn read_back(self: Arc<Self>, writes: Vec<Write>) {
-        for write in writes {
-            loop {
-                match self.ports.store.document(write.key()).await {
-                    Ok(Some(document)) => {
-                        self.replace_state(|state| drop(state.put(&document)));
-                        break;
-                    }
-                    Ok(None) => {
-                        self.replace_state(|state| drop(state.delete(write.key(), state.version())));
-                        break;
-                    }
-                    Err(cause) => {
-                        tracing::warn!(key = %write.key(), %cause, "cannot read back after a failed commit; retrying");
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                    }
+    /// Believes what the store says about `key`.
+    async fn read_back(&self, key: &DocumentKey) -> Result<(), StoreError> {
+        // Taken before the store is asked: a change that arrives meanwhile is newer than its answer.
+        let held = self.state().version_of(key);
+        match (self.ports.store.document(key).await?, held) {
+            (Some(document), _) => self.replace_state(|state| {
+                if let Err(cause) = state.put(&document) {
+                    tracing::error!(%cause, "a stored document cannot be used");
+                }
+            }),
+            (None, Some(held)) => self.replace_state(|state| {
+                if let Err(cause) = state.delete(key, held) {
+                    tracing::error!(%cause, "what remains cannot be used");
+                }
+            }),
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    /// After a commit of unknown outcome: asks until the store answers.
+    async fn read_back_for_sure(&self, key: &DocumentKey) {
+        while let Err(cause) = self.read_back(key).await {
+            tracing::warn!(%key, %cause, "cannot read back after a failed commit; retrying");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Whether the last commit failed, so that nothing can be recorded and nothing is issued.
+    pub(crate) fn store_has_failed(&self) -> bool {
+        self.store_failed.load(Ordering::Relaxed)
+    }
+
+    /// Stops issuing until the process is restarted.
+    pub(crate) fn halt(&self) {
+        self.halted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether issuing goes on.
+    ///
+    /// # Errors
+    /// [`IssueError::Halted`] after a signature was refused.
+    pub(crate) fn check_not_halted(&self) -> Result<(), IssueError> {
+        if self.halted.load(Ordering::Relaxed) { Err(IssueError::Halted) } else { Ok(()) }
+    }
+
+    /// Tries a small durable write while the store is failing, so that readiness comes back by itself.
+    pub(crate) async fn probe_store(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(PROBE_EVERY).await;
+            if self.store_has_failed() {
+                let probe = self.ports.store.reserve_serials(1, self.ports.clock.now()).await;
+                if self.noting_failure(probe).is_ok() {
+                    tracing::info!("the store writes again");
                 }
             }
         }
@@ -219,18 +291,34 @@ impl Ca {
 
     /// Notes that an authenticated caller was refused: in the log now, in the ledger soon. At most a few a second for
     /// each caller reach the ledger, so that a refused caller cannot fill it.
-    pub(crate) fn note_refusal(&self, caller: &AttestedCaller, action: &str, code: &'static str, detail: &str) {
+    pub(crate) fn note_refusal(
+        &self,
+        caller: &AttestedCaller,
+        action: &str,
+        code: &'static str,
+        detail: &str,
+    ) {
         let by = caller.principal().to_string();
         tracing::info!(caller = %by, action, code, detail, "refused");
         if !self.quota.may_record_refusal(&by) {
             self.metrics.refusals_not_recorded.inc();
             return;
         }
-        let event =
-            Event::Refused { by, action: action.to_owned(), code: code.to_owned(), detail: detail.to_owned() };
-        if self.refusals.try_send(Entry::new(self.ports.clock.now(), &event)).is_err() {
+        let event = Event::Refused {
+            by,
+            action: action.to_owned(),
+            code: code.to_owned(),
+            detail: detail.to_owned(),
+        };
+        if self.refusals.try_send(Entry::new(self.stamp(), &event)).is_err() {
             self.metrics.refusals_not_recorded.inc();
         }
+    }
+
+    /// Counts a refusal by its public code and passes it on.
+    pub(crate) fn count_refusal(&self, error: ApiError) -> ApiError {
+        self.metrics.refused(crate::status::public(&error).code);
+        error
     }
 
     /// Writes noted refusals to the ledger, many at a time.
@@ -239,8 +327,10 @@ impl Ca {
         while waiting.recv_many(&mut batch, 64).await > 0 {
             let mut transaction = Transaction::named("record refusals");
             transaction.entries.append(&mut batch);
+            let count = u64::try_from(transaction.entries.len()).unwrap_or(u64::MAX);
             if let Err(cause) = self.ports.store.commit(transaction).await {
-                tracing::warn!(%cause, "refusals could not be recorded");
+                self.metrics.refusals_not_recorded.inc_by(count);
+                tracing::warn!(%cause, count, "refusals could not be recorded");
             }
         }
     }
@@ -253,8 +343,31 @@ impl Ca {
             subject: subject.to_owned(),
             detail: detail.to_owned(),
         };
-        Entry::new(self.ports.clock.now(), &event)
+        Entry::new(self.stamp(), &event)
     }
+
+    /// The instant of an entry that is not an issuance: never before the newest one, so that the last record of the
+    /// ledger tells the newest instant also after a restart.
+    fn stamp(&self) -> Timestamp {
+        let newest = Timestamp::from_unix(self.newest.load(Ordering::Relaxed));
+        self.ports.clock.now().max(newest)
+    }
+
+    /// The time by which certificates of callers are judged: a clock that went back revives none that has expired.
+    pub(crate) fn judging_time(&self) -> Timestamp {
+        let newest = Timestamp::from_unix(self.newest.load(Ordering::Relaxed));
+        self.ports.clock.now().max(newest.minus(CLOCK_TOLERANCE_SECONDS))
+    }
+}
+
+/// Answered requests: what a retry with the same id gets. Bounded by bytes, since what a caller vouches for is kept.
+fn remembered() -> Cache<(String, String), Arc<Recorded<IssuedLeaf>>> {
+    let weigh = |(caller, id): &(String, String), leaf: &Arc<Recorded<IssuedLeaf>>| {
+        let attributes: usize = leaf.issuance().attributes.iter().map(String::len).sum();
+        let bytes = 2_048 + leaf.certificate().der().len() + caller.len() + id.len() + attributes;
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    };
+    Cache::builder().max_capacity(REMEMBERED_BYTES).weigher(weigh).time_to_live(REMEMBERED_FOR).build()
 }
 
 async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> Result<State, ApiError> {
@@ -272,7 +385,9 @@ async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> 
             if kind == Kind::Authority {
                 authorities.extend(page);
             } else {
-                page.iter().try_for_each(|document| state.put(document)).map_err(|bad| ApiError::Bug(bad.to_string()))?;
+                page.iter()
+                    .try_for_each(|document| state.put(document))
+                    .map_err(|bad| ApiError::Bug(bad.to_string()))?;
             }
             if after.is_none() {
                 break;
@@ -280,7 +395,10 @@ async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> 
         }
     }
     authorities.sort_by_key(|document| !document.body.contains("\"kind\":\"root\""));
-    authorities.iter().try_for_each(|document| state.put(document)).map_err(|bad| ApiError::Bug(bad.to_string()))?;
+    authorities
+        .iter()
+        .try_for_each(|document| state.put(document))
+        .map_err(|bad| ApiError::Bug(bad.to_string()))?;
     Ok(state)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Laws: every check has a stable name, a severity and a remedy. What renews itself fails only when it is overdue, so
 //! `--fail-within` is about what needs a person. Nothing here changes anything.
-//! Sources: linkerd's `check` and vault's `pki health-check` for the form (peers.md §2).
+//! Sources: `linkerd check` (linkerd.io/2/reference/cli/check) and Vault's `vault pki health-check`, for the form.
 
 use std::sync::Arc;
 
@@ -33,13 +33,14 @@ impl Ca {
         checks.push(self.check_serving(now));
         checks.extend(self.check_keys().await?);
         checks.push(self.check_store().await);
-        checks.push(self.check_subscribers(now));
+        checks.push(self.check_subscribers());
         Ok(checks)
     }
 
     fn check_ready(&self) -> Check {
         let problems = self.problems();
-        let summary = if problems.is_empty() { "the server can issue".to_owned() } else { problems.join("; ") };
+        let summary =
+            if problems.is_empty() { "the server can issue".to_owned() } else { problems.join("; ") };
         let remedy = "read the server's log; `rhizome authority list` shows the authorities";
         check("server.ready", CheckSeverity::Critical, problems.is_empty(), summary, remedy)
     }
@@ -57,30 +58,42 @@ impl Ca {
     fn check_self(&self) -> Check {
         let failures = self.metrics.self_check_failures.get();
         let judged = self.metrics.self_checked.get();
-        let summary = format!("{judged} judgements of issued certificates by a second library, {failures} failed");
+        let summary =
+            format!("{judged} judgements of issued certificates by a second library, {failures} failed");
         let remedy = "stop issuing, keep the log, and report it: this is a bug";
         check("issuance.self_check", CheckSeverity::Critical, failures == 0, summary, remedy)
     }
 
     fn check_authorities(&self, now: Timestamp, within: i64) -> Vec<Check> {
         let state = self.state();
-        let living = state.authorities().values().map(|it| Arc::clone(&it.value)).filter(|it| {
-            matches!(it.state, AuthorityState::Active)
-        });
+        let living = state
+            .authorities()
+            .values()
+            .map(|it| Arc::clone(&it.value))
+            .filter(|it| matches!(it.state, AuthorityState::Active));
         living
             .map(|it| {
                 let (from, until) = (it.certificate.not_before(), it.certificate.not_after());
                 let left = until.since(now);
                 let (ok, remedy) = match it.kind {
-                    AuthorityKind::Root => (left > within, "plan a new root now; it takes every subscriber's word"),
+                    AuthorityKind::Root => (
+                        left > within,
+                        format!(
+                            "a root cannot be replaced yet: found a new authority before {until} and let every node \
+                             join it; see `A root that ends` in operations.md"
+                        ),
+                    ),
                     AuthorityKind::Issuer => (
                         now < authority::activate_at(from, until).plus(OVERDUE_SECONDS) && left > 0,
-                        "issuers rotate by themselves; this one is overdue: read the server's log",
+                        "issuers rotate by themselves; this one is overdue: read the server's log".to_owned(),
                     ),
                 };
                 let summary = format!("{} is valid until {until}, {} left", it.id, in_words(left));
                 let name = format!("authority.{}.expiry", it.kind);
-                Check { expires_at: Some(convert::timestamp(until)), ..check(&name, CheckSeverity::Critical, ok, summary, remedy) }
+                Check {
+                    expires_at: Some(convert::timestamp(until)),
+                    ..check(&name, CheckSeverity::Critical, ok, summary, &remedy)
+                }
             })
             .collect()
     }
@@ -112,7 +125,13 @@ impl Ca {
                 Err(cause) => return Err(IssueError::from(cause).into()),
             };
             let remedy = "restore the keys directory that belongs to this database";
-            checks.push(check(&format!("authority.{}.key", it.kind), CheckSeverity::Critical, ok, summary, remedy));
+            checks.push(check(
+                &format!("authority.{}.key", it.kind),
+                CheckSeverity::Critical,
+                ok,
+                summary,
+                remedy,
+            ));
         }
         Ok(checks)
     }
@@ -126,15 +145,10 @@ impl Ca {
         check("store.integrity", CheckSeverity::Critical, ok, summary, remedy)
     }
 
-    fn check_subscribers(&self, now: Timestamp) -> Check {
+    fn check_subscribers(&self) -> Check {
         let state = self.state();
         let sequence = state.bundle().map_or(0, |it| it.value.bundle.sequence());
-        let lagging = state.subscribers().values().filter(|it| {
-            let id = it.value.principal.split_once(':').map_or("", |(_, id)| id);
-            let alive = state.nodes().get(id).is_some_and(|node| node.value.not_after >= now);
-            alive && it.value.sequence < sequence
-        });
-        let names: Vec<String> = lagging.take(5).map(|it| it.value.principal.clone()).collect();
+        let names: Vec<String> = self.lagging(&state).take(5).map(|it| it.principal.clone()).collect();
         let summary = if names.is_empty() {
             format!("every live subscriber holds bundle {sequence}")
         } else {

@@ -40,6 +40,9 @@ pub enum IssueError {
         /// The newest instant known.
         seen: Timestamp,
     },
+    /// A signature did not fit what was linted; nothing more is issued.
+    #[error("issuing has stopped because a signature was refused; look at the signer and restart")]
+    Halted,
     /// The operating system gives no randomness.
     #[error("no randomness from the operating system")]
     NoEntropy,
@@ -97,6 +100,14 @@ pub enum AuthError {
         who: String,
         /// Why it was banned.
         reason: String,
+    },
+    /// The node has renewed twice since: whoever presents this holds an old copy.
+    #[error("{who} presented certificate {serial}, which it has long replaced; its key may have been copied")]
+    Superseded {
+        /// The principal.
+        who: String,
+        /// The certificate's serial.
+        serial: String,
     },
     /// Two credentials that could disagree.
     #[error("more than one credential: {what}")]

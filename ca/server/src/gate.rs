@@ -78,6 +78,15 @@ pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, ApiError>
     request.extensions().get::<Caller>().cloned().ok_or(ApiError::Auth(AuthError::NoCredential))
 }
 
+/// The other end of the connection that a request came over.
+///
+/// # Errors
+/// [`ApiError::Bug`] when there is none, which `listen` never lets happen.
+pub(crate) fn peer<T>(request: &tonic::Request<T>) -> Result<PeerInfo, ApiError> {
+    let peer = request.extensions().get::<PeerInfo>().cloned();
+    peer.ok_or_else(|| ApiError::Bug("a connection without peer information".into()))
+}
+
 impl Ca {
     fn admit(&self, request: &mut Request<Body>) -> Result<(), ApiError> {
         let path = request.uri().path();
@@ -114,7 +123,11 @@ impl Ca {
             .map_err(|retry_after| ApiError::Limited { who: source.to_string(), retry_after })
     }
 
-    fn authenticate(&self, peer: &Peer) -> Result<Caller, ApiError> {
+    /// Counts a request of whoever is at the other end, and says who that is.
+    ///
+    /// # Errors
+    /// [`ApiError::Limited`] or [`ApiError::Auth`].
+    pub(crate) fn authenticate(&self, peer: &Peer) -> Result<Caller, ApiError> {
         match peer {
             Peer::Local { uid } => self.local(*uid),
             Peer::Remote { certificate: None, source } => {
@@ -127,10 +140,32 @@ impl Ca {
                     who: certificate.name.clone(),
                     retry_after,
                 })?;
-                let caller = certified(&self.state(), certificate, self.ports.clock.now())?;
-                Ok(Arc::new(caller))
+                self.identify(peer)
             }
         }
+    }
+
+    /// Who is at the other end, as the state knows it now, without counting a request. Streams ask again for every
+    /// item and after every change: a ban, an eviction, a revocation or expiry ends them too.
+    ///
+    /// # Errors
+    /// [`ApiError::Auth`] when it is nobody (any more).
+    pub(crate) fn identify(&self, peer: &Peer) -> Result<Caller, ApiError> {
+        match peer {
+            Peer::Local { uid } => self.local(*uid),
+            Peer::Remote { certificate: None, .. } => Err(AuthError::NoCredential.into()),
+            Peer::Remote { certificate: Some(certificate), .. } => {
+                Ok(Arc::new(certified(&self.state(), certificate, self.judging_time())?))
+            }
+        }
+    }
+
+    /// Counts a message of an open stream like a call of its own.
+    pub(crate) fn counted<T>(&self, peer: &Peer, message: Option<T>) -> Result<Option<T>, ApiError> {
+        if message.is_some() {
+            self.authenticate(peer)?;
+        }
+        Ok(message)
     }
 
     /// A process on this machine: root and the server's own user hold `security`, others what the settings say.
@@ -140,12 +175,18 @@ impl Ca {
         let role = role.ok_or(AuthError::LocalUser { uid })?;
         let user = (uid == 0).then(|| "root".to_owned());
         let principal = Principal::Local { uid, user };
-        Ok(Arc::new(AttestedCaller::assertion(principal, Attributes::default(), Scope::none()).with_role(role)))
+        Ok(Arc::new(
+            AttestedCaller::assertion(principal, Attributes::default(), Scope::none()).with_role(role),
+        ))
     }
 }
 
 /// The caller behind a verified client certificate, as the state knows it now.
-fn certified(state: &State, certificate: &PeerCertificate, now: Timestamp) -> Result<AttestedCaller, AuthError> {
+fn certified(
+    state: &State,
+    certificate: &PeerCertificate,
+    now: Timestamp,
+) -> Result<AttestedCaller, AuthError> {
     let id = &certificate.spiffe_id;
     if now > certificate.not_after {
         return Err(AuthError::Expired { id: id.to_string(), not_after: certificate.not_after, now });
@@ -162,6 +203,9 @@ fn certified(state: &State, certificate: &PeerCertificate, now: Timestamp) -> Re
             let node = &node.ok_or_else(|| AuthError::Unknown { who: who() })?.value;
             if let NodeState::Banned { reason, .. } = &node.state {
                 return Err(AuthError::Banned { who: who(), reason: reason.clone() });
+            }
+            if !node.may_present(&certificate.serial) {
+                return Err(AuthError::Superseded { who: who(), serial: certificate.serial.to_string() });
             }
             Ok(AttestedCaller::assertion(principal, node.attributes.clone(), node.scope.clone()))
         }

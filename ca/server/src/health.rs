@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rhizome_core::authority::{AuthorityKind, AuthorityState};
+use rhizome_core::state::{State, Subscriber};
 use rhizome_id::Timestamp;
 
 use crate::ca::Ca;
@@ -19,12 +20,22 @@ impl Ca {
         match state.issuer() {
             None => problems.push("no issuing authority is active".to_owned()),
             Some(active) if now > active.issuer.not_after_limit() => {
-                problems.push(format!("the issuing authority {} expired at {}", active.id, active.issuer.not_after_limit()));
+                problems.push(format!(
+                    "the issuing authority {} expired at {}",
+                    active.id,
+                    active.issuer.not_after_limit()
+                ));
             }
             Some(_) => {}
         }
         if state.bundle().is_none() {
             problems.push("no trust bundle is published".to_owned());
+        }
+        if let Err(halted) = self.check_not_halted() {
+            problems.push(halted.to_string());
+        }
+        if self.store_has_failed() {
+            problems.push("the last durable write failed; the server's log says why".to_owned());
         }
         if let Err(cause) = self.now() {
             problems.push(cause.to_string());
@@ -43,19 +54,32 @@ impl Ca {
         let sequence = state.bundle().map_or(0, |it| it.value.bundle.sequence());
         metrics.bundle_sequence.set(i64::try_from(sequence).unwrap_or(i64::MAX));
         metrics.bundle_subscribers.set(count(state.subscribers().len()));
-        let behind = state.subscribers().values().filter(|it| it.value.sequence < sequence).count();
-        metrics.bundle_subscribers_behind.set(count(behind));
+        metrics.bundle_subscribers_behind.set(count(self.lagging(&state).count()));
         let behind = i32::try_from(self.clock_behind(self.ports.clock.now())).unwrap_or(i32::MAX);
         metrics.clock_behind.set(f64::from(behind));
         metrics.root_expiry.set(self.first_root_expiry().map_or(0, Timestamp::unix));
     }
 
+    /// Living subscribers that have not acknowledged the published bundle. One whose certificate has expired verifies
+    /// for nobody any more.
+    pub(crate) fn lagging<'a>(&self, state: &'a State) -> impl Iterator<Item = &'a Arc<Subscriber>> {
+        let now = self.ports.clock.now();
+        let sequence = state.bundle().map_or(0, |it| it.value.bundle.sequence());
+        state.subscribers().values().map(|it| &it.value).filter(move |it| {
+            let id = it.principal.split_once(':').map_or("", |(_, id)| id);
+            let alive = state.nodes().get(id).is_some_and(|node| node.value.not_after >= now);
+            alive && it.sequence < sequence
+        })
+    }
+
     /// When the first root that still signs or is trusted expires.
     pub(crate) fn first_root_expiry(&self) -> Option<Timestamp> {
         let state = self.state();
-        let roots = state.authorities().values().map(|it| Arc::clone(&it.value)).filter(|it| {
-            it.kind == AuthorityKind::Root && it.state != AuthorityState::Tainted
-        });
+        let roots = state
+            .authorities()
+            .values()
+            .map(|it| Arc::clone(&it.value))
+            .filter(|it| it.kind == AuthorityKind::Root && it.state != AuthorityState::Tainted);
         roots.map(|root| root.certificate.not_after()).min()
     }
 }

@@ -1,5 +1,5 @@
-//! Issuance: the one flow from a request to a certificate. Every door calls [`Ca::issue`]; there is no second path to
-//! a signature of a leaf.
+//! Issuance: the one flow from a request to a certificate. Every door calls [`Ca::issue`] or [`Ca::issue_with`]; the
+//! only other leaf is this server's own (`serving`), which has no request and walks the same chain of evidence.
 //!
 //! Laws: the steps stand in the order of architecture §5 and each consumes the evidence of the one before. Nothing is
 //! signed whose ledger entry is not durable. The path reads one immutable state, never the database, and holds no
@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use rhizome_core::caller::AttestedCaller;
 use rhizome_core::documents::Transaction;
-use rhizome_core::issuance::{self, Circumstances, IssuedLeaf, Recorded};
+use rhizome_core::issuance::{self, Circumstances, IssuanceError, IssuedLeaf, Recorded};
 use rhizome_core::ledger::{Entry, Event, Issuance, Profile};
 use rhizome_core::policy::{self, Facts, Wish};
 use rhizome_core::ports::{KeyRingError, StoreError};
 use rhizome_id::{RequestId, Serial, Timestamp};
 use rhizome_x509::VerifiedCsr;
 
-use crate::ca::{Ca, Remembered};
+use crate::ca::Ca;
 use crate::error::IssueError;
 use crate::system::Stopwatch;
 
@@ -53,7 +53,10 @@ impl Ca {
         ask: Ask<'_>,
     ) -> Result<Arc<Recorded<IssuedLeaf>>, IssueError> {
         let csr = ask.csr.verify()?;
-        self.issue_with(caller, csr, ask.wish, ask.request, |_issuance| Transaction::named("issue certificate")).await
+        self.issue_with(caller, csr, ask.wish, ask.request, |_issuance| {
+            Transaction::named("issue certificate")
+        })
+        .await
     }
 
     /// The whole of issuance, in order. `alongside` may add what must become true in the same transaction as the
@@ -69,16 +72,8 @@ impl Ca {
         // 1. Who is calling stands in `caller`; 2. possession of the key stands in `csr`. One reading of time.
         let watch = Stopwatch::start();
         let now = self.now()?;
+        self.check_not_halted()?;
         let key = csr.public_key().digest();
-        let remember = request.as_ref().map(|id| (caller.principal().to_string(), id.to_string()));
-        if let Some(known) = remember.as_ref().and_then(|name| self.recent.get(name)) {
-            return if known.key == key {
-                Ok(Arc::clone(&known.leaf))
-            } else {
-                Err(IssueError::RequestIdReused { id: remember.map(|(_, id)| id).unwrap_or_default() })
-            };
-        }
-
         // 3. May they, as whom, for how long.
         let state = self.state();
         let facts = Facts {
@@ -87,6 +82,21 @@ impl Ca {
             limits: &self.settings.policy,
         };
         let grant = policy::decide(caller, &wish, &facts, now)?;
+
+        // A retry gets the first answer, as long as that answer is still right: the same key, the same identity granted
+        // now as then, not yet due for renewal and not revoked.
+        let remember = request.as_ref().map(|id| (caller.principal().to_string(), id.to_string()));
+        if let Some(known) = remember.as_ref().and_then(|name| self.recent.get(name)) {
+            let first = known.issuance();
+            if first.public_key != key || first.spiffe_id != *grant.spiffe_id() {
+                return Err(IssueError::RequestIdReused {
+                    id: remember.map(|(_, id)| id).unwrap_or_default(),
+                });
+            }
+            if now < known.renew_at() && !state.is_revoked(&first.serial) {
+                return Ok(known);
+            }
+        }
 
         // 4. Serial, validity, issuer; 5. prepare and lint exactly the bytes that will be signed.
         let issuer = state.issuer().ok_or(IssueError::NoAuthority)?;
@@ -104,7 +114,8 @@ impl Ca {
         // 6. Write the intent: the one durable, group-committed append.
         let transaction = alongside(prepared.issuance()).record(prepared.entry(now));
         let committed = self.commit(transaction).await?;
-        let receipt = committed.receipts.last().ok_or_else(|| StoreError::Bug { cause: "no receipt".into() })?;
+        let receipt =
+            committed.receipts.last().ok_or_else(|| StoreError::Bug { cause: "no receipt".into() })?;
         let intent = prepared.recorded(receipt)?;
 
         // 7. Sign, check, and only then reply: the reply is made from `Recorded` alone.
@@ -112,18 +123,36 @@ impl Ca {
             Ok(signature) => signature,
             Err(cause) => return Err(self.signing_failed(intent.serial(), now, cause)),
         };
-        let leaf = Arc::new(intent.seal(signature)?);
+        let serial = intent.serial();
+        let leaf = match intent.seal(signature) {
+            Ok(leaf) => Arc::new(leaf),
+            Err(cause) => return Err(self.seal_refused(serial, now, cause)),
+        };
         if let Some(name) = remember {
-            self.recent.insert(name, Arc::new(Remembered { key, leaf: Arc::clone(&leaf) }));
+            self.recent.insert(name, Arc::clone(&leaf));
         }
         self.lately.note(&leaf);
         self.metrics.issued(leaf.issuance().profile, watch.elapsed());
         Ok(leaf)
     }
 
-    /// Records, as well as it can, that an intent came to nothing.
+    /// A signature that does not fit the bytes that were linted: a signer that errs, or one that lies. Nothing more is
+    /// issued by this process until somebody has looked (attacks.md §2, invariant 3).
+    fn seal_refused(self: &Arc<Self>, serial: Serial, now: Timestamp, cause: IssuanceError) -> IssueError {
+        self.halt();
+        tracing::error!(%serial, %cause, "a signature was refused; issuing has stopped, look at the signer and restart");
+        self.note_unsigned(serial, now, &cause.to_string());
+        cause.into()
+    }
+
     fn signing_failed(self: &Arc<Self>, serial: Serial, now: Timestamp, cause: KeyRingError) -> IssueError {
-        let entry = Entry::new(now, &Event::SigningFailed { serial, reason: cause.to_string() });
+        self.note_unsigned(serial, now, &cause.to_string());
+        cause.into()
+    }
+
+    /// Records, as well as it can, that an intent came to nothing.
+    fn note_unsigned(self: &Arc<Self>, serial: Serial, now: Timestamp, reason: &str) {
+        let entry = Entry::new(now, &Event::SigningFailed { serial, reason: reason.to_owned() });
         let ca = Arc::clone(self);
         self.spawner.spawn("record a failed signature", async move {
             let transaction = Transaction::named("signing failed").record(entry);
@@ -131,7 +160,6 @@ impl Ca {
                 tracing::error!(%serial, %unrecorded, "a failed signature could not be recorded; it counts as issued");
             }
         });
-        cause.into()
     }
 }
 

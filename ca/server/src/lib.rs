@@ -11,6 +11,7 @@ mod checks;
 mod error;
 mod gate;
 mod health;
+mod housekeeping;
 mod issue;
 mod listen;
 mod metrics;

@@ -3,10 +3,12 @@
 //! Laws: one thread accepts and hands connections to workers in turn; each worker is a thread with a single-threaded
 //! runtime of its own, so a request never changes threads and responses of one moment leave in one write. A
 //! connection costs nothing before its place is reserved, a handshake has a deadline, and a caller that is slow, idle
-//! or dead is found by keepalive. The administrators' socket is created with its mode, never chmodded afterwards.
+//! or dead is found by keepalive. Whoever connects to the administrators'
+//! socket is judged by the kernel's word on who it is, not by the socket's mode.
 //! Not here: who may call what (`gate`), TLS itself (`rhizome-tls`).
 //! Sources: limits.md ("one current_thread runtime per core"), attacks.md §1.4.
 
+use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,6 +23,7 @@ use rhizome_x509::VerifiedPeer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -33,6 +36,8 @@ use crate::spawn::Spawner;
 
 /// A TLS handshake takes a round trip or two; whoever needs longer is slow on purpose.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection without a credential may stay: enough to fetch the bundle and to join, many times over.
+const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
 /// The longest any unary call may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Requests in flight on one connection.
@@ -52,6 +57,8 @@ const WAITING_CONNECTIONS: usize = 64;
 pub(crate) struct Connection {
     transport: Transport,
     peer: PeerInfo,
+    /// When a connection without a credential is closed; the others stay.
+    ends: Option<Pin<Box<Sleep>>>,
     _place: Place,
 }
 
@@ -88,7 +95,14 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         match &mut self.transport {
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -121,15 +135,14 @@ impl AsyncWrite for Connection {
 
 pub(crate) type Raw = (std::net::TcpStream, SocketAddr, Place);
 
+/// Where connections are handed to, and the threads to wait for.
+pub(crate) type Workers = (Vec<mpsc::Sender<Raw>>, Vec<std::thread::JoinHandle<()>>);
+
 /// Starts the workers; each serves the connections that its channel brings until the server stops.
 ///
 /// # Errors
 /// The operating system's reason for not giving a thread or a runtime.
-pub(crate) fn start_workers(
-    ca: &Arc<Ca>,
-    tls: &ServerTls,
-    count: usize,
-) -> io::Result<(Vec<mpsc::Sender<Raw>>, Vec<std::thread::JoinHandle<()>>)> {
+pub(crate) fn start_workers(ca: &Arc<Ca>, tls: &ServerTls, count: usize) -> io::Result<Workers> {
     let mut senders = Vec::new();
     let mut threads = Vec::new();
     for number in 0..count.max(1) {
@@ -165,6 +178,10 @@ pub(crate) async fn accept(ca: Arc<Ca>, listener: TcpListener, workers: Vec<mpsc
                 continue;
             }
         };
+        if !ca.quota.admit_connection(source.ip()) {
+            ca.metrics.connections_refused.inc();
+            continue;
+        }
         let Ok(permit) = Arc::clone(&places).try_acquire_owned() else {
             ca.metrics.connections_refused.inc();
             continue;
@@ -208,9 +225,12 @@ async fn handshake(
     let stream = TcpStream::from_std(stream).ok()?;
     match tls.accept(stream, HANDSHAKE_DEADLINE).await {
         Ok(accepted) => {
-            let certificate = accepted.client.and_then(|peer| certificate_of(peer, &ca.settings.trust_domain));
+            let certificate =
+                accepted.client.and_then(|peer| certificate_of(peer, &ca.settings.trust_domain));
+            let ends = certificate.is_none().then(|| Box::pin(tokio::time::sleep(ANONYMOUS_LIFE)));
             let peer = Arc::new(Peer::Remote { source, certificate });
-            Some(Connection { transport: Transport::Tls(Box::new(accepted.stream)), peer, _place: place })
+            let transport = Transport::Tls(Box::new(accepted.stream));
+            Some(Connection { transport, peer, ends, _place: place })
         }
         Err(cause) => {
             ca.metrics.handshakes_failed.inc();
@@ -265,12 +285,14 @@ pub(crate) async fn serve_unix(ca: Arc<Ca>, listener: UnixListener) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let (Ok(credentials), Ok(permit)) = (stream.peer_cred(), Arc::clone(&places).try_acquire_owned()) else {
+            let (Ok(credentials), Ok(permit)) = (stream.peer_cred(), Arc::clone(&places).try_acquire_owned())
+            else {
                 continue;
             };
             let peer = Arc::new(Peer::Local { uid: credentials.uid() });
             let place = Place::new(&accepting, permit);
-            let connection = Connection { transport: Transport::Unix(stream), peer, _place: place };
+            let connection =
+                Connection { transport: Transport::Unix(stream), peer, ends: None, _place: place };
             if sender.send(Ok(connection)).await.is_err() {
                 return;
             }

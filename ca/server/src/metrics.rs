@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -94,7 +94,11 @@ impl Metrics {
         it.register("connections", "Connections held open", self.connections.clone());
         let help = "Connections refused because the limit was reached";
         it.register("connections_refused", help, self.connections_refused.clone());
-        it.register("handshakes_failed", "TLS handshakes that failed or took too long", self.handshakes_failed.clone());
+        it.register(
+            "handshakes_failed",
+            "TLS handshakes that failed or took too long",
+            self.handshakes_failed.clone(),
+        );
         it.register("bundle_sequence", "Sequence of the published bundle", self.bundle_sequence.clone());
         it.register("bundle_subscribers", "Known subscribers of the bundle", self.bundle_subscribers.clone());
         let help = "Subscribers that have not acknowledged the published bundle";
@@ -106,10 +110,18 @@ impl Metrics {
         let help = "Unix time at which the active issuer expires";
         it.register("issuer_expiry_timestamp_seconds", help, self.issuer_expiry.clone());
         let help = "Unix time at which the serving certificate expires";
-        it.register("server_certificate_expiry_timestamp_seconds", help, self.server_certificate_expiry.clone());
+        it.register(
+            "server_certificate_expiry_timestamp_seconds",
+            help,
+            self.server_certificate_expiry.clone(),
+        );
         let help = "Issued certificates that a second library refused afterwards; must stay 0";
         it.register("self_check_failures", help, self.self_check_failures.clone());
-        it.register("self_checked", "Issued certificates judged again by a second library", self.self_checked.clone());
+        it.register(
+            "self_checked",
+            "Issued certificates judged again by a second library",
+            self.self_checked.clone(),
+        );
         let help = "How far the clock lies behind the newest ledger record";
         it.register_with_unit("clock_behind", help, Unit::Seconds, self.clock_behind.clone());
     }

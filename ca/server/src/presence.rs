@@ -9,7 +9,7 @@ use rhizome_id::Timestamp;
 use rhizome_proto::node::v1::ServedIssuer;
 
 /// Issuers kept of one report: a node serves certificates of one or two, a few more while they rotate.
-const SERVED_ISSUERS: usize = 16;
+const SERVED_ISSUERS: usize = 64;
 
 /// What is known about a connected caller.
 #[derive(Clone, Debug, PartialEq)]

@@ -16,7 +16,6 @@ const SECURITY: Needed = Needed::Role(Role::Security);
 /// Method paths, in byte order, and what a caller needs.
 pub const METHODS: &[(&str, Needed)] = &[
     ("/grpc.health.v1.Health/Check", Nobody),
-    ("/grpc.health.v1.Health/List", VIEWER),
     ("/grpc.health.v1.Health/Watch", VIEWER),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", VIEWER),
     ("/rhizome.admin.v1.AdminIdentityService/IssueAdminCertificate", SECURITY),
@@ -74,7 +73,8 @@ mod tests {
 
     #[test]
     fn only_health_the_public_bundle_and_joining_are_open_to_anybody() {
-        let open: Vec<_> = METHODS.iter().filter(|(_, needed)| *needed == Nobody).map(|(path, _)| *path).collect();
+        let open: Vec<_> =
+            METHODS.iter().filter(|(_, needed)| *needed == Nobody).map(|(path, _)| *path).collect();
         assert_eq!(
             open,
             [

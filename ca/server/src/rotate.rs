@@ -76,8 +76,10 @@ impl Ca {
     pub(crate) async fn keep_authorities(self: &Arc<Self>) -> Result<(), ApiError> {
         for _ in 0..MOST_STEPS {
             let now = self.now()?;
-            let effects = authority::step(&self.authorities(), &self.settings.replica, now, &self.settings.rotation);
-            let due: Vec<_> = effects.into_iter().filter(|effect| !matches!(effect, Effect::WakeAt(_))).collect();
+            let effects =
+                authority::step(&self.authorities(), &self.settings.replica, now, &self.settings.rotation);
+            let due: Vec<_> =
+                effects.into_iter().filter(|effect| !matches!(effect, Effect::WakeAt(_))).collect();
             if due.is_empty() {
                 return Ok(());
             }
@@ -100,7 +102,9 @@ impl Ca {
         match effect {
             Effect::MakeRoot { reason } => self.make_root(now, &reason.to_string()).await,
             Effect::MakeIssuer { reason } => self.make_issuer(now, &reason.to_string()).await.map(drop),
-            Effect::Activate { id, reason } => self.apply(effect, now, "authority.activate", id, reason).await,
+            Effect::Activate { id, reason } => {
+                self.apply(effect, now, "authority.activate", id, reason).await
+            }
             Effect::Retire { id, reason } => self.apply(effect, now, "authority.retire", id, reason).await,
             Effect::Forget { id, reason } => self.apply(effect, now, "authority.forget", id, reason).await,
             Effect::WakeAt(_) => Ok(()),
@@ -143,7 +147,8 @@ impl Ca {
                 }
                 Change::Delete { id, key } => {
                     let document = DocumentKey::new(Kind::Authority, id.to_string());
-                    transaction = transaction.require_unchanged(document.clone(), version(&id)).delete(document);
+                    transaction =
+                        transaction.require_unchanged(document.clone(), version(&id)).delete(document);
                     to_destroy.push(key);
                 }
             }
@@ -161,7 +166,11 @@ impl Ca {
     ///
     /// # Errors
     /// [`ApiError::Conflict`] when the authorities changed in between; the new issuer then waits for its turn.
-    pub(crate) async fn rotate_issuer_now(self: &Arc<Self>, by: &str, reason: &str) -> Result<AuthorityId, ApiError> {
+    pub(crate) async fn rotate_issuer_now(
+        self: &Arc<Self>,
+        by: &str,
+        reason: &str,
+    ) -> Result<AuthorityId, ApiError> {
         let now = self.now()?;
         let id = self.make_issuer(now, &format!("{by} rotates by hand: {reason}")).await?;
         // The machine's reasons are about time; this one stands in the entry below.
@@ -208,12 +217,19 @@ impl Ca {
             not_after: validity.not_after,
         };
         let prepared = Prepared::root(&spec, &key.id, "server").map_err(IssueError::from)?;
-        let certificate = self.certify(prepared, now).await?;
+        let certificate = match self.certify(prepared, now).await {
+            Ok(certificate) => certificate,
+            Err(cause) => return Err(self.give_up(&key, cause).await),
+        };
         self.store_authority(AuthorityKind::Root, &id, &key, certificate, None, now, reason).await
     }
 
     /// Makes an issuer under the active root and stores it as prepared.
-    pub(crate) async fn make_issuer(self: &Arc<Self>, now: Timestamp, reason: &str) -> Result<AuthorityId, ApiError> {
+    pub(crate) async fn make_issuer(
+        self: &Arc<Self>,
+        now: Timestamp,
+        reason: &str,
+    ) -> Result<AuthorityId, ApiError> {
         let active = |it: &Authority| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active;
         let root = self.authorities().into_iter().find(active);
         let root = root.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
@@ -232,7 +248,10 @@ impl Ca {
         };
         let above = (&root.id, &root.certificate, root.algorithm);
         let prepared = Prepared::intermediate(&spec, above, &root.key, "server").map_err(IssueError::from)?;
-        let certificate = self.certify(prepared, now).await?;
+        let certificate = match self.certify(prepared, now).await {
+            Ok(certificate) => certificate,
+            Err(cause) => return Err(self.give_up(&key, cause).await),
+        };
         let issuer = Some(root.id.clone());
         self.store_authority(AuthorityKind::Issuer, &id, &key, certificate, issuer, now, reason).await?;
         Ok(id)
@@ -250,8 +269,21 @@ impl Ca {
             AuthorityKind::Root => KeyPurpose::Root,
             AuthorityKind::Issuer => KeyPurpose::Issuer,
         };
-        let key = self.ports.keys.generate(&key, purpose, self.settings.algorithm).await.map_err(IssueError::from)?;
+        let key = self
+            .ports
+            .keys
+            .generate(&key, purpose, self.settings.algorithm)
+            .await
+            .map_err(IssueError::from)?;
         Ok((id, key))
+    }
+
+    /// Destroys a key that no document names and none will: trying again makes another one.
+    async fn give_up(&self, key: &KeyInfo, cause: IssueError) -> ApiError {
+        if let Err(kept) = self.ports.keys.destroy(&key.id).await {
+            tracing::warn!(key = %key.id, %kept, "a key that nobody needs could not be destroyed");
+        }
+        cause.into()
     }
 
     /// Records, then signs: the same order as for leaves.

@@ -126,12 +126,15 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     if let Some(listener) = web_listener {
         ca.spawner.spawn("metrics and health", web::serve(Arc::clone(&ca), listener));
     }
-    let count = if workers == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { workers };
+    let count =
+        if workers == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { workers };
     let (senders, threads) = listen::start_workers(&ca, &tls, count).map_err(StartError::Workers)?;
     ca.spawner.spawn("accept", listen::accept(Arc::clone(&ca), listener, senders));
     ca.spawner.spawn_until_stop("rotate", Arc::clone(&ca).rotate_forever());
     ca.spawner.spawn_until_stop("self-check", Arc::clone(&ca).check_itself());
     ca.spawner.spawn_until_stop("record refusals", Arc::clone(&ca).record_refusals(refusals));
+    ca.spawner.spawn_until_stop("probe store", Arc::clone(&ca).probe_store());
+    ca.spawner.spawn_until_stop("housekeeping", Arc::clone(&ca).keep_house());
     let forgetting = Arc::clone(&ca);
     ca.spawner.spawn_until_stop("forget idle callers", async move {
         loop {

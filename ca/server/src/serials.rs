@@ -2,7 +2,7 @@
 //!
 //! Laws: a counter is used at most once, over restarts and restored backups too, because a block is reserved durably
 //! before its first counter is used and whatever a stopped process did not use is lost, never given out again.
-//! Sources: ../../shared design limits ("serials unique by construction"), ADR 0002.
+//! Sources: RFC 5280 §4.1.2.2; ADR 0002.
 
 use std::sync::Mutex;
 

@@ -18,6 +18,7 @@ use rhizome_x509::{KeyAlgorithm, RequestKey, TrustAnchors, VerifiedCsr};
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
+use crate::system::Stopwatch;
 
 /// How often the serving certificate is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -38,7 +39,8 @@ impl Ca {
         let identity = ServingIdentity::new(&first.chain_der, &first.key.pkcs8_der());
         let identity = Arc::new(identity.map_err(|cause| ApiError::Bug(cause.to_string()))?);
         let (ca, swapped) = (Arc::clone(self), Arc::clone(&identity));
-        self.spawner.spawn_until_stop("serving certificate", async move { ca.keep_serving(&swapped, first).await });
+        self.spawner
+            .spawn_until_stop("serving certificate", async move { ca.keep_serving(&swapped, first).await });
         Ok(identity)
     }
 
@@ -71,30 +73,37 @@ impl Ca {
         let csr = rhizome_x509::create_csr(&key).map_err(|cause| bug(cause.to_string()))?;
         let public_key = VerifiedCsr::parse(&csr).map_err(IssueError::from)?.into_public_key();
 
+        let watch = Stopwatch::start();
         let now = self.now()?;
         let state = self.state();
         let name = self.settings.replica.clone();
         let principal = Principal::Server { name: name.clone() };
         let caller = AttestedCaller::assertion(principal, Attributes::default(), Scope::none());
-        let facts =
-            Facts { trust_domain: state.trust_domain(), rules: state.rule_set(), limits: &self.settings.policy };
+        let facts = Facts {
+            trust_domain: state.trust_domain(),
+            rules: state.rule_set(),
+            limits: &self.settings.policy,
+        };
         let grant = policy::decide(&caller, &Wish::Server { name }, &facts, now).map_err(IssueError::from)?;
         let issuer = state.issuer().ok_or(IssueError::NoAuthority)?;
         let (serial, draw) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
         let bundle = state.bundle().map_or(0, |it| it.value.bundle.sequence());
         let around = Circumstances { now, serial, draw, bundle, request: None, attributes: None };
         let names = (self.settings.dns_names.as_slice(), self.settings.ip_addresses.as_slice());
-        let prepared =
-            issuance::prepare_server(&grant, &public_key, names, issuer, &around).map_err(IssueError::from)?;
+        let prepared = issuance::prepare_server(&grant, &public_key, names, issuer, &around)
+            .map_err(IssueError::from)?;
         let transaction = Transaction::named("issue serving certificate").record(prepared.entry(now));
         let committed = self.commit(transaction).await?;
-        let receipt = committed.receipts.last().ok_or(IssuanceError::WrongReceipt).map_err(IssueError::from)?;
+        let receipt =
+            committed.receipts.last().ok_or(IssuanceError::WrongReceipt).map_err(IssueError::from)?;
         let intent = prepared.recorded(receipt).map_err(IssueError::from)?;
-        let signature = self.ports.keys.sign(intent.key(), &intent.to_be_signed()).await.map_err(IssueError::from)?;
+        let signature =
+            self.ports.keys.sign(intent.key(), &intent.to_be_signed()).await.map_err(IssueError::from)?;
         let leaf = intent.seal(signature).map_err(IssueError::from)?;
 
         let mut chain_der = vec![leaf.certificate().der().to_vec()];
         chain_der.extend(leaf.intermediates().iter().map(|der| der.to_vec()));
+        self.metrics.issued(leaf.issuance().profile, watch.elapsed());
         let (renew_at, not_after) = (leaf.renew_at(), leaf.issuance().not_after);
         self.metrics.server_certificate_expiry.set(not_after.unix());
         Ok(Serving { chain_der, key, renew_at, not_after, issuer: issuer.id.clone() })
@@ -122,6 +131,6 @@ impl ClientTrust for CurrentTrust {
     }
 
     fn now(&self) -> Timestamp {
-        self.ca.ports.clock.now()
+        self.ca.judging_time()
     }
 }

@@ -3,7 +3,9 @@
 //! Laws: the shell starts tasks only here; a tidy lint bans `tokio::spawn` elsewhere.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 
+use futures::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,20 +24,20 @@ impl Spawner {
 
     /// Starts `task`, called `name` in the log.
     pub(crate) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
-        let handle = self.tasks.spawn(task);
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
-        tokio::spawn(async move {
-            if let Err(failure) = handle.await
-                && failure.is_panic()
-            {
+        self.tasks.spawn(async move {
+            // A task owns what it works on; nothing of it is looked at after a panic.
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
                 tracing::error!(task = name, "a background task panicked; this is a bug, please report it");
             }
         });
     }
 
     /// Starts `task` and drops it as soon as shutdown begins: for loops that hold nothing half-done between awaits.
-    pub(crate) fn spawn_until_stop(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn_until_stop(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         let stop = self.stop.clone();
         self.spawn(name, async move {
             tokio::select! {

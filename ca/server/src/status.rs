@@ -24,6 +24,9 @@ pub(crate) type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Sen
 /// A stream of requests that ended with a fault of the connection; there is nobody left to answer.
 pub(crate) type Broken = Status;
 
+/// Bytes of a public sentence, as `problem.proto` promises; some repeat what the caller sent.
+const MESSAGE_BYTES: usize = 1024;
+
 /// An error as a caller may see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Public {
@@ -35,12 +38,21 @@ pub(crate) struct Public {
 
 impl Public {
     fn new(grpc: Code, code: &'static str, message: impl Into<String>) -> Self {
-        Self { grpc, code, message: message.into(), retry_after: None }
+        Self { grpc, code, message: shortened(message.into()), retry_after: None }
     }
 
     fn retry(self, after: Duration) -> Self {
         Self { retry_after: Some(after), ..self }
     }
+}
+
+fn shortened(mut text: String) -> String {
+    const MORE: char = '…';
+    if text.len() > MESSAGE_BYTES {
+        text.truncate(text.floor_char_boundary(MESSAGE_BYTES - MORE.len_utf8()));
+        text.push(MORE);
+    }
+    text
 }
 
 /// The public face of an error.
@@ -70,9 +82,13 @@ pub(crate) fn public(error: &ApiError) -> Public {
         ApiError::Invalid { .. } => Public::new(Code::InvalidArgument, "invalid_argument", error.to_string()),
         ApiError::NotFound { .. } => Public::new(Code::NotFound, "not_found", error.to_string()),
         ApiError::Conflict { .. } => Public::new(Code::FailedPrecondition, "conflict", error.to_string()),
-        ApiError::NoSuchMethod { .. } => Public::new(Code::Unimplemented, "no_such_method", error.to_string()),
-        ApiError::Stopping => Public::new(Code::Unavailable, "stopping", "the server is stopping; connect again")
-            .retry(Duration::from_secs(1)),
+        ApiError::NoSuchMethod { .. } => {
+            Public::new(Code::Unimplemented, "no_such_method", error.to_string())
+        }
+        ApiError::Stopping => {
+            Public::new(Code::Unavailable, "stopping", "the server is stopping; connect again")
+                .retry(Duration::from_secs(1))
+        }
         ApiError::Bug(_) => bug(),
     }
 }
@@ -84,13 +100,22 @@ fn of_issue(error: &IssueError) -> Public {
         IssueError::RequestIdReused { .. } => {
             Public::new(Code::AlreadyExists, "request_id_reused", error.to_string())
         }
-        IssueError::NoAuthority => unavailable("no_authority", "the authority is starting", Duration::from_secs(1)),
+        IssueError::NoAuthority => {
+            unavailable("no_authority", "the authority is starting", Duration::from_secs(1))
+        }
         IssueError::ClockWentBack { .. } => unavailable(
             "clock_went_back",
             "the server's clock went back; it issues again when the clock is right",
             Duration::from_secs(30),
         ),
-        IssueError::NoEntropy => unavailable("no_entropy", "the server cannot issue now", Duration::from_secs(5)),
+        IssueError::Halted => unavailable(
+            "issuing_halted",
+            "the server has stopped issuing; its log says what to do",
+            Duration::from_secs(30),
+        ),
+        IssueError::NoEntropy => {
+            unavailable("no_entropy", "the server cannot issue now", Duration::from_secs(5))
+        }
         IssueError::Issuance(IssuanceError::ChainNotValid { .. }) => unavailable(
             "authority_not_valid",
             "the issuing authority is not valid now; the server's log says what to do",
@@ -108,9 +133,11 @@ fn of_issue(error: &IssueError) -> Public {
 
 fn of_store(error: &StoreError) -> Public {
     match error {
-        StoreError::Conflict { .. } => {
-            Public::new(Code::Aborted, "conflict", "somebody else changed the same thing; read it again and retry")
-        }
+        StoreError::Conflict { .. } => Public::new(
+            Code::Aborted,
+            "conflict",
+            "somebody else changed the same thing; read it again and retry",
+        ),
         StoreError::Unavailable { retry_after, .. } => {
             unavailable("store_unavailable", "the ledger cannot be written now", *retry_after)
         }
@@ -142,12 +169,12 @@ fn bug() -> Public {
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
         let public = public(&error);
-        match public.grpc {
-            Code::Internal => tracing::error!(code = public.code, cause = %error, "request failed"),
-            Code::Unauthenticated | Code::Unavailable => {
-                tracing::warn!(code = public.code, cause = %error, "request refused");
-            }
-            _ => tracing::debug!(code = public.code, cause = %error, "request refused"),
+        if public.grpc == Code::Internal {
+            tracing::error!(code = public.code, cause = %error, "request failed");
+        } else if matches!(public.grpc, Code::Unauthenticated | Code::Unavailable) {
+            tracing::warn!(code = public.code, cause = %error, "request refused");
+        } else {
+            tracing::debug!(code = public.code, cause = %error, "request refused");
         }
         let mut status = Self::new(public.grpc, public.message);
         let metadata = status.metadata_mut();
@@ -215,9 +242,15 @@ mod tests {
             IssueError::NoAuthority.into(),
             IssueError::ClockWentBack { now: at, seen: at }.into(),
             IssueError::NoEntropy.into(),
+            IssueError::Halted.into(),
             IssueError::Issuance(IssuanceError::WrongReceipt).into(),
-            IssueError::Issuance(IssuanceError::ChainNotValid { not_before: at, not_after: at, now: at, remedy: "" })
-                .into(),
+            IssueError::Issuance(IssuanceError::ChainNotValid {
+                not_before: at,
+                not_after: at,
+                now: at,
+                remedy: "",
+            })
+            .into(),
             IssueError::Keys(KeyRingError::Unavailable { cause: text() }).into(),
             StoreError::Conflict { key }.into(),
             StoreError::Unavailable { cause: text(), retry_after: second }.into(),
@@ -253,7 +286,8 @@ mod tests {
     fn every_error_has_the_answer_that_the_golden_table_says() {
         let line = |error: &ApiError| {
             let public = public(error);
-            let retry = public.retry_after.map_or(String::new(), |it| format!(" (retry {} ms)", it.as_millis()));
+            let retry =
+                public.retry_after.map_or(String::new(), |it| format!(" (retry {} ms)", it.as_millis()));
             format!("{:?} | {} | {}{retry}\n", public.grpc, public.code, public.message)
         };
         let table: String = errors().iter().map(line).collect();
@@ -277,7 +311,8 @@ mod tests {
             auth.into_iter().map(|error| public(&ApiError::Auth(error)).message).collect();
         assert_eq!(sentences.len(), 1, "{sentences:?}");
         let tokens = [ApiError::Token(TokenError::Used), ApiError::NoSuchToken { id: "ab".to_owned() }];
-        let sentences: std::collections::BTreeSet<String> = tokens.iter().map(|it| public(it).message).collect();
+        let sentences: std::collections::BTreeSet<String> =
+            tokens.iter().map(|it| public(it).message).collect();
         assert_eq!(sentences.len(), 1, "{sentences:?}");
     }
 

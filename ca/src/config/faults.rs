@@ -29,10 +29,7 @@ impl Position {
     pub fn after(text: &str) -> Self {
         let line = text.matches('\n').count().saturating_add(1);
         let last = text.rsplit('\n').next().unwrap_or_default();
-        Self {
-            line,
-            column: last.chars().count().saturating_add(1),
-        }
+        Self { line, column: last.chars().count().saturating_add(1) }
     }
 }
 
@@ -57,12 +54,7 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            at,
-            path,
-            problem,
-            remedy,
-        } = self;
+        let Self { at, path, problem, remedy } = self;
         write!(f, "{at}: ")?;
         if !path.is_empty() {
             write!(f, "{path}: ")?;
@@ -122,11 +114,7 @@ impl Faults {
 
 /// The beginning of a faulty value, quoted, with anything unprintable escaped.
 pub(super) fn quoted(value: &str) -> String {
-    let mut text: String = value
-        .chars()
-        .take(MAX_QUOTED)
-        .flat_map(char::escape_debug)
-        .collect();
+    let mut text: String = value.chars().take(MAX_QUOTED).flat_map(char::escape_debug).collect();
     if value.chars().nth(MAX_QUOTED).is_some() {
         text.push('…');
     }
@@ -149,12 +137,7 @@ mod tests {
         let mut faults = Faults::default();
         for line in 0..(MAX_FAULTS + 5) {
             let at = Position { line, column: 1 };
-            faults.add(Fault {
-                at,
-                path: "x".into(),
-                problem: "bad".into(),
-                remedy: "mend it".into(),
-            });
+            faults.add(Fault { at, path: "x".into(), problem: "bad".into(), remedy: "mend it".into() });
         }
         assert_eq!(faults.count(), MAX_FAULTS + 5);
         assert_eq!(faults.iter().count(), MAX_FAULTS);

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use rhizome_core::caller::Role;
 use rhizome_id::{ReplicaName, TrustDomain, Ttl};
 use rhizome_x509::{DnsName, SigningAlgorithm};
+use zeroize::Zeroizing;
 
 pub use faults::{Fault, Faults, MAX_FAULTS, Position};
 pub use values::{Endpoint, Host};
@@ -37,7 +38,7 @@ pub struct Config {
     pub replica: ReplicaName,
     /// Where gRPC with mutual TLS is served.
     pub listen: SocketAddr,
-    /// Where others reach it; join strings carry these. Never empty.
+    /// Where others reach it; join strings carry these. Empty only when the system chooses the port (`listen: HOST:0`).
     pub advertise: Vec<Endpoint>,
     /// DNS names of the serving certificate; those of `advertise` are among them.
     pub dns_names: Vec<DnsName>,
@@ -203,11 +204,7 @@ pub enum ConfigError {
 }
 
 fn count(faults: usize) -> String {
-    if faults == 1 {
-        "1 fault".to_owned()
-    } else {
-        format!("{faults} faults")
-    }
+    if faults == 1 { "1 fault".to_owned() } else { format!("{faults} faults") }
 }
 
 /// Reads and checks the configuration file at `path`.
@@ -215,14 +212,8 @@ fn count(faults: usize) -> String {
 /// # Errors
 /// [`ConfigError`], with every fault of the file.
 pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
-    let bytes = read_file(path).map_err(|cause| ConfigError::Unreadable {
-        path: path.to_owned(),
-        cause,
-    })?;
-    parse(&bytes).map_err(|faults| ConfigError::Faulty {
-        path: path.to_owned(),
-        faults,
-    })
+    let bytes = read_file(path).map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
+    parse(&bytes).map_err(|faults| ConfigError::Faulty { path: path.to_owned(), faults })
 }
 
 fn read_file(path: &Path) -> io::Result<Vec<u8>> {
@@ -266,12 +257,7 @@ pub fn parse(bytes: &[u8]) -> Result<Loaded, Faults> {
 
 fn as_text(bytes: &[u8]) -> Result<&str, Fault> {
     let whole = |at, problem: &str, remedy: &str| {
-        Err(Fault {
-            at,
-            path: String::new(),
-            problem: problem.to_owned(),
-            remedy: remedy.to_owned(),
-        })
+        Err(Fault { at, path: String::new(), problem: problem.to_owned(), remedy: remedy.to_owned() })
     };
     if bytes.len() > MAX_BYTES {
         return whole(
@@ -299,11 +285,8 @@ fn as_text(bytes: &[u8]) -> Result<&str, Fault> {
 }
 
 /// Reads the environment variable that holds a secret. `None` when it is not set or not text.
-pub fn secret_variable(name: &str) -> Option<String> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the environment"
-    )]
+pub fn secret_variable(name: &str) -> Option<Zeroizing<String>> {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let value = std::env::var(name);
-    value.ok().filter(|value| !value.is_empty())
+    value.ok().filter(|value| !value.is_empty()).map(Zeroizing::new)
 }

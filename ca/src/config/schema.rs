@@ -60,17 +60,9 @@ type Shared<'n> = &'n RefCell<Faults>;
 /// Reads a configuration out of a tree. `None` when there are faults.
 pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, Vec<Warning>)> {
     let mut file = Section::root(root, faults);
-    let trust_domain = file
-        .required(
-            "trust_domain",
-            "add `trust_domain: example.org`",
-            values::trust_domain,
-        )
-        .given();
-    let replica = file
-        .value("replica", values::replica)
-        .given()
-        .or_else(|| "r1".parse().ok());
+    let trust_domain =
+        file.required("trust_domain", "add `trust_domain: example.org`", values::trust_domain).given();
+    let replica = file.value("replica", values::replica).given().or_else(|| "r1".parse().ok());
     let reach = reach(&mut file);
     let data = file.value("data", values::path).or(PathBuf::from(DATA));
     let admin = admin(file.section("admin"));
@@ -82,9 +74,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     let policy = policy(file.section("policy"), issuer_ttl);
     let limits = read_limits(file.section("limits"));
     let mut bundle = file.section("bundle");
-    let refresh_hint = bundle
-        .value("refresh_hint", values::ttl)
-        .or(seconds(REFRESH_HINT_SECONDS));
+    let refresh_hint = bundle.value("refresh_hint", values::ttl).or(seconds(REFRESH_HINT_SECONDS));
     bundle.finish();
     let log = log(file.section("log"));
     file.finish();
@@ -99,11 +89,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
             text: "keys.danger_unsealed: private keys are stored in the clear".to_owned(),
         });
     }
-    let Reach {
-        listen,
-        advertise,
-        names,
-    } = reach;
+    let Reach { listen, advertise, names } = reach;
     let (dns_names, ip_addresses) = split(&names);
     let (sealing, _) = sealing?;
     let (trust_domain, replica): (TrustDomain, ReplicaName) = (trust_domain?, replica?);
@@ -144,21 +130,16 @@ fn reach(file: &mut Section<'_>) -> Reach {
     let listen = listen_field.or(LISTEN);
     let mut names = names_field.or(Vec::new());
     let mut advertise = advertise_field.or(Vec::new());
-    if advertise.is_empty() && listen.port() > 0 {
-        let hosts = if listen.ip().is_unspecified() {
-            names.clone()
-        } else {
-            vec![Host::Ip(listen.ip())]
-        };
-        advertise = hosts
-            .into_iter()
-            .map(|host| Endpoint {
-                host,
-                port: listen.port(),
-            })
-            .collect();
+    let wildcard = listen.ip().is_unspecified();
+    if !wildcard && advertise.is_empty() {
+        names.push(Host::Ip(listen.ip()));
     }
-    if advertise.is_empty() && !faulty {
+    if advertise.is_empty() && listen.port() > 0 {
+        let hosts = if wildcard { names.clone() } else { vec![Host::Ip(listen.ip())] };
+        advertise = hosts.into_iter().map(|host| Endpoint { host, port: listen.port() }).collect();
+    }
+    // Port 0 on one address: the server advertises what it gets.
+    if advertise.is_empty() && !faulty && (wildcard || listen.port() > 0) {
         let problem =
             format!("agents cannot dial {listen}, and nothing else says where they reach this server");
         let remedy = "add `advertise: [ca.example.org:8443]` with the host and port they dial";
@@ -169,11 +150,7 @@ fn reach(file: &mut Section<'_>) -> Reach {
             names.push(endpoint.host.clone());
         }
     }
-    Reach {
-        listen,
-        advertise,
-        names,
-    }
+    Reach { listen, advertise, names }
 }
 
 fn split(names: &[Host]) -> (Vec<rhizome_x509::DnsName>, Vec<IpAddr>) {
@@ -190,9 +167,7 @@ fn split(names: &[Host]) -> (Vec<rhizome_x509::DnsName>, Vec<IpAddr>) {
 }
 
 fn admin(mut section: Section<'_>) -> Admin {
-    let socket = section
-        .value("socket", values::socket_path)
-        .or(PathBuf::from(SOCKET));
+    let socket = section.value("socket", values::socket_path).or(PathBuf::from(SOCKET));
     let uid = |value: Scalar<'_>| {
         values::number(0..=u32::MAX - 1)(value).map_err(|_refusal| {
             Refusal::new(
@@ -207,11 +182,7 @@ fn admin(mut section: Section<'_>) -> Admin {
     let uids: BTreeMap<u32, _> = pairs.iter().copied().collect();
     if uids.len() < pairs.len() {
         // Two spellings of one number, such as 7 and 007; the same spelling twice is found by the tree.
-        section.fault(
-            "uids",
-            at,
-            Refusal::new("one user id is given twice", "keep one of the two"),
-        );
+        section.fault("uids", at, Refusal::new("one user id is given twice", "keep one of the two"));
     }
     section.finish();
     Admin { socket, uids }
@@ -226,11 +197,7 @@ fn sealing(mut section: Section<'_>) -> Option<(Sealing, Option<Position>)> {
     let (at_file, at_environment, at_unsealed) =
         (file.position(), environment.position(), unsealed.position());
     choices.extend(file.given().map(|path| (Sealing::KeyFile(path), at_file)));
-    choices.extend(
-        environment
-            .given()
-            .map(|name| (Sealing::KeyEnvironment(name), at_environment)),
-    );
+    choices.extend(environment.given().map(|name| (Sealing::KeyEnvironment(name), at_environment)));
     if unsealed.given() == Some(true) {
         choices.push((Sealing::DangerUnsealed, at_unsealed));
     }
@@ -240,20 +207,13 @@ fn sealing(mut section: Section<'_>) -> Option<(Sealing, Option<Position>)> {
         section.fault(
             "",
             at,
-            Refusal::new(
-                problem,
-                "keep one of sealing_key_file, sealing_key_env, danger_unsealed",
-            ),
+            Refusal::new(problem, "keep one of sealing_key_file, sealing_key_env, danger_unsealed"),
         );
     }
     if choices.is_empty() && !faulty {
-        let remedy = "add `sealing_key_file: /etc/rhizome/sealing.key` (made on first start) or `sealing_key_env: NAME`; \
+        let remedy = "add `sealing_key_file: /var/lib/rhizome-sealing/sealing.key` (made on first start) or `sealing_key_env: NAME`; \
                       `danger_unsealed: true` stores them in the clear";
-        section.fault(
-            "",
-            None,
-            Refusal::new("nothing says how private keys are sealed at rest", remedy),
-        );
+        section.fault("", None, Refusal::new("nothing says how private keys are sealed at rest", remedy));
     }
     section.finish();
     choices.into_iter().next()
@@ -270,44 +230,23 @@ fn authority(mut section: Section<'_>) -> (Authority, Option<Ttl>) {
     if sound && issuer_ttl >= root_ttl {
         let problem =
             format!("issuers would live {issuer_ttl}, no shorter than the root above them ({root_ttl})");
-        section.fault(
-            "issuer_ttl",
-            at,
-            Refusal::new(problem, "make issuer_ttl shorter than root_ttl"),
-        );
+        section.fault("issuer_ttl", at, Refusal::new(problem, "make issuer_ttl shorter than root_ttl"));
     }
     section.finish();
     let algorithm = algorithm.given().unwrap_or_default();
-    (
-        Authority {
-            algorithm,
-            root_ttl,
-            issuer_ttl,
-        },
-        sound.then_some(issuer_ttl),
-    )
+    (Authority { algorithm, root_ttl, issuer_ttl }, sound.then_some(issuer_ttl))
 }
 
 fn policy(mut section: Section<'_>, issuer_ttl: Option<Ttl>) -> Policy {
     let mut pair = |name, max_name, default, max, issued: bool| {
-        let (usual, longest) = (
-            section.value(name, values::ttl),
-            section.value(max_name, values::ttl),
-        );
+        let (usual, longest) = (section.value(name, values::ttl), section.value(max_name, values::ttl));
         let sound = !usual.is_faulty() && !longest.is_faulty();
-        let (at, at_longest) = (
-            usual.position().or_else(|| longest.position()),
-            longest.position(),
-        );
+        let (at, at_longest) = (usual.position().or_else(|| longest.position()), longest.position());
         let given = at.is_some();
         let (usual, longest) = (usual.or(default), longest.or(max));
         if sound && usual > longest {
             let problem = format!("{usual} is more than {max_name} ({longest})");
-            section.fault(
-                name,
-                at,
-                Refusal::new(problem, format!("shorten {name} or lengthen {max_name}")),
-            );
+            section.fault(name, at, Refusal::new(problem, format!("shorten {name} or lengthen {max_name}")));
         }
         if let Some(issuer) = issuer_ttl.filter(|issuer| sound && issued && given && longest > *issuer) {
             let problem = format!(
@@ -325,27 +264,12 @@ fn policy(mut section: Section<'_>, issuer_ttl: Option<Ttl>) -> Policy {
         limits::WORKLOAD_MAX_TTL,
         true,
     );
-    let (node_ttl, node_max_ttl) = pair(
-        "node_ttl",
-        "node_max_ttl",
-        limits::NODE_DEFAULT_TTL,
-        limits::NODE_MAX_TTL,
-        true,
-    );
-    let (admin_ttl, admin_max_ttl) = pair(
-        "admin_ttl",
-        "admin_max_ttl",
-        limits::ADMIN_DEFAULT_TTL,
-        limits::ADMIN_MAX_TTL,
-        true,
-    );
-    let (token_ttl, token_max_ttl) = pair(
-        "token_ttl",
-        "token_max_ttl",
-        seconds(TOKEN_TTL_SECONDS),
-        TOKEN_MAX_TTL,
-        false,
-    );
+    let (node_ttl, node_max_ttl) =
+        pair("node_ttl", "node_max_ttl", limits::NODE_DEFAULT_TTL, limits::NODE_MAX_TTL, true);
+    let (admin_ttl, admin_max_ttl) =
+        pair("admin_ttl", "admin_max_ttl", limits::ADMIN_DEFAULT_TTL, limits::ADMIN_MAX_TTL, true);
+    let (token_ttl, token_max_ttl) =
+        pair("token_ttl", "token_max_ttl", seconds(TOKEN_TTL_SECONDS), TOKEN_MAX_TTL, false);
     let server_ttl = section.value("server_ttl", values::ttl).or(limits::SERVER_TTL);
     section.finish();
     Policy {
@@ -365,24 +289,15 @@ fn read_limits(mut section: Section<'_>) -> Limits {
     let rate = values::number(1..=MAX_RATE);
     let per_source_per_second = section.value("per_source_per_second", &rate).or(PER_SOURCE);
     let per_identity_per_second = section.value("per_identity_per_second", &rate).or(PER_IDENTITY);
-    let connections = section
-        .value("connections", values::number(1..=MAX_CONNECTIONS))
-        .or(CONNECTIONS);
+    let connections = section.value("connections", values::number(1..=MAX_CONNECTIONS)).or(CONNECTIONS);
     let workers = section.value("workers", values::number(0..=MAX_WORKERS)).or(0);
     section.finish();
-    Limits {
-        per_source_per_second,
-        per_identity_per_second,
-        connections,
-        workers,
-    }
+    Limits { per_source_per_second, per_identity_per_second, connections, workers }
 }
 
 fn log(mut section: Section<'_>) -> Log {
-    let format = section.value(
-        "format",
-        values::one_of(&[("json", LogFormat::Json), ("text", LogFormat::Text)]),
-    );
+    let format =
+        section.value("format", values::one_of(&[("json", LogFormat::Json), ("text", LogFormat::Text)]));
     let level = section.value(
         "level",
         values::one_of(&[
@@ -394,10 +309,7 @@ fn log(mut section: Section<'_>) -> Log {
         ]),
     );
     section.finish();
-    Log {
-        format: format.or(LogFormat::Json),
-        level: level.or(LogLevel::Info),
-    }
+    Log { format: format.or(LogFormat::Json), level: level.or(LogLevel::Info) }
 }
 
 /// A constant of this file as a lifetime.

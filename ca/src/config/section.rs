@@ -22,10 +22,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            problem: problem.into(),
-            remedy: remedy.into(),
-        }
+        Self { problem: problem.into(), remedy: remedy.into() }
     }
 }
 
@@ -98,13 +95,7 @@ impl<'n> Section<'n> {
     }
 
     fn empty(path: String, at: Position, faults: &'n RefCell<Faults>) -> Self {
-        Self {
-            path,
-            at,
-            entries: BTreeMap::new(),
-            known: Vec::new(),
-            faults,
-        }
+        Self { path, at, entries: BTreeMap::new(), known: Vec::new(), faults }
     }
 
     fn fill(&mut self, node: &'n Node) {
@@ -116,10 +107,8 @@ impl<'n> Section<'n> {
             Kind::Scalar { .. } if node.is_null() => {}
             Kind::Scalar { .. } | Kind::List(_) => {
                 let what = kind_of(node);
-                let refusal = Refusal::new(
-                    format!("fields belong here, not {what}"),
-                    "write `name: value` lines",
-                );
+                let refusal =
+                    Refusal::new(format!("fields belong here, not {what}"), "write `name: value` lines");
                 self.refuse(node.at, self.path.clone(), refusal);
             }
         }
@@ -159,11 +148,7 @@ impl<'n> Section<'n> {
     ) -> Field<T> {
         let field = self.value(name, read);
         if field.is_absent() {
-            self.refuse(
-                self.at,
-                self.path_of(name),
-                Refusal::new("required, but not given", remedy),
-            );
+            self.refuse(self.at, self.path_of(name), Refusal::new("required, but not given", remedy));
             return Field::Faulty;
         }
         field
@@ -195,17 +180,13 @@ impl<'n> Section<'n> {
             }
         };
         if nodes.len() > limit {
-            let refusal = Refusal::new(
-                format!("{} values; the limit is {limit}", nodes.len()),
-                "shorten the list",
-            );
+            let refusal =
+                Refusal::new(format!("{} values; the limit is {limit}", nodes.len()), "shorten the list");
             self.refuse(entry.value.at, path, refusal);
             return Field::Faulty;
         }
-        let items = nodes
-            .iter()
-            .enumerate()
-            .map(|(at, node)| self.scalar(&format!("{path}[{at}]"), node, &read));
+        let items =
+            nodes.iter().enumerate().map(|(at, node)| self.scalar(&format!("{path}[{at}]"), node, &read));
         gather(items, entry.value.at)
     }
 
@@ -232,19 +213,14 @@ impl<'n> Section<'n> {
             }
         };
         if entries.len() > limit {
-            let refusal = Refusal::new(
-                format!("{} pairs; the limit is {limit}", entries.len()),
-                "shorten the list",
-            );
+            let refusal =
+                Refusal::new(format!("{} pairs; the limit is {limit}", entries.len()), "shorten the list");
             self.refuse(entry.value.at, path, refusal);
             return Field::Faulty;
         }
         let items = entries.iter().map(|pair| {
             let path = format!("{path}.{}", quoted(&pair.name).trim_matches('`'));
-            let key = match read_key(Scalar {
-                text: &pair.name,
-                plain: true,
-            }) {
+            let key = match read_key(Scalar { text: &pair.name, plain: true }) {
                 Ok(key) => Some(key),
                 Err(refusal) => {
                     self.refuse(pair.at, path.clone(), refusal);
@@ -295,10 +271,9 @@ impl<'n> Section<'n> {
     ) -> Field<T> {
         let outcome = match &node.kind {
             Kind::Broken => return Field::Faulty,
-            Kind::Scalar { .. } if node.is_null() => Err(Refusal::new(
-                "no value is given",
-                "write one, or remove the field",
-            )),
+            Kind::Scalar { .. } if node.is_null() => {
+                Err(Refusal::new("no value is given", "write one, or remove the field"))
+            }
             Kind::Scalar { text, plain } => read(Scalar { text, plain: *plain }),
             Kind::List(_) | Kind::Map(_) => Err(Refusal::new(
                 format!("one value belongs here, not {}", kind_of(node)),
@@ -324,12 +299,7 @@ impl<'n> Section<'n> {
 
     fn refuse(&self, at: Position, path: String, refusal: Refusal) {
         let Refusal { problem, remedy } = refusal;
-        self.faults.borrow_mut().add(Fault {
-            at,
-            path,
-            problem,
-            remedy,
-        });
+        self.faults.borrow_mut().add(Fault { at, path, problem, remedy });
     }
 }
 
@@ -343,11 +313,7 @@ fn gather<T>(items: impl Iterator<Item = Field<T>>, at: Position) -> Field<Vec<T
             Field::Absent | Field::Faulty => faulty = true,
         }
     }
-    if faulty {
-        Field::Faulty
-    } else {
-        Field::Given(values, at)
-    }
+    if faulty { Field::Faulty } else { Field::Given(values, at) }
 }
 
 fn kind_of(node: &Node) -> &'static str {

@@ -64,12 +64,7 @@ pub(super) fn read(text: &str, faults: &mut Faults) -> Option<Node> {
         flow_nesting_limit: MAX_DEPTH,
         block_nesting_limit: MAX_DEPTH,
     };
-    let mut builder = Builder {
-        faults,
-        stack: Vec::new(),
-        root: None,
-        documents: 0,
-    };
+    let mut builder = Builder { faults, stack: Vec::new(), root: None, documents: 0 };
     for step in Parser::new_from_str_with_options(text, options) {
         match step {
             Ok((event, span)) => builder.take(event, span),
@@ -84,14 +79,9 @@ pub(super) fn read(text: &str, faults: &mut Faults) -> Option<Node> {
 
 fn syntax_fault(text: &str, error: &ScanError) -> Fault {
     let marker = error.marker();
-    let at = Position {
-        line: marker.line().max(1),
-        column: marker.col().saturating_add(1),
-    };
-    let open = matches!(
-        error.kind(),
-        ErrorKind::UnclosedFlowCollection { .. } | ErrorKind::UnclosedQuotedScalar
-    );
+    let at = Position { line: marker.line().max(1), column: marker.col().saturating_add(1) };
+    let open =
+        matches!(error.kind(), ErrorKind::UnclosedFlowCollection { .. } | ErrorKind::UnclosedQuotedScalar);
     let cut_off = open || at >= Position::after(text.trim_end());
     let problem = format!("this is not YAML: {}", error.info());
     let remedy = if cut_off {
@@ -99,12 +89,7 @@ fn syntax_fault(text: &str, error: &ScanError) -> Fault {
     } else {
         "mend it here or just before (indentation, quotes, brackets); what follows was not checked"
     };
-    Fault {
-        at,
-        path: String::new(),
-        problem,
-        remedy: remedy.to_owned(),
-    }
+    Fault { at, path: String::new(), problem, remedy: remedy.to_owned() }
 }
 
 struct Builder<'f> {
@@ -115,16 +100,8 @@ struct Builder<'f> {
 }
 
 enum Frame {
-    List {
-        at: Position,
-        nodes: Vec<Node>,
-    },
-    Map {
-        at: Position,
-        entries: Vec<Entry>,
-        seen: BTreeMap<String, Position>,
-        key: Option<Key>,
-    },
+    List { at: Position, nodes: Vec<Node> },
+    Map { at: Position, entries: Vec<Entry>, seen: BTreeMap<String, Position>, key: Option<Key> },
 }
 
 /// A key that waits for its value; `None` when the key itself was refused.
@@ -132,10 +109,7 @@ type Key = Option<(String, Position)>;
 
 impl Builder<'_> {
     fn take(&mut self, event: Event<'_>, span: Span) {
-        let at = Position {
-            line: span.start.line().max(1),
-            column: span.start.col().saturating_add(1),
-        };
+        let at = Position { line: span.start.line().max(1), column: span.start.col().saturating_add(1) };
         self.refuse_properties(&event, at);
         match event {
             Event::DocumentStart(..) => {
@@ -150,33 +124,16 @@ impl Builder<'_> {
             }
             Event::Scalar(text, style, ..) => {
                 let plain = style == ScalarStyle::Plain;
-                self.put(Node {
-                    at,
-                    kind: Kind::Scalar {
-                        text: text.into_owned(),
-                        plain,
-                    },
-                });
+                self.put(Node { at, kind: Kind::Scalar { text: text.into_owned(), plain } });
             }
             Event::Alias(..) | Event::UnresolvedAlias(..) => {
                 self.fault(at, "aliases (`*name`) are not supported", "write the value out");
-                self.put(Node {
-                    at,
-                    kind: Kind::Broken,
-                });
+                self.put(Node { at, kind: Kind::Broken });
             }
-            Event::SequenceStart(..) => self.stack.push(Frame::List {
-                at,
-                nodes: Vec::new(),
-            }),
+            Event::SequenceStart(..) => self.stack.push(Frame::List { at, nodes: Vec::new() }),
             Event::MappingStart(..) => {
                 let (entries, seen) = (Vec::new(), BTreeMap::new());
-                self.stack.push(Frame::Map {
-                    at,
-                    entries,
-                    seen,
-                    key: None,
-                });
+                self.stack.push(Frame::Map { at, entries, seen, key: None });
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
             // Comments and anchors are not emitted with these options; the ends carry nothing.
@@ -186,11 +143,7 @@ impl Builder<'_> {
 
     fn refuse_properties(&mut self, event: &Event<'_>, at: Position) {
         if event.anchor_id().is_some() {
-            self.fault(
-                at,
-                "anchors (`&name`) are not supported",
-                "remove the anchor and write values out",
-            );
+            self.fault(at, "anchors (`&name`) are not supported", "remove the anchor and write values out");
         }
         if event.tag().is_some() {
             self.fault(at, "tags (`!name`) are not supported", "remove the tag");
@@ -199,14 +152,8 @@ impl Builder<'_> {
 
     fn close(&mut self) {
         let node = match self.stack.pop() {
-            Some(Frame::List { at, nodes }) => Node {
-                at,
-                kind: Kind::List(nodes),
-            },
-            Some(Frame::Map { at, entries, .. }) => Node {
-                at,
-                kind: Kind::Map(entries),
-            },
+            Some(Frame::List { at, nodes }) => Node { at, kind: Kind::List(nodes) },
+            Some(Frame::Map { at, entries, .. }) => Node { at, kind: Kind::Map(entries) },
             None => return,
         };
         self.put(node);
@@ -217,9 +164,7 @@ impl Builder<'_> {
             None if self.root.is_none() => self.root = Some(node),
             None => {}
             Some(Frame::List { nodes, .. }) => nodes.push(node),
-            Some(Frame::Map {
-                entries, seen, key, ..
-            }) => match key.take() {
+            Some(Frame::Map { entries, seen, key, .. }) => match key.take() {
                 None => {
                     let (name, fault) = as_key(node);
                     *key = Some(name);
@@ -232,20 +177,11 @@ impl Builder<'_> {
                     Some(first) => {
                         let problem = format!("given twice; the first is at {first}");
                         let remedy = "keep one of the two".to_owned();
-                        self.faults.add(Fault {
-                            at,
-                            path: name,
-                            problem,
-                            remedy,
-                        });
+                        self.faults.add(Fault { at, path: name, problem, remedy });
                     }
                     None => {
                         seen.insert(name.clone(), at);
-                        entries.push(Entry {
-                            name,
-                            at,
-                            value: node,
-                        });
+                        entries.push(Entry { name, at, value: node });
                     }
                 },
             },
@@ -269,15 +205,7 @@ fn as_key(node: Node) -> (Key, Option<Fault>) {
         Kind::List(_) | Kind::Map(_) => {
             let problem = "a list or mapping stands where a field's name should be".to_owned();
             let remedy = "write `name: value`".to_owned();
-            (
-                None,
-                Some(Fault {
-                    at: node.at,
-                    path: String::new(),
-                    problem,
-                    remedy,
-                }),
-            )
+            (None, Some(Fault { at: node.at, path: String::new(), problem, remedy }))
         }
     }
 }
@@ -297,13 +225,9 @@ mod tests {
         let mut faults = Faults::default();
         let root = read("a: 1\nb:\n  - x\n  - 'y'\n", &mut faults).unwrap();
         assert!(faults.is_empty());
-        let Kind::Map(entries) = root.kind else {
-            panic!("a mapping")
-        };
+        let Kind::Map(entries) = root.kind else { panic!("a mapping") };
         assert_eq!(entries[1].at, Position { line: 2, column: 1 });
-        let Kind::List(items) = &entries[1].value.kind else {
-            panic!("a list")
-        };
+        let Kind::List(items) = &entries[1].value.kind else { panic!("a list") };
         assert_eq!(items[1].at, Position { line: 4, column: 5 });
         assert!(matches!(&items[1].kind, Kind::Scalar { text, plain: false } if text == "y"));
     }

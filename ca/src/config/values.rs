@@ -64,72 +64,46 @@ impl fmt::Display for Endpoint {
 
 pub(super) fn trust_domain(value: Scalar<'_>) -> Read<TrustDomain> {
     let remedy = "write a lower-case name such as example.org, without spiffe://";
-    value
-        .text
-        .parse()
-        .map_err(|error: rhizome_id::TrustDomainError| Refusal::new(error.to_string(), remedy))
+    value.text.parse().map_err(|error: rhizome_id::TrustDomainError| Refusal::new(error.to_string(), remedy))
 }
 
 pub(super) fn replica(value: Scalar<'_>) -> Read<ReplicaName> {
     let remedy = "write a short name such as r1";
-    value
-        .text
-        .parse()
-        .map_err(|error: rhizome_id::NameError| Refusal::new(error.to_string(), remedy))
+    value.text.parse().map_err(|error: rhizome_id::NameError| Refusal::new(error.to_string(), remedy))
 }
 
 pub(super) fn ttl(value: Scalar<'_>) -> Read<Ttl> {
     let remedy = "write a whole number and a unit: 90s, 15m, 24h or 7d";
     let problem = || format!("{} is not a lifetime between 1s and 36500d", quoted(value.text));
-    value
-        .text
-        .parse()
-        .map_err(|_error: rhizome_id::TtlError| Refusal::new(problem(), remedy))
+    value.text.parse().map_err(|_error: rhizome_id::TtlError| Refusal::new(problem(), remedy))
 }
 
 pub(super) fn listen(value: Scalar<'_>) -> Read<SocketAddr> {
     let remedy = "write ADDRESS:PORT with a numeric address, such as 0.0.0.0:8443 or [::]:8443";
     let problem = || format!("{} is not an address with a port", quoted(value.text));
-    value
-        .text
-        .parse()
-        .map_err(|_error: std::net::AddrParseError| Refusal::new(problem(), remedy))
+    value.text.parse().map_err(|_error: std::net::AddrParseError| Refusal::new(problem(), remedy))
 }
 
 pub(super) fn host(value: Scalar<'_>) -> Read<Host> {
     if let Ok(address) = value.text.parse::<IpAddr>() {
         if address.is_unspecified() {
             let problem = format!("{address} is a wildcard, nobody can verify it");
-            return Err(Refusal::new(
-                problem,
-                "write the name or address that clients dial",
-            ));
+            return Err(Refusal::new(problem, "write the name or address that clients dial"));
         }
         return Ok(Host::Ip(address));
     }
     match DnsName::try_from(value.text.to_owned()) {
         Ok(name) => Ok(Host::Dns(name)),
         Err(error) => {
-            let problem = format!(
-                "{} is neither a DNS name nor an IP address: {error}",
-                quoted(value.text)
-            );
-            Err(Refusal::new(
-                problem,
-                "write a lower-case name such as ca.example.org, or an address",
-            ))
+            let problem = format!("{} is neither a DNS name nor an IP address: {error}", quoted(value.text));
+            Err(Refusal::new(problem, "write a lower-case name such as ca.example.org, or an address"))
         }
     }
 }
 
 pub(super) fn endpoint(value: Scalar<'_>) -> Read<Endpoint> {
     let remedy = "write HOST:PORT, such as ca.example.org:8443 or [2001:db8::1]:8443";
-    let refuse = || {
-        Refusal::new(
-            format!("{} is not a host with a port", quoted(value.text)),
-            remedy,
-        )
-    };
+    let refuse = || Refusal::new(format!("{} is not a host with a port", quoted(value.text)), remedy);
     let (text, port) = value.text.rsplit_once(':').ok_or_else(refuse)?;
     let port = match port.parse() {
         Ok(port) if port > 0 && digits_only(value.text, port) => port,
@@ -139,10 +113,7 @@ pub(super) fn endpoint(value: Scalar<'_>) -> Read<Endpoint> {
     if bare.is_none() && text.contains(':') {
         return Err(refuse());
     }
-    let host = host(Scalar {
-        text: bare.unwrap_or(text),
-        plain: value.plain,
-    })?;
+    let host = host(Scalar { text: bare.unwrap_or(text), plain: value.plain })?;
     Ok(Endpoint { host, port })
 }
 
@@ -154,10 +125,7 @@ fn digits_only(text: &str, port: u16) -> bool {
 pub(super) fn path(value: Scalar<'_>) -> Read<PathBuf> {
     let remedy = "write an absolute path, such as /var/lib/rhizome; a relative one would depend on where rhizome starts";
     if !value.text.starts_with('/') {
-        return Err(Refusal::new(
-            format!("{} is not an absolute path", quoted(value.text)),
-            remedy,
-        ));
+        return Err(Refusal::new(format!("{} is not an absolute path", quoted(value.text)), remedy));
     }
     if value.text.len() > MAX_PATH || value.text.contains('\0') {
         return Err(Refusal::new("this cannot be the path of a file", remedy));
@@ -167,14 +135,8 @@ pub(super) fn path(value: Scalar<'_>) -> Read<PathBuf> {
 
 pub(super) fn socket_path(value: Scalar<'_>) -> Read<PathBuf> {
     if value.text.len() > MAX_SOCKET_PATH {
-        let problem = format!(
-            "{} bytes; a socket's path has at most {MAX_SOCKET_PATH}",
-            value.text.len()
-        );
-        return Err(Refusal::new(
-            problem,
-            "choose a shorter path, such as /run/rhizome/admin.sock",
-        ));
+        let problem = format!("{} bytes; a socket's path has at most {MAX_SOCKET_PATH}", value.text.len());
+        return Err(Refusal::new(problem, "choose a shorter path, such as /run/rhizome/admin.sock"));
     }
     path(value)
 }
@@ -197,10 +159,7 @@ pub(super) fn boolean(value: Scalar<'_>) -> Read<bool> {
     match (value.text, value.plain) {
         ("true", true) => Ok(true),
         ("false", true) => Ok(false),
-        _ => Err(Refusal::new(
-            format!("{} is not true or false", quoted(value.text)),
-            "write true or false",
-        )),
+        _ => Err(Refusal::new(format!("{} is not true or false", quoted(value.text)), "write true or false")),
     }
 }
 
@@ -215,11 +174,8 @@ where
             Ok(number) if digits && range.contains(&number) => Ok(number),
             Ok(_) | Err(_) => {
                 let problem = format!("{} is not a whole number in range", quoted(value.text));
-                let remedy = format!(
-                    "write a number from {} to {}, without quotes",
-                    range.start(),
-                    range.end()
-                );
+                let remedy =
+                    format!("write a number from {} to {}, without quotes", range.start(), range.end());
                 Err(Refusal::new(problem, remedy))
             }
         }
@@ -238,16 +194,11 @@ pub(super) fn one_of<T: Copy>(choices: &'static [(&'static str, T)]) -> impl Fn(
     }
 }
 
-pub(super) const ALGORITHMS: &[(&str, SigningAlgorithm)] = &[
-    ("ecdsa-p256", SigningAlgorithm::EcdsaP256Sha256),
-    ("ecdsa-p384", SigningAlgorithm::EcdsaP384Sha384),
-];
+pub(super) const ALGORITHMS: &[(&str, SigningAlgorithm)] =
+    &[("ecdsa-p256", SigningAlgorithm::EcdsaP256Sha256), ("ecdsa-p384", SigningAlgorithm::EcdsaP384Sha384)];
 
-pub(super) const ROLES: &[(&str, Role)] = &[
-    ("viewer", Role::Viewer),
-    ("operator", Role::Operator),
-    ("security", Role::Security),
-];
+pub(super) const ROLES: &[(&str, Role)] =
+    &[("viewer", Role::Viewer), ("operator", Role::Operator), ("security", Role::Security)];
 
 #[cfg(test)]
 mod tests {
@@ -283,26 +234,10 @@ mod tests {
     fn numbers_are_whole_unquoted_and_in_range() {
         let read = number(1..=10_u32);
         assert_eq!(read(plain("10")).unwrap(), 10);
-        for bad in [
-            "0",
-            "11",
-            "+1",
-            "-1",
-            "1.0",
-            "1e1",
-            "0x1",
-            "",
-            "99999999999999999999",
-        ] {
+        for bad in ["0", "11", "+1", "-1", "1.0", "1e1", "0x1", "", "99999999999999999999"] {
             assert!(read(plain(bad)).is_err(), "{bad}");
         }
-        assert!(
-            read(Scalar {
-                text: "1",
-                plain: false
-            })
-            .is_err()
-        );
+        assert!(read(Scalar { text: "1", plain: false }).is_err());
     }
 
     #[test]
@@ -310,10 +245,7 @@ mod tests {
         let key = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
         let refusal = variable(plain(key)).unwrap_err();
         assert!(!refusal.problem.contains("9f86") && !refusal.remedy.contains("9f86"));
-        assert_eq!(
-            variable(plain("RHIZOME_SEALING_KEY")).unwrap(),
-            "RHIZOME_SEALING_KEY"
-        );
+        assert_eq!(variable(plain("RHIZOME_SEALING_KEY")).unwrap(), "RHIZOME_SEALING_KEY");
     }
 
     #[test]

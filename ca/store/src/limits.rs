@@ -42,5 +42,9 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Bytes to which the write-ahead log is cut back after a long reader, such as a backup, let it grow.
 pub(crate) const WAL_KEPT_BYTES: i64 = 64 << 20;
 
+/// Pages (4 KiB) in the write-ahead log before they are copied into the database: 16 MiB, so that a page that many
+/// batches touch, such as the last of an index, is copied once for all of them.
+pub(crate) const CHECKPOINT_PAGES: i64 = 4_096;
+
 /// Records read at once while a ledger is walked: about 0.5 MB.
 pub(crate) const WALK_PAGE: usize = 1_024;

@@ -24,23 +24,14 @@ fn the_sample_means_what_the_defaults_are() {
     assert_eq!(sample.warnings, []);
     let mut config = sample.config;
     let least = loaded(LEAST).config;
-    assert_eq!(
-        config.sealing,
-        Sealing::KeyFile("/etc/rhizome/sealing.key".into())
-    );
-    assert_eq!(
-        config.ip_addresses,
-        ["127.0.0.1".parse::<std::net::IpAddr>().unwrap()]
-    );
+    assert_eq!(config.sealing, Sealing::KeyFile("/var/lib/rhizome-sealing/sealing.key".into()));
+    assert_eq!(config.ip_addresses, ["127.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(config.admin.uids.len(), 1);
     config.sealing = least.sealing.clone();
     config.ip_addresses = Vec::new();
     config.admin.uids.clear();
     config.web = None;
-    assert_eq!(
-        config, least,
-        "the sample shows a default that is not the default"
-    );
+    assert_eq!(config, least, "the sample shows a default that is not the default");
 }
 
 #[test]
@@ -50,6 +41,12 @@ fn the_least_configuration_names_a_domain_a_host_and_a_seal() {
     let config = loaded("trust_domain: td\nlisten: 192.0.2.1:443\nkeys: {sealing_key_env: KEY}\n").config;
     assert_eq!(config.advertise[0].to_string(), "192.0.2.1:443");
     assert_eq!(config.ip_addresses.len(), 1);
+    let config = loaded("trust_domain: td\nlisten: 127.0.0.1:0\nkeys: {danger_unsealed: true}\n").config;
+    assert_eq!(
+        (config.advertise.len(), config.ip_addresses.len()),
+        (0, 1),
+        "the server advertises the port it gets"
+    );
 }
 
 #[test]
@@ -107,20 +104,14 @@ colour: blue
     ];
     assert_eq!(found.len(), expected.len(), "{found:#?}");
     for (found, expected) in found.iter().zip(expected) {
-        assert!(
-            found.starts_with(expected),
-            "\nfound    {found}\nexpected {expected}"
-        );
+        assert!(found.starts_with(expected), "\nfound    {found}\nexpected {expected}");
     }
 }
 
 #[test]
 fn fields_that_contradict_each_other_are_faults() {
     let cases = [
-        (
-            "keys: {}\n",
-            "1:1: keys: nothing says how private keys are sealed at rest; add `sealing_key_file:",
-        ),
+        ("keys: {}\n", "1:1: keys: nothing says how private keys are sealed at rest; add `sealing_key_file:"),
         (
             "keys: {sealing_key_file: /k, sealing_key_env: K}\n",
             "1:47: keys: more than one way to seal private keys",
@@ -133,18 +124,9 @@ fn fields_that_contradict_each_other_are_faults() {
             "policy: {node_max_ttl: 60d}\n",
             "1:24: policy.node_max_ttl: 60d is more than authority.issuer_ttl (30d)",
         ),
-        (
-            "admin: {uids: {7: viewer, 07: operator}}\n",
-            "1:15: admin.uids: one user id is given twice",
-        ),
-        (
-            "listen: '[::]:443'\nnames: []\n",
-            "1:9: advertise: agents cannot dial [::]:443",
-        ),
-        (
-            "replica: r1\nreplica: r2\n",
-            "2:1: replica: given twice; the first is at 1:1",
-        ),
+        ("admin: {uids: {7: viewer, 07: operator}}\n", "1:15: admin.uids: one user id is given twice"),
+        ("listen: '[::]:443'\nnames: []\n", "1:9: advertise: agents cannot dial [::]:443"),
+        ("replica: r1\nreplica: r2\n", "2:1: replica: given twice; the first is at 1:1"),
     ];
     for (text, expected) in cases {
         let mut whole = text.to_owned();
@@ -157,11 +139,7 @@ fn fields_that_contradict_each_other_are_faults() {
         }
         let found = faults_of(&whole);
         assert_eq!(found.len(), 1, "{whole}{found:#?}");
-        assert!(
-            found[0].starts_with(expected),
-            "\nfound    {}\nexpected {expected}",
-            found[0]
-        );
+        assert!(found[0].starts_with(expected), "\nfound    {}\nexpected {expected}", found[0]);
     }
 }
 
@@ -178,14 +156,7 @@ fn files_that_are_not_text_or_too_large_are_refused_with_a_place() {
         faults_of("a: 1\nb: \0\0\0\n")[0].starts_with("2:4: a NUL byte stands here; the file is damaged")
     );
     let faults = parse(b"a: 1\nbc: \xff\xfe\n").unwrap_err();
-    assert!(
-        faults
-            .iter()
-            .next()
-            .unwrap()
-            .to_string()
-            .starts_with("2:5: the bytes here are not UTF-8")
-    );
+    assert!(faults.iter().next().unwrap().to_string().starts_with("2:5: the bytes here are not UTF-8"));
     let padding = "#".repeat(MAX_BYTES);
     assert!(faults_of(&(LEAST.to_owned() + &padding))[0].contains("more than 1 MiB"));
     let fits = format!("{LEAST}#{}\n", "#".repeat(MAX_BYTES - LEAST.len() - 2));
@@ -196,14 +167,8 @@ fn files_that_are_not_text_or_too_large_are_refused_with_a_place() {
 fn an_empty_file_says_what_is_required() {
     for text in ["", "\n", "# nothing\n", "---\n", "{}\n", "~\n"] {
         let found = faults_of(text);
-        assert!(
-            found.iter().any(|fault| fault.contains("trust_domain: required")),
-            "{text:?} {found:#?}"
-        );
-        assert!(
-            found.iter().any(|fault| fault.contains("keys: nothing says")),
-            "{text:?} {found:#?}"
-        );
+        assert!(found.iter().any(|fault| fault.contains("trust_domain: required")), "{text:?} {found:#?}");
+        assert!(found.iter().any(|fault| fault.contains("keys: nothing says")), "{text:?} {found:#?}");
     }
 }
 
@@ -235,10 +200,7 @@ fn every_beginning_of_the_sample_is_accepted_or_has_faults_with_remedies() {
                     !fault.problem.is_empty() && !fault.remedy.is_empty(),
                     "cut off at byte {end}: {fault}"
                 );
-                assert!(
-                    fault.at.line >= 1 && fault.at.column >= 1,
-                    "cut off at byte {end}: {fault}"
-                );
+                assert!(fault.at.line >= 1 && fault.at.column >= 1, "cut off at byte {end}: {fault}");
             }
         }
     }

@@ -2274,7 +2274,7 @@ pub struct GrantSummary {
 /// Why it would be denied.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DenialSummary {
-    /// Stable machine code, such as `denied_no_rule`.
+    /// Stable machine code, such as `no_rule`.
     #[prost(string, tag = "1")]
     pub code: ::prost::alloc::string::String,
     /// One sentence for people.
@@ -3913,7 +3913,7 @@ pub struct StoredRule {
     /// The rule.
     #[prost(message, optional, tag = "1")]
     pub rule: ::core::option::Option<super::super::ca::v1::GrantRule>,
-    /// Grows with every change of this rule; 1 when it was first made.
+    /// Grows with every change of this rule. Counted over the whole store, so it does not start at 1.
     #[prost(uint64, tag = "2")]
     pub version: u64,
     /// When it was last changed. Absent: never, it is built in.

@@ -479,7 +479,7 @@ pub mod bundle_service_server {
 /// `rhizome-code` and `rhizome-retry-after-ms`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Problem {
-    /// Stable machine code, such as `csr_bad_signature` or `denied_no_rule`. Never translated, never reworded.
+    /// Stable machine code, such as `csr_bad_signature` or `no_rule`. Never translated, never reworded.
     #[prost(string, tag = "1")]
     pub code: ::prost::alloc::string::String,
     /// One public sentence for people: what is wrong and what to do. At most 1024 bytes.

@@ -15,10 +15,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Streaming};
 
+use super::sync::ASK_AGAIN;
 use super::{Api, convert};
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::gate;
+use crate::peer::PeerInfo;
 use crate::status::{Answer, Broken, Outgoing};
 
 #[tonic::async_trait]
@@ -36,7 +38,7 @@ impl BundleService for Api {
         &self,
         request: Request<Streaming<wire::WatchBundleRequest>>,
     ) -> Answer<Self::WatchBundleStream> {
-        let who = gate::caller(&request)?.principal().to_string();
+        let peer = gate::peer(&request)?;
         let mut incoming = request.into_inner();
         let opening = match incoming.message().await?.and_then(|first| first.message) {
             Some(Message::Opening(opening)) => opening,
@@ -50,7 +52,7 @@ impl BundleService for Api {
         let (answers, outgoing) = mpsc::channel(1);
         let ca = Arc::clone(&self.0);
         self.0.spawner.spawn_until_stop("watch bundle", async move {
-            if let Err(error) = ca.follow_bundle(&who, opening.known_sequence, incoming, &answers).await {
+            if let Err(error) = ca.follow_bundle(&peer, opening.known_sequence, incoming, &answers).await {
                 drop(answers.send(Err(error)).await);
             }
         });
@@ -72,16 +74,18 @@ impl Ca {
 
     async fn follow_bundle(
         self: &Arc<Self>,
-        who: &str,
+        peer: &PeerInfo,
         known: u64,
         mut incoming: Streaming<wire::WatchBundleRequest>,
         answers: &Answers,
     ) -> Result<(), Broken> {
-        let present = self.presence.enter(who, "", self.ports.clock.now());
+        let who = self.identify(peer)?.principal().to_string();
+        let present = self.presence.enter(&who, "", self.ports.clock.now());
         let mut changes = self.changes();
         let mut sent = known;
         loop {
             changes.mark_unchanged();
+            self.identify(peer)?;
             if let Some(bundle) = self.wire_bundle().filter(|bundle| bundle.sequence > sent) {
                 sent = bundle.sequence;
                 let answer = wire::WatchBundleResponse { bundle: Some(wire::Bundle::clone(&bundle)) };
@@ -93,11 +97,12 @@ impl Ca {
                 changed = changes.changed() => if changed.is_err() {
                     return Ok(());
                 },
-                message = incoming.message() => match message?.map(|it| it.message) {
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+                message = incoming.message() => match self.counted(peer, message?)?.map(|it| it.message) {
                     None => return Ok(()),
                     Some(Some(Message::Acknowledgement(acknowledgement))) => {
                         present.seen(self.ports.clock.now());
-                        self.acknowledge(who, &acknowledgement).await?;
+                        self.acknowledge(&who, &acknowledgement).await?;
                     }
                     Some(Some(Message::Opening(_)) | None) => {
                         let problem = "only acknowledgements follow the opening".to_owned();

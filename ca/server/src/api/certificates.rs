@@ -1,6 +1,7 @@
 //! The CSR API: one certificate for one call, or many over one stream.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
 use rhizome_core::caller::AttestedCaller;
@@ -11,9 +12,10 @@ use rhizome_proto::ca::v1::sign_certificates_response::Outcome;
 use tonic::{Request, Response, Streaming};
 
 use super::{Api, convert};
-use crate::error::{ApiError, IssueError};
+use crate::error::ApiError;
 use crate::gate;
 use crate::issue::{Ask, Csr};
+use crate::peer::PeerInfo;
 use crate::status::{self, Answer, Outgoing};
 
 /// Requests of one stream that are worked on at once; the next ones wait in the transport's window.
@@ -26,7 +28,8 @@ impl CertificateService for Api {
         request: Request<wire::SignCertificateRequest>,
     ) -> Answer<wire::SignCertificateResponse> {
         let caller = gate::caller(&request)?;
-        let issued = self.sign(&caller, request.into_inner().certificate).await?;
+        let issued = self.sign(&caller, request.into_inner().certificate).await;
+        let issued = issued.map_err(|error| self.0.count_refusal(error))?;
         Ok(Response::new(wire::SignCertificateResponse { issued: Some(issued) }))
     }
 
@@ -36,26 +39,46 @@ impl CertificateService for Api {
         &self,
         request: Request<Streaming<wire::SignCertificatesRequest>>,
     ) -> Answer<Self::SignCertificatesStream> {
-        let caller = gate::caller(&request)?;
-        let who = caller.principal().to_string();
-        let api = self.clone();
-        let answers = request.into_inner().map(move |item| {
-            let (api, caller, who) = (api.clone(), Arc::clone(&caller), who.clone());
+        let lane = Arc::new(Lane { api: self.clone(), peer: gate::peer(&request)?, told: AtomicU64::new(0) });
+        // When the server stops, what has arrived is answered and nothing more is read.
+        let stop = self.0.spawner.stopping().clone().cancelled_owned();
+        let answers = request.into_inner().take_until(stop).map(move |item| {
+            let lane = Arc::clone(&lane);
             async move {
                 let item = item?;
-                let counted = api.0.quota.admit_identity(&who);
-                let outcome = match counted {
-                    Ok(()) => api.sign(&caller, item.certificate).await,
-                    Err(retry_after) => Err(ApiError::Limited { who, retry_after }),
-                };
-                let outcome = match outcome {
+                let outcome = match lane.sign(item.certificate).await {
+                    // Who is nobody any more gets no further answers, not even refusals.
+                    Err(error @ ApiError::Auth(_)) => return Err(error.into()),
                     Ok(issued) => Outcome::Issued(issued),
-                    Err(error) => Outcome::Problem(status::problem(&error)),
+                    Err(error) => Outcome::Problem(status::problem(&lane.api.0.count_refusal(error))),
                 };
                 Ok(wire::SignCertificatesResponse { correlation: item.correlation, outcome: Some(outcome) })
             }
         });
         Ok(Response::new(Box::pin(answers.buffer_unordered(PIPELINE))))
+    }
+}
+
+/// One stream of requests.
+struct Lane {
+    api: Api,
+    peer: PeerInfo,
+    /// Sequence of the bundle that went out last: it is sent again only when it changes.
+    told: AtomicU64,
+}
+
+impl Lane {
+    async fn sign(
+        &self,
+        request: Option<wire::CertificateRequest>,
+    ) -> Result<wire::IssuedCertificate, ApiError> {
+        let caller = self.api.0.authenticate(&self.peer)?;
+        let mut issued = self.api.sign(&caller, request).await?;
+        let sequence = issued.bundle.as_ref().map_or(0, |bundle| bundle.sequence);
+        if self.told.swap(sequence, Ordering::Relaxed) == sequence {
+            issued.bundle = None;
+        }
+        Ok(issued)
     }
 }
 
@@ -81,10 +104,13 @@ impl Api {
         match self.0.issue(caller, Ask { csr, wish, request }).await {
             Ok(leaf) => Ok(convert::issued(&leaf, self.0.wire_bundle().as_deref())),
             Err(error) => {
-                if let IssueError::Denied(denial) = &error {
-                    self.0.note_refusal(caller, "certificate.sign", denial.code(), &denial.to_string());
+                let error = ApiError::from(error);
+                let public = status::public(&error);
+                // What the server could not do is no refusal of the caller.
+                if public.retry_after.is_none() && public.code != "internal" {
+                    self.0.note_refusal(caller, "certificate.sign", public.code, &error.to_string());
                 }
-                Err(error.into())
+                Err(error)
             }
         }
     }

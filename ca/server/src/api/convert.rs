@@ -101,7 +101,10 @@ pub(crate) fn read_attributes(pairs: &[wire::Attribute]) -> Result<Attributes, A
 
 /// Attributes as the wire has them.
 pub(crate) fn attributes(attributes: &Attributes) -> Vec<wire::Attribute> {
-    let pair = |(name, value): (&_, &str)| wire::Attribute { name: ToString::to_string(name), value: value.to_owned() };
+    let pair = |(name, value): (&_, &str)| wire::Attribute {
+        name: ToString::to_string(name),
+        value: value.to_owned(),
+    };
     attributes.iter().map(pair).collect()
 }
 

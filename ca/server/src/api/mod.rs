@@ -10,6 +10,7 @@ use rhizome_proto::ca::v1::bundle_service_server::BundleServiceServer;
 use rhizome_proto::ca::v1::certificate_service_server::CertificateServiceServer;
 use rhizome_proto::node::v1::node_service_server::NodeServiceServer;
 use tonic::service::Routes;
+use tonic_health::pb::health_server::HealthServer;
 
 use crate::ca::Ca;
 
@@ -17,6 +18,7 @@ mod admin;
 mod bundles;
 mod certificates;
 pub(crate) mod convert;
+mod health;
 mod nodes;
 mod sync;
 
@@ -32,13 +34,13 @@ pub(crate) struct Api(pub(crate) Arc<Ca>);
 /// Every service of the process.
 pub(crate) fn routes(ca: &Arc<Ca>) -> Routes {
     let api = Api(Arc::clone(ca));
-    let (_reporter, health) = tonic_health::server::health_reporter();
-    let mut routes = Routes::new(CertificateServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
-        .add_service(BundleServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
-        .add_service(NodeServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
-        .add_service(health);
-    let reflection =
-        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
+    let mut routes =
+        Routes::new(CertificateServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
+            .add_service(BundleServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
+            .add_service(NodeServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
+            .add_service(HealthServer::new(api.clone()));
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
     match reflection.build_v1() {
         Ok(reflection) => routes = routes.add_service(reflection),
         Err(cause) => tracing::error!(%cause, "reflection is off; this is a bug"),

@@ -28,7 +28,7 @@ use crate::ca::Ca;
 use crate::error::{ApiError, AuthError, IssueError};
 use crate::gate;
 use crate::issue::Csr;
-use crate::peer::{Peer, PeerInfo};
+use crate::peer::Peer;
 use crate::status::{Answer, Outgoing};
 
 /// How often a join is tried again when somebody else changed the token or the node at the same moment.
@@ -37,7 +37,7 @@ const TRIES: usize = 4;
 #[tonic::async_trait]
 impl NodeService for Api {
     async fn attest(&self, request: Request<wire::AttestRequest>) -> Answer<wire::AttestResponse> {
-        if let Some(Peer::Remote { certificate: Some(_), .. }) = peer(&request).as_deref() {
+        if let Some(Peer::Remote { certificate: Some(_), .. }) = gate::peer(&request).ok().as_deref() {
             let what = "a client certificate beside the evidence";
             return Err(ApiError::from(AuthError::TwoCredentials { what }).into());
         }
@@ -46,30 +46,28 @@ impl NodeService for Api {
             let problem = "it is missing; send a join token".to_owned();
             return Err(ApiError::Invalid { field: "evidence", problem }.into());
         };
-        let (identity, node_id) = self.0.join(&evidence.token, &request.csr_der).await?;
+        let joined = self.0.join(&evidence.token, &request.csr_der).await;
+        let (identity, node_id) = joined.map_err(|error| self.0.count_refusal(error))?;
         Ok(Response::new(wire::AttestResponse { identity: Some(identity), node_id }))
     }
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Answer<wire::RenewResponse> {
         let caller = gate::caller(&request)?;
-        let presented = match peer(&request).as_deref() {
+        let presented = match gate::peer(&request).ok().as_deref() {
             Some(Peer::Remote { certificate: Some(certificate), .. }) => certificate.serial,
             _ => return Err(ApiError::from(AuthError::NoCredential).into()),
         };
-        let identity = self.0.renew_node(&caller, presented, &request.get_ref().csr_der).await?;
+        let renewed = self.0.renew_node(&caller, presented, &request.get_ref().csr_der).await;
+        let identity = renewed.map_err(|error| self.0.count_refusal(error))?;
         Ok(Response::new(wire::RenewResponse { identity: Some(identity) }))
     }
 
     type SyncStream = Outgoing<wire::SyncResponse>;
 
     async fn sync(&self, request: Request<Streaming<wire::SyncRequest>>) -> Answer<Self::SyncStream> {
-        let caller = gate::caller(&request)?;
-        self.0.start_sync(caller, request.into_inner()).await
+        let peer = gate::peer(&request)?;
+        self.0.start_sync(peer, request.into_inner()).await
     }
-}
-
-fn peer<T>(request: &Request<T>) -> Option<PeerInfo> {
-    request.extensions().get::<PeerInfo>().cloned()
 }
 
 type Issued = rhizome_proto::ca::v1::IssuedCertificate;
@@ -105,9 +103,12 @@ impl Ca {
         if now >= token.expires_at {
             return Err(TokenError::Expired { at: token.expires_at }.into());
         }
+        let caller = bearer(&token)?;
         let csr = Csr::Der(csr_der).verify()?;
         let key = csr.public_key().digest();
-        let redemption = token.redeem(secret, &key, now)?;
+        let redemption = token.redeem(secret, &key, now).inspect_err(|refused| {
+            self.note_refusal(&caller, "node.join", refused.code(), &refused.to_string());
+        })?;
 
         let state = self.state();
         let node_id = format!("{}/{}/{}", token.cluster, AttestationMethod::JoinToken, token.node);
@@ -117,18 +118,23 @@ impl Ca {
         {
             return Err(ApiError::BannedNode { id: node_id });
         }
-        let caller = bearer(&token)?;
         let after = redemption.token;
         let alongside = |issuance: &Issuance| {
             let record = first_record(&token, issuance, now);
             let node_key = record.key();
-            let transaction = Transaction::named("join node").require_unchanged(after.key(), version).put(&after);
+            let transaction =
+                Transaction::named("join node").require_unchanged(after.key(), version).put(&after);
             let transaction = match &known {
                 None => transaction.require_absent(node_key),
                 Some(known) => transaction.require_unchanged(node_key, known.version),
             };
             let detail = format!("token {} created by {}", token.id, token.created_by);
-            transaction.put(&record).record(self.changed(&token_name(&token), "node.join", &record.id(), &detail))
+            transaction.put(&record).record(self.changed(
+                &token_name(&token),
+                "node.join",
+                &record.id(),
+                &detail,
+            ))
         };
         let leaf = self.issue_with(&caller, csr, Wish::Node { ttl: None }, None, alongside).await?;
         Ok((convert::issued(&leaf, self.wire_bundle().as_deref()), node_id))

@@ -5,13 +5,16 @@
 //! batch, so a stream that breaks half-way resumes from the batch's beginning. Acknowledgements are kept durably.
 //! A banned or evicted node's stream ends.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rhizome_core::attributes::AttributeName;
 use rhizome_core::caller::{AttestedCaller, Principal};
-use rhizome_core::documents::Version;
+use rhizome_core::documents::{DocumentKey, Kind};
 use rhizome_core::rules::Rule;
-use rhizome_core::state::State;
+use rhizome_core::state::{Revocation, State};
+use rhizome_id::{RuleName, Serial};
 use rhizome_proto::node::v1 as wire;
 use rhizome_proto::node::v1::directive::Order;
 use rhizome_proto::node::v1::sync_request::Message;
@@ -21,20 +24,25 @@ use tonic::{Response, Streaming};
 
 use super::convert;
 use crate::ca::Ca;
-use crate::error::{ApiError, AuthError};
+use crate::error::ApiError;
+use crate::peer::PeerInfo;
 use crate::status::{Answer, Broken, Outgoing};
 
-/// Rules in one message: far below the message limit with the largest rules.
+/// Rules in one message. A rule has at most 32 KiB as it is stored (`api::admin::rules`), so a message has at most
+/// 3.2 MB, below the 4 MiB that gRPC clients accept unless told otherwise.
 const RULES_PER_MESSAGE: usize = 100;
 /// Messages waiting for a slow node; the stream then waits for it and nobody else does.
 const WAITING_MESSAGES: usize = 4;
+
+/// How often the other end of a quiet stream is asked who it is.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 type Answers = mpsc::Sender<Result<wire::SyncResponse, Broken>>;
 
 impl Ca {
     pub(crate) async fn start_sync(
         self: &Arc<Self>,
-        caller: Arc<AttestedCaller>,
+        peer: PeerInfo,
         mut incoming: Streaming<wire::SyncRequest>,
     ) -> Answer<Outgoing<wire::SyncResponse>> {
         let hello = match incoming.message().await?.and_then(|first| first.message) {
@@ -47,7 +55,7 @@ impl Ca {
         let (answers, outgoing) = mpsc::channel(WAITING_MESSAGES);
         let ca = Arc::clone(self);
         self.spawner.spawn_until_stop("sync", async move {
-            if let Err(broken) = ca.sync(&caller, hello, incoming, &answers).await {
+            if let Err(broken) = ca.sync(&peer, hello, incoming, &answers).await {
                 drop(answers.send(Err(broken)).await);
             }
         });
@@ -56,20 +64,20 @@ impl Ca {
 
     async fn sync(
         self: &Arc<Self>,
-        caller: &AttestedCaller,
+        peer: &PeerInfo,
         hello: wire::Hello,
         mut incoming: Streaming<wire::SyncRequest>,
         answers: &Answers,
     ) -> Result<(), Broken> {
-        let who = caller.principal().to_string();
+        let who = self.identify(peer)?.principal().to_string();
         let present = self.presence.enter(&who, &hello.agent_version, self.ports.clock.now());
         let mut changes = self.changes();
-        let mut follower = Follower { cursor: Version(hello.cursor), bundle: 0, first: true };
+        let mut follower = Follower { cursor: hello.cursor, bundle: 0, first: true };
         loop {
             changes.mark_unchanged();
             let state = self.state();
-            still_welcome(&state, caller)?;
-            for message in follower.catch_up(&state, caller, &who, self.remembers_since()) {
+            let caller = self.identify(peer)?;
+            for message in follower.catch_up(&state, &caller, &who) {
                 if answers.send(Ok(message)).await.is_err() {
                     return Ok(());
                 }
@@ -78,7 +86,9 @@ impl Ca {
                 changed = changes.changed() => if changed.is_err() {
                     return Ok(());
                 },
-                message = incoming.message() => match message?.map(|it| it.message) {
+                // Certificates expire without anything changing.
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+                message = incoming.message() => match self.counted(peer, message?)?.map(|it| it.message) {
                     None => return Ok(()),
                     Some(Some(Message::BundleAcknowledgement(acknowledgement))) => {
                         present.seen(self.ports.clock.now());
@@ -98,42 +108,32 @@ impl Ca {
     }
 }
 
-fn still_welcome(state: &State, caller: &AttestedCaller) -> Result<(), ApiError> {
-    let Principal::Node { cluster, method, name } = caller.principal() else {
-        return Err(AuthError::NotAPrincipal { id: caller.principal().to_string() }.into());
-    };
-    let record = state.nodes().get(&format!("{cluster}/{method}/{name}"));
-    let record = record.ok_or_else(|| AuthError::Unknown { who: caller.principal().to_string() })?;
-    record.value.assert_caller().map(drop).map_err(ApiError::from)
-}
-
 /// How far a node has been told.
 struct Follower {
-    cursor: Version,
+    cursor: u64,
     bundle: u64,
     first: bool,
 }
 
 impl Follower {
     /// The messages that bring the node to `state`; none when nothing concerns it.
-    fn catch_up(
-        &mut self,
-        state: &State,
-        caller: &AttestedCaller,
-        who: &str,
-        remembers_since: Version,
-    ) -> Vec<wire::SyncResponse> {
+    fn catch_up(&mut self, state: &State, caller: &AttestedCaller, who: &str) -> Vec<wire::SyncResponse> {
         let first = std::mem::replace(&mut self.first, false);
-        // A cursor from before this process began to remember deletions, or from a future that a restored backup
-        // does not know, cannot be followed: start anew.
-        let full = first && (self.cursor < remembers_since || self.cursor > state.version());
-        let since = if full { Version(0) } else { self.cursor };
-        let (upserts, removed_rules) = rules_since(state, caller, since, full);
-        let published = state.bundle().map(|it| &it.value.bundle).filter(|it| first || it.sequence() > self.bundle);
+        // A cursor from before this process began to remember, or from a future that a restored backup does not know,
+        // cannot be followed: start anew.
+        let changes = if first && self.cursor == 0 { None } else { state.changes_since(self.cursor) };
+        let full = changes.is_none();
+        let told = match changes {
+            None => everything(state, caller, who),
+            Some(changes) => changed(state, caller, who, changes),
+        };
+        let Told { upserts, removed_rules, directives } = told;
+        let published =
+            state.bundle().map(|it| &it.value.bundle).filter(|it| first || it.sequence() > self.bundle);
         self.bundle = published.map_or(self.bundle, rhizome_x509::Bundle::sequence);
-        let directives = stop_orders(state, who, since);
-        self.cursor = state.version();
-        let nothing = upserts.is_empty() && removed_rules.is_empty() && published.is_none() && directives.is_empty();
+        self.cursor = state.cursor();
+        let nothing =
+            upserts.is_empty() && removed_rules.is_empty() && published.is_none() && directives.is_empty();
         if nothing && !first {
             return Vec::new();
         }
@@ -141,12 +141,14 @@ impl Follower {
             .chunks(RULES_PER_MESSAGE)
             .map(|chunk| wire::SyncResponse { upserts: chunk.to_vec(), ..wire::SyncResponse::default() })
             .collect();
+        // The last message carries everything else, and the cursor that makes the batch count.
+        let last = messages.pop().unwrap_or_default();
         messages.push(wire::SyncResponse {
-            cursor: self.cursor.0,
+            cursor: self.cursor,
             removed_rules,
             bundle: published.map(convert::bundle),
             directives,
-            ..wire::SyncResponse::default()
+            ..last
         });
         if let Some(message) = messages.first_mut() {
             message.full = full;
@@ -157,21 +159,50 @@ impl Follower {
 
 type WireRule = rhizome_proto::ca::v1::GrantRule;
 
-fn rules_since(state: &State, caller: &AttestedCaller, since: Version, full: bool) -> (Vec<WireRule>, Vec<String>) {
-    let mut upserts = Vec::new();
-    let mut removed: Vec<String> = Vec::new();
-    for (name, rule) in state.rules().iter().filter(|(_, rule)| full || rule.version > since) {
-        if may_apply(&rule.value, caller) {
-            upserts.push(convert::rule(&rule.value));
-        } else if !full {
-            // It may have applied before it was changed.
-            removed.push(name.to_string());
+/// What a node is told besides the bundle.
+#[derive(Default)]
+struct Told {
+    upserts: Vec<WireRule>,
+    removed_rules: Vec<String>,
+    directives: Vec<wire::Directive>,
+}
+
+fn everything(state: &State, caller: &AttestedCaller, who: &str) -> Told {
+    let applies = state.rules().values().filter(|it| may_apply(&it.value, caller));
+    let mine = state.revocations().values().filter(|it| it.value.holder == who);
+    Told {
+        upserts: applies.map(|it| convert::rule(&it.value)).collect(),
+        removed_rules: Vec::new(),
+        directives: mine.map(|it| stop_serving(&it.value)).collect(),
+    }
+}
+
+/// Costs what changed, not what there is.
+fn changed<'a>(
+    state: &State,
+    caller: &AttestedCaller,
+    who: &str,
+    changes: impl Iterator<Item = &'a DocumentKey>,
+) -> Told {
+    let mut told = Told::default();
+    // Each once, however often it changed.
+    let keys: BTreeSet<&DocumentKey> = changes.collect();
+    for key in keys {
+        if key.kind == Kind::Rule {
+            let rule = key.id.parse().ok().and_then(|name: RuleName| state.rules().get(&name));
+            match rule.filter(|it| may_apply(&it.value, caller)) {
+                Some(rule) => told.upserts.push(convert::rule(&rule.value)),
+                // Deleted, or changed so that it cannot apply (any more).
+                None => told.removed_rules.push(key.id.clone()),
+            }
+        } else if key.kind == Kind::Revocation {
+            let serial = key.id.parse().ok().map(|serial: Serial| serial.counter());
+            let revocation = serial.and_then(|counter| state.revocations().get(&counter));
+            let mine = revocation.filter(|it| it.value.holder == who);
+            told.directives.extend(mine.map(|it| stop_serving(&it.value)));
         }
     }
-    if !full {
-        removed.extend(state.rules_deleted_since(since).map(ToOwned::to_owned));
-    }
-    (upserts, removed)
+    told
 }
 
 /// Whether `rule` could ever grant something to a workload of this node: its conditions on the node itself must hold.
@@ -186,16 +217,23 @@ fn may_apply(rule: &Rule, caller: &AttestedCaller) -> bool {
             AttributeName::Namespace => {
                 values.contains("*") || values.iter().any(|value| caller.scope().allows_namespace(value))
             }
-            _ => true,
+            // What only the workload's own attestation can tell.
+            AttributeName::Platform
+            | AttributeName::ServiceAccount
+            | AttributeName::Pod
+            | AttributeName::UnixUid
+            | AttributeName::UnixGid
+            | AttributeName::UnixUser
+            | AttributeName::UnixPath
+            | AttributeName::UnixSha256
+            | AttributeName::SystemdUnit
+            | AttributeName::Label(_) => true,
         }
     })
 }
 
-fn stop_orders(state: &State, who: &str, since: Version) -> Vec<wire::Directive> {
-    let mine = state.revocations().values().filter(|it| it.version > since && it.value.holder == who);
-    mine.map(|it| {
-        let order = wire::StopServing { serials: vec![it.value.serial.to_string()], reason: it.value.reason.clone() };
-        wire::Directive { order: Some(Order::StopServing(order)) }
-    })
-    .collect()
+fn stop_serving(revocation: &Revocation) -> wire::Directive {
+    let order =
+        wire::StopServing { serials: vec![revocation.serial.to_string()], reason: revocation.reason.clone() };
+    wire::Directive { order: Some(Order::StopServing(order)) }
 }

@@ -16,7 +16,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::error::{corrupt, translate};
 use super::{Options, place::unavailable};
-use crate::limits::WAL_KEPT_BYTES;
+use crate::limits::{CHECKPOINT_PAGES, WAL_KEPT_BYTES};
 use crate::rules::bug;
 
 /// `RHZM` in ASCII: what `file` and SQLite show as the application of our databases.
@@ -41,6 +41,9 @@ pub(super) fn open_writer(path: &Path, options: &Options) -> Result<Connection, 
     connection.pragma_update(None, "synchronous", "FULL").map_err(translate)?;
     connection
         .pragma_update_and_check(None, "journal_size_limit", WAL_KEPT_BYTES, |_row| Ok(()))
+        .map_err(translate)?;
+    connection
+        .pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_row| Ok(()))
         .map_err(translate)?;
     if let Some(pages) = options.max_pages {
         connection

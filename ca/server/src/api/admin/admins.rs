@@ -38,26 +38,36 @@ impl AdminIdentityService for Api {
         Ok(Response::new(self.0.issue_admin(&caller, request.get_ref()).await?))
     }
 
-    async fn list_admins(&self, request: Request<wire::ListAdminsRequest>) -> Answer<wire::ListAdminsResponse> {
+    async fn list_admins(
+        &self,
+        request: Request<wire::ListAdminsRequest>,
+    ) -> Answer<wire::ListAdminsResponse> {
         let request = request.into_inner();
         let after = read_page_token::<AdminName>(&request.page_token)?;
         let limit = page_size(request.page_size);
         let state = self.0.state();
         let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut rest = state.admins().range::<_, AdminName>((from, Bound::Unbounded)).map(|(_, it)| &it.value);
+        let mut rest =
+            state.admins().range::<_, AdminName>((from, Bound::Unbounded)).map(|(_, it)| &it.value);
         let admins: Vec<wire::Admin> = rest.by_ref().take(limit).map(|it| shown(it, &state)).collect();
         let more = rest.next().is_some();
         let next_page_token = admins.last().filter(|_| more).map(|it| it.name.clone()).unwrap_or_default();
         Ok(Response::new(wire::ListAdminsResponse { admins, next_page_token }))
     }
 
-    async fn remove_admin(&self, request: Request<wire::RemoveAdminRequest>) -> Answer<wire::RemoveAdminResponse> {
+    async fn remove_admin(
+        &self,
+        request: Request<wire::RemoveAdminRequest>,
+    ) -> Answer<wire::RemoveAdminResponse> {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let name: AdminName = convert::read("name", &request.name)?;
-        let reason = read_reason(&request.reason)?;
+        let reason = read_reason(&request.reason)?.to_owned();
         let at = self.0.ports.clock.now();
-        let (removed, revoked) = self.0.remove_admin(&name, &Ending { by: &by, reason, at }).await?;
+        let ca = Arc::clone(&self.0);
+        // Looking through a long ledger may outlast the call; what was begun is finished all the same.
+        let work = async move { ca.remove_admin(&name, &Ending { by: &by, reason: &reason, at }).await };
+        let (removed, revoked) = self.0.to_the_end("remove administrator", work).await?;
         let admin = Some(shown(&removed, &self.0.state()));
         Ok(Response::new(wire::RemoveAdminResponse { admin, revoked }))
     }
@@ -77,11 +87,13 @@ impl Ca {
         let now = self.now()?;
         let known = self.state().admins().get(&name).cloned();
         if known.as_ref().is_some_and(|known| known.value.role != role) {
-            let problem = "is registered with another role; ask for that one, or remove the administrator first";
+            let problem =
+                "is registered with another role; ask for that one, or remove the administrator first";
             return Err(ApiError::Conflict { what: "administrator", name: name.to_string(), problem });
         }
-        let (created_by, created_at) =
-            known.as_ref().map_or_else(|| (by.clone(), now), |it| (it.value.created_by.clone(), it.value.created_at));
+        let (created_by, created_at) = known
+            .as_ref()
+            .map_or_else(|| (by.clone(), now), |it| (it.value.created_by.clone(), it.value.created_at));
         let record_of = |issuance: &Issuance| AdminRecord {
             name: name.clone(),
             role,
@@ -126,7 +138,7 @@ impl Ca {
             .require_unchanged(record.key(), *version)
             .delete(record.key())
             .record(entry);
-        self.commit(self.revoking(transaction, &held, &format!("admin:{name}"), ending)).await?;
+        self.end(transaction, &held, &format!("admin:{name}"), ending).await?;
         tracing::warn!(admin = %name, by = ending.by, revoked = held.len(), "administrator removed");
         Ok((AdminRecord::clone(record), u64::try_from(held.len()).unwrap_or(u64::MAX)))
     }

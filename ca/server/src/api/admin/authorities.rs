@@ -74,8 +74,10 @@ impl Ca {
     fn must_be_here(&self, replica: Option<ReplicaName>) -> Result<(), ApiError> {
         match replica {
             Some(other) if other != self.settings.replica => {
-                let problem =
-                    format!("replica {other} rotates its own issuer; this is {}: ask that one", self.settings.replica);
+                let problem = format!(
+                    "replica {other} rotates its own issuer; this is {}: ask that one",
+                    self.settings.replica
+                );
                 Err(ApiError::Invalid { field: "replica", problem })
             }
             Some(_) | None => Ok(()),
@@ -101,12 +103,17 @@ impl Ca {
                 old.certificate.not_after(),
             ));
         }
-        steps.push("replace the server's own certificate by one of the new issuer, within seconds".to_owned());
+        steps
+            .push("replace the server's own certificate by one of the new issuer, within seconds".to_owned());
         Ok(steps)
     }
 }
 
-fn active<'a>(state: &'a State, kind: AuthorityKind, replica: Option<&ReplicaName>) -> Option<&'a Arc<Authority>> {
+fn active<'a>(
+    state: &'a State,
+    kind: AuthorityKind,
+    replica: Option<&ReplicaName>,
+) -> Option<&'a Arc<Authority>> {
     state.authorities().values().map(|it| &it.value).find(|it| {
         it.kind == kind
             && it.state == AuthorityState::Active
@@ -164,7 +171,8 @@ fn next_step(authority: &Authority, state: &State) -> Option<(&'static str, Time
             Some(("it begins to sign", at))
         }
         (AuthorityKind::Issuer, AuthorityState::Active) => {
-            let of_this_replica = |it: &&Arc<Authority>| it.kind == authority.kind && it.replica == authority.replica;
+            let of_this_replica =
+                |it: &&Arc<Authority>| it.kind == authority.kind && it.replica == authority.replica;
             let mut others = state.authorities().values().map(|it| &it.value).filter(of_this_replica);
             let root = authority.issuer.as_ref().and_then(|root| state.authorities().get(root));
             if others.any(|it| it.state == AuthorityState::Prepared) {

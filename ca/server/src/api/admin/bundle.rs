@@ -15,7 +15,10 @@ use crate::status::Answer;
 
 #[tonic::async_trait]
 impl BundleAdminService for Api {
-    async fn show_bundle(&self, request: Request<wire::ShowBundleRequest>) -> Answer<wire::ShowBundleResponse> {
+    async fn show_bundle(
+        &self,
+        request: Request<wire::ShowBundleRequest>,
+    ) -> Answer<wire::ShowBundleResponse> {
         let request = request.into_inner();
         let state = self.0.state();
         let bundle = self.0.wire_bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
@@ -29,7 +32,8 @@ impl BundleAdminService for Api {
             subscribers.push(self.0.subscriber(&state, it, bundle.sequence));
         }
         let more = after.peek().is_some();
-        let next_page_token = subscribers.last().filter(|_| more).map(|it| it.name.clone()).unwrap_or_default();
+        let next_page_token =
+            subscribers.last().filter(|_| more).map(|it| it.name.clone()).unwrap_or_default();
         let count = |it: usize| u64::try_from(it).unwrap_or(u64::MAX);
         let behind = known.values().filter(|it| it.value.sequence < bundle.sequence).count();
         Ok(Response::new(wire::ShowBundleResponse {

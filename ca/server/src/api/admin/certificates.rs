@@ -6,10 +6,11 @@
 
 use std::sync::Arc;
 
-use rhizome_core::documents::Transaction;
+use rhizome_core::documents::{Stored as _, Transaction};
 use rhizome_core::ledger::{Event, Issuance, Position, Profile, Record};
+use rhizome_core::limits;
 use rhizome_core::state::Revocation;
-use rhizome_id::{Serial, SpiffeId, Timestamp};
+use rhizome_id::{Serial, SpiffeId, Timestamp, Ttl};
 use rhizome_proto::admin::v1 as wire;
 use rhizome_proto::admin::v1::certificate_admin_service_server::CertificateAdminService;
 use rhizome_proto::admin::v1::revoke_certificates_request::Target;
@@ -25,10 +26,10 @@ use crate::status::Answer;
 const PAGE: usize = 1_000;
 /// Records looked at for one page of a listing; a rarer match is found by asking for the next page.
 const LOOKED_AT: usize = 100_000;
+/// How far the clock may have been wrong while the ledger was written.
+const CLOCK_SLACK_SECONDS: i64 = 3_600;
 /// Certificates that one call revokes; more are revoked by calling again.
 const MOST_REVOKED: usize = 1_000;
-/// Bytes of a reason.
-const REASON_BYTES: usize = 500;
 
 #[tonic::async_trait]
 impl CertificateAdminService for Api {
@@ -65,20 +66,11 @@ impl CertificateAdminService for Api {
     ) -> Answer<wire::RevokeCertificatesResponse> {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
-        let reason = request.reason.trim();
-        if reason.is_empty() || reason.len() > REASON_BYTES {
-            let problem = format!("say why, in 1 to {REASON_BYTES} bytes; it stands in the ledger for ever");
-            return Err(ApiError::Invalid { field: "reason", problem }.into());
-        }
-        let now = self.0.ports.clock.now();
-        let found = self.0.targets(request.target, now).await?;
-        let serials: Vec<String> = found.iter().map(|it| it.issuance.serial.to_string()).collect();
-        let count = u64::try_from(serials.len()).unwrap_or(u64::MAX);
-        let applied = !request.dry_run && !found.is_empty();
-        if applied {
-            self.0.revoke(&found, reason, &by, now).await?;
-        }
-        Ok(Response::new(wire::RevokeCertificatesResponse { serials, count, applied }))
+        super::read_required_reason(&request.reason)?;
+        let ca = Arc::clone(&self.0);
+        // Looking through a long ledger may outlast the call; what was begun is finished all the same.
+        let work = async move { ca.revoke_targets(request, &by).await };
+        Ok(Response::new(self.0.to_the_end("revoke certificates", work).await?))
     }
 }
 
@@ -120,6 +112,33 @@ impl Wanted {
 }
 
 impl Ca {
+    async fn revoke_targets(
+        self: &Arc<Self>,
+        request: wire::RevokeCertificatesRequest,
+        by: &str,
+    ) -> Result<wire::RevokeCertificatesResponse, ApiError> {
+        let reason = super::read_required_reason(&request.reason)?;
+        let now = self.ports.clock.now();
+        let found = self.targets(request.target, now).await?;
+        let serials: Vec<String> = found.iter().map(|it| it.issuance.serial.to_string()).collect();
+        let count = u64::try_from(serials.len()).unwrap_or(u64::MAX);
+        let applied = !request.dry_run && !found.is_empty();
+        if applied {
+            self.revoke(&found, reason, by, now).await?;
+        }
+        Ok(wire::RevokeCertificatesResponse { serials, count, applied })
+    }
+
+    /// An instant before which everything that was issued has expired, by the longest lifetime of any leaf.
+    fn all_expired_before(&self, now: Timestamp) -> Timestamp {
+        let policy = &self.settings.policy;
+        let allowed = [policy.workload.max, policy.node.max, policy.admin.max, policy.server.max];
+        let usual =
+            [limits::WORKLOAD_MAX_TTL, limits::NODE_MAX_TTL, limits::ADMIN_MAX_TTL, limits::SERVER_TTL];
+        let longest = allowed.into_iter().chain(usual).map(Ttl::seconds).max().unwrap_or_default();
+        now.minus(longest).minus(CLOCK_SLACK_SECONDS)
+    }
+
     /// Matches from `from` (inclusive) backwards, newest first, and where to go on.
     async fn search(
         &self,
@@ -133,16 +152,23 @@ impl Ca {
         while last > 0 && looked_at < LOOKED_AT {
             let count = u64::try_from(PAGE).unwrap_or(u64::MAX).min(last);
             let first = last.saturating_sub(count).saturating_add(1);
-            let page = self.ports.store.records(Position(first), usize::try_from(count).unwrap_or(PAGE)).await?;
+            let page =
+                self.ports.store.records(Position(first), usize::try_from(count).unwrap_or(PAGE)).await?;
             looked_at = looked_at.saturating_add(page.len());
             for record in page.iter().rev().filter(|record| record.counter.is_some()) {
-                let Some(match_) = read_issuance(record)?.filter(|it| wanted.is(&it.issuance)) else { continue };
+                let Some(match_) = read_issuance(record)?.filter(|it| wanted.is(&it.issuance)) else {
+                    continue;
+                };
                 if found.len() == limit {
                     return Ok((found, Some(record.position.0)));
                 }
                 found.push(match_);
             }
             last = first.saturating_sub(1);
+            let oldest = page.first().map(read_instant).transpose()?;
+            if wanted.alive_at.zip(oldest).is_some_and(|(now, at)| at < self.all_expired_before(now)) {
+                return Ok((found, None));
+            }
         }
         Ok((found, (last > 0).then_some(last)))
     }
@@ -165,18 +191,17 @@ impl Ca {
             Some(Target::Serial(serial)) => {
                 let found = self.issuance_of(&serial).await?;
                 if matches!(found.issuance.profile, Profile::Root | Profile::Issuer) {
-                    let problem = "that is an authority's own certificate; use `rhizome authority rotate`".to_owned();
+                    let problem =
+                        "that is an authority's own certificate; use `rhizome authority rotate`".to_owned();
                     return Err(ApiError::Invalid { field: "serial", problem });
                 }
-                return Ok(vec![found]);
+                return Ok(if self.is_revocable(&found.issuance) { vec![found] } else { Vec::new() });
             }
             Some(Target::SpiffeId(id)) => {
                 let id = convert::read("spiffe_id", &id)?;
                 Wanted { spiffe_id: Some(id), node: None, alive_at: Some(now) }
             }
-            Some(Target::NodeId(id)) => {
-                Wanted { spiffe_id: None, node: holder_of(&id), alive_at: Some(now) }
-            }
+            Some(Target::NodeId(id)) => Wanted { spiffe_id: None, node: holder_of(&id), alive_at: Some(now) },
         };
         let (mut found, mut from) = (Vec::new(), None);
         loop {
@@ -190,7 +215,8 @@ impl Ca {
     }
 
     fn is_revocable(&self, issuance: &Issuance) -> bool {
-        !matches!(issuance.profile, Profile::Root | Profile::Issuer) && !self.state().is_revoked(&issuance.serial)
+        !matches!(issuance.profile, Profile::Root | Profile::Issuer)
+            && !self.state().is_revoked(&issuance.serial)
     }
 
     async fn revoke(
@@ -204,7 +230,8 @@ impl Ca {
         for Found { issuance, .. } in found {
             let revocation = revocation_of(issuance, reason, by, now);
             let entry = self.changed(by, "certificate.revoke", &issuance.serial.to_string(), reason);
-            transaction = transaction.put(&revocation).record(entry);
+            // Whoever is first is the one whose reason stands; a second one at the same moment is told to look again.
+            transaction = transaction.require_absent(revocation.key()).put(&revocation).record(entry);
         }
         self.commit(transaction).await?;
         Ok(())
@@ -233,6 +260,10 @@ impl Ca {
             revocation_reason: revoked.map(|it| it.reason.clone()).unwrap_or_default(),
         }
     }
+}
+
+fn read_instant(record: &Record) -> Result<Timestamp, ApiError> {
+    record.read().map(|(at, _)| at).map_err(|fault| ApiError::Bug(fault.to_string()))
 }
 
 fn read_issuance(record: &Record) -> Result<Option<Found>, ApiError> {

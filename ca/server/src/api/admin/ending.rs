@@ -1,11 +1,15 @@
 //! Certificates that end with their holder: what an evicted node or a removed administrator still holds.
 //!
 //! Laws: a name that is free again must not be reached with a certificate of its earlier life, so every unexpired one
-//! is revoked in the transaction that frees the name, not only the newest. The ledger knows them all.
+//! is revoked before the name is free, not only the newest; the ledger knows them all. Whoever is to be ended cannot
+//! hold that up by changing its record again and again.
 //! Not here: revoking single certificates (`certificates`).
+
+use std::sync::Arc;
 
 use rhizome_core::documents::{Stored, Transaction};
 use rhizome_core::ledger::{Event, Issuance, Position, Record};
+use rhizome_core::ports::StoreError;
 use rhizome_core::state::Revocation;
 use rhizome_id::{SpiffeId, Timestamp, Ttl};
 
@@ -16,6 +20,11 @@ use crate::error::ApiError;
 const READ_AT_ONCE: u64 = 2_000;
 /// How far clocks of different moments may disagree before a record is missed: an hour, beyond any sane correction.
 const CLOCK_SLACK_SECONDS: i64 = 3_600;
+
+/// Certificates revoked in one transaction: three parts each, of the ten thousand that a store takes.
+const REVOKED_AT_ONCE: usize = 1_000;
+/// How often an ending is tried again when the record changed at the same moment, such as by a renewal.
+pub(super) const TRIES: usize = 16;
 
 /// Who ends something, when and why.
 pub(super) struct Ending<'a> {
@@ -54,7 +63,8 @@ impl Ca {
                 }
             }
             let oldest = records.first().map(Record::read).transpose();
-            if oldest.map_err(|fault| ApiError::Bug(fault.to_string()))?.is_none_or(|(at, _)| at < reaches_to) {
+            if oldest.map_err(|fault| ApiError::Bug(fault.to_string()))?.is_none_or(|(at, _)| at < reaches_to)
+            {
                 break;
             }
             last = first.saturating_sub(1);
@@ -62,8 +72,25 @@ impl Ca {
         Ok(held)
     }
 
-    /// Adds to `transaction` the revocation of `held`, whose `holder` is told to stop serving them.
-    pub(super) fn revoking(
+    /// Performs `last`, the transaction that frees a name, together with the revocation of `held`, whose `holder` is
+    /// told to stop serving them. Should they be more than one transaction takes, the oldest are revoked beforehand.
+    pub(super) async fn end(
+        self: &Arc<Self>,
+        last: Transaction,
+        held: &[Issuance],
+        holder: &str,
+        ending: &Ending<'_>,
+    ) -> Result<(), StoreError> {
+        let (newest, others) = held.split_at(held.len().min(REVOKED_AT_ONCE));
+        for some in others.chunks(REVOKED_AT_ONCE) {
+            let before = Transaction::named("revoke certificates of an ending holder");
+            self.commit(self.revoking(before, some, holder, ending)).await?;
+        }
+        self.commit(self.revoking(last, newest, holder, ending)).await?;
+        Ok(())
+    }
+
+    fn revoking(
         &self,
         mut transaction: Transaction,
         held: &[Issuance],
@@ -80,8 +107,8 @@ impl Ca {
                 spiffe_id: issuance.spiffe_id.clone(),
                 holder: holder.to_owned(),
             };
-            let entry =
-                self.changed(ending.by, "certificate.revoke", &issuance.serial.to_string(), ending.reason);
+            let serial = issuance.serial.to_string();
+            let entry = self.changed(ending.by, "certificate.revoke", &serial, ending.reason);
             transaction = transaction.require_absent(revocation.key()).put(&revocation).record(entry);
         }
         transaction

@@ -37,8 +37,11 @@ impl ExplainService for Api {
             Ok(caller) => caller,
             Err(refused) => return Ok(Response::new(turned_away(&refused))),
         };
-        let facts =
-            Facts { trust_domain: state.trust_domain(), rules: state.rule_set(), limits: &self.0.settings.policy };
+        let facts = Facts {
+            trust_domain: state.trust_domain(),
+            rules: state.rule_set(),
+            limits: &self.0.settings.policy,
+        };
         Ok(Response::new(shown(explain::explain(&caller, &wish, &facts, now))))
     }
 }
@@ -129,7 +132,11 @@ fn shown(explanation: Explanation) -> wire::ExplainResponse {
             })
             .collect(),
     });
-    wire::ExplainResponse { decision: Some(decision), matched: names(explanation.matched), near: near.collect() }
+    wire::ExplainResponse {
+        decision: Some(decision),
+        matched: names(explanation.matched),
+        near: near.collect(),
+    }
 }
 
 fn denied(denial: Denial) -> wire::DenialSummary {

@@ -36,7 +36,7 @@ impl LedgerService for Api {
         &self,
         request: Request<wire::VerifyLedgerRequest>,
     ) -> Answer<Self::VerifyLedgerStream> {
-        let expected = request.into_inner().expected_head.map(read_head).transpose()?;
+        let expected = request.into_inner().expected_head.as_ref().map(read_head).transpose()?;
         let (progress, outgoing) = mpsc::channel(4);
         let ca = Arc::clone(&self.0);
         self.0.spawner.spawn_until_stop("verify ledger", async move {
@@ -47,13 +47,17 @@ impl LedgerService for Api {
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 
-    async fn list_entries(&self, request: Request<wire::ListEntriesRequest>) -> Answer<wire::ListEntriesResponse> {
+    async fn list_entries(
+        &self,
+        request: Request<wire::ListEntriesRequest>,
+    ) -> Answer<wire::ListEntriesResponse> {
         let request = request.into_inner();
         let limit = super::page_size(request.limit).min(MOST_LISTED);
         let mut from = request.from_sequence.max(1);
         let (mut entries, mut looked_at) = (Vec::new(), 0);
         loop {
-            let page = self.0.ports.store.records(Position(from), MOST_LISTED).await.map_err(ApiError::from)?;
+            let page =
+                self.0.ports.store.records(Position(from), MOST_LISTED).await.map_err(ApiError::from)?;
             let Some(last) = page.last().map(|record| record.position.0) else { break };
             looked_at += page.len();
             for record in &page {
@@ -103,8 +107,11 @@ impl Ca {
             let found;
             (verifier, found) = checked.map_err(|cause| ApiError::Bug(cause.to_string()))?;
             fault = found;
-            let update =
-                wire::VerifyLedgerResponse { checked: verifier.head().position.0, total, ..Default::default() };
+            let update = wire::VerifyLedgerResponse {
+                checked: verifier.head().position.0,
+                total,
+                ..Default::default()
+            };
             if progress.send(Ok(update)).await.is_err() {
                 return Ok(());
             }
@@ -132,7 +139,8 @@ fn check_page(mut verifier: Verifier, page: &[Record], expected: Option<Head>) -
             && expected.position == record.position
             && expected.hash != record.hash
         {
-            return (verifier, Some(wrong_head(record.position, expected)));
+            let kind = FaultKind::Rewritten { kept: expected.hash };
+            return (verifier, Some(Fault { at: record.position, kind }));
         }
     }
     (verifier, None)
@@ -141,14 +149,11 @@ fn check_page(mut verifier: Verifier, page: &[Record], expected: Option<Head>) -
 /// A fault when the head that the administrator kept lies beyond the end.
 fn beyond(expected: Option<Head>, reached: Head) -> Option<Fault> {
     let expected = expected.filter(|it| it.position > reached.position)?;
-    Some(wrong_head(reached.position, expected))
+    let kind = FaultKind::WrongHead { expected: expected.position.0, hash: expected.hash };
+    Some(Fault { at: reached.position, kind })
 }
 
-const fn wrong_head(at: Position, expected: Head) -> Fault {
-    Fault { at, kind: FaultKind::WrongHead { expected: expected.position.0, hash: expected.hash } }
-}
-
-fn read_head(head: wire::LedgerHead) -> Result<Head, ApiError> {
+fn read_head(head: &wire::LedgerHead) -> Result<Head, ApiError> {
     let hash: Digest = convert::read_digest("expected_head.digest", &head.digest)?;
     Ok(Head { position: Position(head.sequence), hash })
 }

@@ -41,10 +41,16 @@ const REASON_BYTES: usize = 1024;
 /// Adds every service of administrators to `routes`.
 pub(super) fn add_to(routes: Routes, api: &Api) -> Routes {
     routes
-        .add_service(AdminIdentityServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(
+            AdminIdentityServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES),
+        )
         .add_service(AuthorityServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
-        .add_service(BundleAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
-        .add_service(CertificateAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(
+            BundleAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES),
+        )
+        .add_service(
+            CertificateAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES),
+        )
         .add_service(ExplainServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(NodeAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))

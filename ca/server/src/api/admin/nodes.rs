@@ -1,7 +1,7 @@
 //! Nodes: listed, shown, banned, evicted.
 //!
 //! Laws: a banned node is nobody from the commit on, and its name stays taken; an evicted one is forgotten together
-//! with every certificate it holds, so that only a new join token brings the name back.
+//! with every certificate it holds and the tokens it joined with, so that only a new token brings the name back.
 //! Not here: joining and renewing (`api::nodes`), what a ban means for a caller (`gate`).
 
 use std::ops::Bound;
@@ -11,19 +11,24 @@ use rhizome_core::caller::AttestationMethod;
 use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Versioned};
 use rhizome_core::limits::NODE_MAX_TTL;
 use rhizome_core::nodes::{NodeRecord, NodeState};
+use rhizome_core::ports::StoreError;
 use rhizome_core::state::{Revocation, State};
+use rhizome_core::tokens::{JoinToken, TokenState};
 use rhizome_id::{ClusterName, NodeName, Timestamp};
 use rhizome_proto::admin::v1 as wire;
 use rhizome_proto::admin::v1::node_admin_service_server::NodeAdminService;
 use tonic::{Request, Response};
 
-use super::ending::Ending;
+use super::ending::{Ending, TRIES};
 use super::{page_size, read_page_token, read_reason, read_required_reason, tokens};
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::ApiError;
 use crate::gate;
 use crate::status::Answer;
+
+/// Tokens read from the store in one go.
+const TOKENS_AT_ONCE: usize = 1_000;
 
 #[tonic::async_trait]
 impl NodeAdminService for Api {
@@ -57,9 +62,11 @@ impl NodeAdminService for Api {
     async fn ban_node(&self, request: Request<wire::BanNodeRequest>) -> Answer<wire::BanNodeResponse> {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
-        let reason = read_required_reason(&request.reason)?;
+        let reason = read_required_reason(&request.reason)?.to_owned();
         let at = self.0.ports.clock.now();
-        let banned = self.0.ban_node(&request.id, &Ending { by: &by, reason, at }).await?;
+        let ca = Arc::clone(&self.0);
+        let work = async move { ca.ban_node(&request.id, &Ending { by: &by, reason: &reason, at }).await };
+        let banned = self.0.to_the_end("ban node", work).await?;
         let node = Some(self.0.node_shown(&self.0.state(), &banned, at));
         Ok(Response::new(wire::BanNodeResponse { node }))
     }
@@ -67,9 +74,12 @@ impl NodeAdminService for Api {
     async fn evict_node(&self, request: Request<wire::EvictNodeRequest>) -> Answer<wire::EvictNodeResponse> {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
-        let reason = read_reason(&request.reason)?;
+        let reason = read_reason(&request.reason)?.to_owned();
         let at = self.0.ports.clock.now();
-        let evicted = self.0.evict_node(&request.id, &Ending { by: &by, reason, at }).await?;
+        let ca = Arc::clone(&self.0);
+        // Looking through a long ledger may outlast the call; what was begun is finished all the same.
+        let work = async move { ca.evict_node(&request.id, &Ending { by: &by, reason: &reason, at }).await };
+        let evicted = self.0.to_the_end("evict node", work).await?;
         let node = Some(self.0.node_shown(&self.0.state(), &evicted, at));
         Ok(Response::new(wire::EvictNodeResponse { node }))
     }
@@ -78,6 +88,22 @@ impl NodeAdminService for Api {
 impl Ca {
     /// Bans a node and revokes its current certificate. One that is banned already stays banned as it was.
     async fn ban_node(self: &Arc<Self>, id: &str, ending: &Ending<'_>) -> Result<NodeRecord, ApiError> {
+        for _ in 0..TRIES {
+            match self.try_to_ban(id, ending, false).await {
+                Err(ApiError::Store(StoreError::Conflict { .. })) => {}
+                outcome => return outcome,
+            }
+        }
+        // It renews without pause. Whatever it renewed meanwhile, a banned record is what must stand.
+        self.try_to_ban(id, ending, true).await
+    }
+
+    async fn try_to_ban(
+        self: &Arc<Self>,
+        id: &str,
+        ending: &Ending<'_>,
+        insist: bool,
+    ) -> Result<NodeRecord, ApiError> {
         let state = self.state();
         let Versioned { version, value: record } = known(&state, id)?;
         if let NodeState::Banned { .. } = record.state {
@@ -85,8 +111,10 @@ impl Ca {
         }
         let banned = record.banned(ending.by, ending.reason, ending.at);
         let entry = self.changed(ending.by, "node.ban", id, ending.reason);
-        let mut transaction =
-            Transaction::named("ban node").require_unchanged(record.key(), *version).put(&banned).record(entry);
+        let mut transaction = Transaction::named("ban node").put(&banned).record(entry);
+        if !insist {
+            transaction = transaction.require_unchanged(record.key(), *version);
+        }
         if record.not_after >= ending.at && !state.is_revoked(&record.serial) {
             let revocation = Revocation {
                 serial: record.serial,
@@ -94,10 +122,13 @@ impl Ca {
                 by: ending.by.to_owned(),
                 at: ending.at,
                 not_after: record.not_after,
-                spiffe_id: record.spiffe_id(state.trust_domain()).map_err(|bad| ApiError::Bug(bad.to_string()))?,
+                spiffe_id: record
+                    .spiffe_id(state.trust_domain())
+                    .map_err(|bad| ApiError::Bug(bad.to_string()))?,
                 holder: record.principal().to_string(),
             };
-            let entry = self.changed(ending.by, "certificate.revoke", &record.serial.to_string(), ending.reason);
+            let entry =
+                self.changed(ending.by, "certificate.revoke", &record.serial.to_string(), ending.reason);
             transaction = transaction.require_absent(revocation.key()).put(&revocation).record(entry);
         }
         self.commit(transaction).await?;
@@ -107,6 +138,20 @@ impl Ca {
 
     /// Forgets a node, and with it what it acknowledged and every certificate it holds for itself.
     async fn evict_node(self: &Arc<Self>, id: &str, ending: &Ending<'_>) -> Result<NodeRecord, ApiError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.try_to_evict(id, ending).await {
+                Err(ApiError::Store(StoreError::Conflict { .. })) if tries < TRIES => {
+                    // It renewed at the same moment. Once banned it cannot, and holds still.
+                    self.ban_node(id, ending).await?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_to_evict(self: &Arc<Self>, id: &str, ending: &Ending<'_>) -> Result<NodeRecord, ApiError> {
         let state = self.state();
         let Versioned { version, value: record } = known(&state, id)?;
         let own = record.spiffe_id(state.trust_domain()).map_err(|bad| ApiError::Bug(bad.to_string()))?;
@@ -119,9 +164,39 @@ impl Ca {
             .delete(record.key())
             .delete(DocumentKey::new(Kind::Subscriber, holder.clone()))
             .record(entry);
-        self.commit(self.revoking(transaction, &held, &holder, ending)).await?;
+        let transaction = self.without_retries(transaction, record, ending).await?;
+        self.end(transaction, &held, &holder, ending).await?;
         tracing::warn!(node = %id, by = ending.by, revoked = held.len(), "node evicted");
         Ok(NodeRecord::clone(record))
+    }
+
+    /// Adds to `transaction` the end of the tokens by which the node joined: while one lives, the same key may join
+    /// with it again after a lost answer, and so it would be back. Tokens that were never used are left alone.
+    async fn without_retries(
+        &self,
+        mut transaction: Transaction,
+        record: &NodeRecord,
+        ending: &Ending<'_>,
+    ) -> Result<Transaction, ApiError> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.ports.store.documents(Kind::Token, after.as_deref(), TOKENS_AT_ONCE).await?;
+            let Some(last) = page.last() else { return Ok(transaction) };
+            after = Some(last.key.id.clone());
+            for document in &page {
+                let stored = document.read::<JoinToken>().map_err(|bad| ApiError::Bug(bad.to_string()))?;
+                let Versioned { version, value: token } = stored;
+                let of_this_node = token.cluster == record.cluster && token.node == record.name;
+                let lives = matches!(token.state, TokenState::Used { .. }) && ending.at < token.expires_at;
+                if of_this_node && lives {
+                    let entry =
+                        self.changed(ending.by, "token.revoke", token.id.as_str(), "its node is evicted");
+                    let ended = token.revoked(ending.by, ending.at);
+                    transaction =
+                        transaction.require_unchanged(token.key(), version).put(&ended).record(entry);
+                }
+            }
+        }
     }
 
     fn node_shown(&self, state: &State, record: &NodeRecord, now: Timestamp) -> wire::Node {
@@ -162,7 +237,10 @@ impl Ca {
 }
 
 fn known<'a>(state: &'a State, id: &str) -> Result<&'a Versioned<Arc<NodeRecord>>, ApiError> {
-    state.nodes().get(id).ok_or_else(|| ApiError::NotFound { what: "node", name: id.chars().take(400).collect() })
+    state
+        .nodes()
+        .get(id)
+        .ok_or_else(|| ApiError::NotFound { what: "node", name: id.chars().take(400).collect() })
 }
 
 /// The text of a node's id, `CLUSTER/METHOD/NAME`, well-formed.

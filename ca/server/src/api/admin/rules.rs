@@ -35,6 +35,8 @@ const LOOKED_AT: u64 = 10_000;
 const READ_AT_ONCE: u64 = 1_000;
 /// The most workloads that a difference is computed over.
 const KNOWN_WORKLOADS: usize = 1_000;
+/// Bytes of a rule as JSON: a hundred of them go to a node in one message, whose limit is 4 MiB.
+const RULE_BYTES: usize = 32 * 1024;
 /// Bytes of a rule that the ledger quotes; a larger one is cut, and its size said.
 const QUOTED_BYTES: usize = 4_096;
 
@@ -64,8 +66,13 @@ impl RuleService for Api {
         let after = read_page_token::<RuleName>(&request.page_token)?;
         let limit = page_size(request.page_size);
         let after = after.as_ref().map(RuleName::as_str);
-        let mut documents =
-            self.0.ports.store.documents(Kind::Rule, after, limit.saturating_add(1)).await.map_err(ApiError::from)?;
+        let mut documents = self
+            .0
+            .ports
+            .store
+            .documents(Kind::Rule, after, limit.saturating_add(1))
+            .await
+            .map_err(ApiError::from)?;
         let more = documents.len() > limit;
         documents.truncate(limit);
         let last = documents.last().filter(|_| more).map(|it| it.key.id.clone());
@@ -95,7 +102,10 @@ impl RuleService for Api {
         Ok(Response::new(wire::PutRuleResponse { diff: Some(diff), applied, rule }))
     }
 
-    async fn delete_rule(&self, request: Request<wire::DeleteRuleRequest>) -> Answer<wire::DeleteRuleResponse> {
+    async fn delete_rule(
+        &self,
+        request: Request<wire::DeleteRuleRequest>,
+    ) -> Answer<wire::DeleteRuleResponse> {
         let by = gate::caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let name: RuleName = convert::read("name", &request.name)?;
@@ -307,5 +317,12 @@ fn read_rule(rule: Option<GrantRule>) -> Result<Rule, ApiError> {
         federates_with: federates_with.collect::<Result<_, _>>()?,
         comment: (!rule.comment.is_empty()).then_some(rule.comment),
     };
-    Rule::new(draft).map_err(|cause| invalid(cause.to_string()))
+    let rule = Rule::new(draft).map_err(|cause| invalid(cause.to_string()))?;
+    let bytes = serde_json::to_string(&rule).map_or(usize::MAX, |json| json.len());
+    if bytes > RULE_BYTES {
+        return Err(invalid(format!(
+            "it has {bytes} bytes; the limit is {RULE_BYTES}, so make several rules of it"
+        )));
+    }
+    Ok(rule)
 }

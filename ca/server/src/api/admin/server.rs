@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rhizome_core::authority::{AuthorityKind, AuthorityState};
+use rhizome_core::documents::Transaction;
 use rhizome_id::Digest;
 use rhizome_proto::admin::v1 as wire;
 use rhizome_proto::admin::v1::backup_response::Part;
@@ -43,22 +44,16 @@ impl ServerService for Api {
 
     async fn backup(&self, request: Request<wire::BackupRequest>) -> Answer<Self::BackupStream> {
         let by = gate::caller(&request)?.principal().to_string();
-        // A directory of its own, mode 0700, gone with everything in it when the stream ends.
-        let directory = tempfile::tempdir().map_err(|cause| ApiError::Bug(cause.to_string()))?;
-        let path = directory.path().join("rhizome.db");
         let entry = self.0.changed(&by, "store.backup", self.0.settings.trust_domain.as_str(), "");
-        let transaction = rhizome_core::documents::Transaction::named("note backup").record(entry);
+        let transaction = Transaction::named("note backup").record(entry);
         self.0.commit(transaction).await.map_err(ApiError::from)?;
-        self.0.ports.store.backup(&path).await.map_err(ApiError::from)?;
-        let head = self.0.ledger_head().await?;
-        let manifest = self.0.manifest(head);
         let (pieces, outgoing) = mpsc::channel(4);
-        self.0.spawner.spawn_until_stop("send backup", async move {
-            let sent = tokio::task::spawn_blocking(move || send_backup(&path, manifest, &pieces)).await;
-            if let Err(cause) = sent {
-                tracing::error!(%cause, "a backup was not sent whole");
+        let ca = Arc::clone(&self.0);
+        // A copy of a large database takes longer than a call may; the stream may take its time.
+        self.0.spawner.spawn_until_stop("backup", async move {
+            if let Err(error) = ca.send_backup(&pieces).await {
+                drop(pieces.send(Err(error.into())).await);
             }
-            drop(directory);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
@@ -67,7 +62,7 @@ impl ServerService for Api {
 type Pieces = mpsc::Sender<Result<wire::BackupResponse, Broken>>;
 
 /// Sends the manifest, with size and digest of the whole, and then the file. Runs on a blocking thread.
-fn send_backup(path: &PathBuf, mut manifest: wire::BackupManifest, pieces: &Pieces) {
+fn send_file(path: &PathBuf, mut manifest: wire::BackupManifest, pieces: &Pieces) {
     let sent = measure(path).and_then(|(size, digest)| {
         manifest.size = size;
         manifest.digest = convert::digest(&digest);
@@ -109,6 +104,25 @@ fn each_chunk(path: &PathBuf, mut take: impl FnMut(&[u8]) -> bool) -> std::io::R
 }
 
 impl Ca {
+    /// One at a time: each needs room for a whole copy.
+    async fn send_backup(&self, pieces: &Pieces) -> Result<(), ApiError> {
+        let busy = || ApiError::Conflict {
+            what: "backup of",
+            name: self.settings.trust_domain.to_string(),
+            problem: "is being made already; wait for it to end",
+        };
+        let _one = self.backing_up.try_lock().map_err(|_held| busy())?;
+        // A directory of its own, mode 0700, gone with everything in it at the end.
+        let directory = tempfile::tempdir().map_err(|cause| ApiError::Bug(cause.to_string()))?;
+        let path = directory.path().join("rhizome.db");
+        // Read before the copy: the copy holds at least this much.
+        let manifest = self.manifest(self.ledger_head().await?);
+        self.ports.store.backup(&path).await?;
+        let pieces = pieces.clone();
+        let sent = tokio::task::spawn_blocking(move || send_file(&path, manifest, &pieces)).await;
+        sent.map_err(|cause| ApiError::Bug(format!("a backup was not sent whole: {cause}")))
+    }
+
     fn manifest(&self, head: wire::LedgerHead) -> wire::BackupManifest {
         wire::BackupManifest {
             format: BACKUP_FORMAT,
@@ -125,9 +139,11 @@ impl Ca {
     async fn status(self: &Arc<Self>) -> Result<wire::GetStatusResponse, ApiError> {
         let state = self.state();
         let bundle = state.bundle().map(|it| &it.value.bundle);
-        let active_root = state.authorities().values().map(|it| &it.value).find(|it| {
-            it.kind == AuthorityKind::Root && it.state == AuthorityState::Active
-        });
+        let active_root = state
+            .authorities()
+            .values()
+            .map(|it| &it.value)
+            .find(|it| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active);
         let count = |it: usize| u64::try_from(it).unwrap_or(u64::MAX);
         let problems = self.problems();
         Ok(wire::GetStatusResponse {
@@ -141,7 +157,9 @@ impl Ca {
             active_root: active_root.map(|it| it.id.to_string()).unwrap_or_default(),
             root_not_after: active_root.map(|it| convert::timestamp(it.certificate.not_after())),
             active_issuer: state.issuer().map(|it| it.id.to_string()).unwrap_or_default(),
-            issuer_not_after: state.issuer().map(|it| convert::timestamp(it.issuer.certificate().not_after())),
+            issuer_not_after: state
+                .issuer()
+                .map(|it| convert::timestamp(it.issuer.certificate().not_after())),
             ledger_head: Some(self.ledger_head().await?),
             nodes: count(state.nodes().len()),
             connected_nodes: count(self.presence.count()),

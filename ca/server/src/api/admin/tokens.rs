@@ -34,6 +34,8 @@ use crate::status::Answer;
 const READ_AT_ONCE: usize = 1_000;
 /// Namespaces of one scope, as the protocol says.
 const SCOPE_NAMESPACES: usize = 256;
+/// Namespaces that the ledger names of a scope: at most 4 KB; the whole stands in the token.
+const SAID_NAMESPACES: usize = 16;
 /// Addresses of one join string, as the protocol says: it is pasted by people.
 const JOIN_ADDRESSES: usize = 8;
 
@@ -47,12 +49,16 @@ impl TokenService for Api {
         Ok(Response::new(self.0.create_token(&by, request.into_inner()).await?))
     }
 
-    async fn list_tokens(&self, request: Request<wire::ListTokensRequest>) -> Answer<wire::ListTokensResponse> {
+    async fn list_tokens(
+        &self,
+        request: Request<wire::ListTokensRequest>,
+    ) -> Answer<wire::ListTokensResponse> {
         let request = request.into_inner();
         let after = read_page_token::<Place>(&request.page_token)?;
         let limit = page_size(request.page_size);
         let now = self.0.ports.clock.now();
-        let mut page = self.0.tokens_after(after, limit.saturating_add(1), request.include_ended, now).await?;
+        let mut page =
+            self.0.tokens_after(after, limit.saturating_add(1), request.include_ended, now).await?;
         let more = page.len() > limit;
         if more {
             page.pop_last();
@@ -103,7 +109,8 @@ impl Ca {
         let purpose = TokenPurpose { cluster, node, scope, created_by: by.to_owned(), expires_at };
         let token = JoinToken::new(&secret, purpose, now);
 
-        let detail = format!("for node {}/{}, until {expires_at}, {}", token.cluster, token.node, said(&token.scope));
+        let detail =
+            format!("for node {}/{}, until {expires_at}, {}", token.cluster, token.node, said(&token.scope));
         let entry = self.changed(by, "token.create", token.id.as_str(), &detail);
         let transaction = Transaction::named("create token").require_absent(token.key());
         self.commit(transaction.put(&token).record(entry)).await?;
@@ -112,7 +119,12 @@ impl Ca {
             secret: URL_SAFE_NO_PAD.encode(secret),
             trust_domain: self.settings.trust_domain.to_string(),
             addresses: self.settings.advertise.iter().take(JOIN_ADDRESSES).cloned().collect(),
-            root_digests: bundle.bundle.anchors().iter().map(|it| convert::digest(&it.fingerprint())).collect(),
+            root_digests: bundle
+                .bundle
+                .anchors()
+                .iter()
+                .map(|it| convert::digest(&it.fingerprint()))
+                .collect(),
         })
     }
 
@@ -157,10 +169,14 @@ impl Ca {
         }
     }
 
-    /// Revokes an unused token. One that has ended already is left as it is.
+    /// Revokes a token; of a used one, that ends the retries of the key that used it. One that has ended already is left
+    /// as it is.
     async fn revoke_token(self: &Arc<Self>, by: &str, id: &TokenId) -> Result<JoinToken, ApiError> {
         let Versioned { version, value: token } = self.token(id).await?;
-        if token.state != TokenState::Unused {
+        let ended = |token: &JoinToken| {
+            matches!(token.state, TokenState::Revoked { .. }) || token.expires_at <= self.ports.clock.now()
+        };
+        if ended(&token) {
             return Ok(token);
         }
         let revoked = token.revoked(by, self.ports.clock.now());
@@ -172,7 +188,7 @@ impl Ca {
             Err(conflict @ StoreError::Conflict { .. }) => {
                 // It ended at the same moment, by a node or by another administrator: that is an answer.
                 let now_there = self.token(id).await?.value;
-                if now_there.state == TokenState::Unused { Err(conflict.into()) } else { Ok(now_there) }
+                if ended(&now_there) { Ok(now_there) } else { Err(conflict.into()) }
             }
             Err(error) => Err(error.into()),
         }
@@ -180,7 +196,8 @@ impl Ca {
 
     async fn token(&self, id: &TokenId) -> Result<Versioned<JoinToken>, ApiError> {
         let document = self.ports.store.document(&DocumentKey::new(Kind::Token, id.as_str())).await?;
-        let document = document.ok_or_else(|| ApiError::NotFound { what: "join token", name: id.to_string() })?;
+        let document =
+            document.ok_or_else(|| ApiError::NotFound { what: "join token", name: id.to_string() })?;
         document.read::<JoinToken>().map_err(|bad| ApiError::Bug(bad.to_string()))
     }
 }
@@ -244,7 +261,8 @@ pub(super) fn scope(scope: &Scope) -> wire::Scope {
 /// A scope from the wire. It must be given: what a node may vouch for is never guessed.
 fn read_scope(scope: Option<wire::Scope>) -> Result<Scope, ApiError> {
     let invalid = |problem: String| ApiError::Invalid { field: "scope", problem };
-    let missing = || invalid("it is missing; name the namespaces that the node may vouch for, or all of them".into());
+    let missing =
+        || invalid("it is missing; name the namespaces that the node may vouch for, or all of them".into());
     let wire::Scope { all_namespaces, namespaces } = scope.ok_or_else(missing)?;
     if all_namespaces {
         return if namespaces.is_empty() {
@@ -272,8 +290,10 @@ fn said(scope: &Scope) -> String {
         NamespaceScope::All => "may vouch for every namespace".to_owned(),
         NamespaceScope::Only(names) if names.is_empty() => "may vouch for no namespace".to_owned(),
         NamespaceScope::Only(names) => {
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            format!("may vouch for namespaces {}", names.join(", "))
+            let some: Vec<&str> = names.iter().take(SAID_NAMESPACES).map(String::as_str).collect();
+            let more = names.len().saturating_sub(some.len());
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            format!("may vouch for namespaces {}{more}", some.join(", "))
         }
     }
 }

@@ -5,9 +5,31 @@
 //! Not here: rules about the source text (`tidy.rs`), tests that need one crate only (they sit in that crate).
 
 #[cfg(test)]
+mod bad_csr;
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod bad_wire;
+#[cfg(test)]
+mod client;
+#[cfg(test)]
+mod disk;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod flood;
+#[cfg(test)]
 mod interop;
 #[cfg(test)]
 mod judges;
+#[cfg(test)]
+mod kill9;
+#[cfg(test)]
+mod ledger;
+#[cfg(test)]
+mod load;
+#[cfg(test)]
+mod restore;
 #[cfg(test)]
 mod server;
 #[cfg(test)]

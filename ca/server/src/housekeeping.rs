@@ -1,0 +1,82 @@
+//! Housekeeping: documents that have stopped mattering are forgotten, so that the state stays as large as what lives.
+//!
+//! Laws: only what time has made meaningless goes: revocations of certificates that have expired, join tokens that
+//! have expired, acknowledgements of nodes that are gone. The ledger keeps all of it for ever. Each deletion requires
+//! the document to be as it was read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhizome_core::documents::{DocumentKey, Kind, Transaction, Version};
+use rhizome_core::tokens::JoinToken;
+use rhizome_id::Timestamp;
+
+use crate::ca::Ca;
+use crate::error::ApiError;
+
+/// How often it looks.
+const EVERY: Duration = Duration::from_secs(600);
+/// How long something that has ended is still shown: somebody may be looking for the reason of this morning's alarm.
+const KEPT_SECONDS: i64 = 86_400;
+/// Documents forgotten in one transaction.
+const BATCH: usize = 500;
+
+impl Ca {
+    /// Forgets again and again until the process stops.
+    pub(crate) async fn keep_house(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            match self.forget_ended().await {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "documents that stopped mattering were forgotten"),
+                Err(cause) => tracing::warn!(%cause, "housekeeping failed; trying again later"),
+            }
+        }
+    }
+
+    /// Forgets what ended more than a day ago.
+    pub(crate) async fn forget_ended(self: &Arc<Self>) -> Result<usize, ApiError> {
+        let before = self.ports.clock.now().minus(KEPT_SECONDS);
+        let mut ended = self.ended_in_state(before);
+        ended.extend(self.ended_tokens(before).await?);
+        for batch in ended.chunks(BATCH) {
+            let forget = |transaction: Transaction, (key, version): &(DocumentKey, Version)| {
+                transaction.require_unchanged(key.clone(), *version).delete(key.clone())
+            };
+            self.commit(batch.iter().fold(Transaction::named("forget what ended"), forget)).await?;
+        }
+        Ok(ended.len())
+    }
+
+    fn ended_in_state(&self, before: Timestamp) -> Vec<(DocumentKey, Version)> {
+        let state = self.state();
+        let revocations = state
+            .revocations()
+            .values()
+            .filter(|it| it.value.not_after < before)
+            .map(|it| (DocumentKey::new(Kind::Revocation, it.value.serial.to_string()), it.version));
+        let subscribers = state.subscribers().iter().filter(|(name, it)| {
+            let node = name.split_once(':').and_then(|(_, id)| state.nodes().get(id));
+            node.is_none_or(|node| node.value.not_after < before) && it.value.at < before
+        });
+        let subscribers =
+            subscribers.map(|(name, it)| (DocumentKey::new(Kind::Subscriber, name.clone()), it.version));
+        revocations.chain(subscribers).collect()
+    }
+
+    async fn ended_tokens(&self, before: Timestamp) -> Result<Vec<(DocumentKey, Version)>, ApiError> {
+        let mut ended = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.ports.store.documents(Kind::Token, after.as_deref(), BATCH).await?;
+            let Some(last) = page.last() else { return Ok(ended) };
+            after = Some(last.key.id.clone());
+            for document in page {
+                let token = document.read::<JoinToken>().map_err(|bad| ApiError::Bug(bad.to_string()))?;
+                if token.value.expires_at < before {
+                    ended.push((document.key, token.version));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The command line: every verb of `rhizome`, and which module does it.
+//!
+//! Not here: what administrators' verbs do and their options (`rhizome_cli`).
+
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{CommandFactory as _, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use rhizome_cli::{Console, EXIT_CODES_HELP, Exit, Options};
+use rhizome_core::ports::Clock as _;
+use rhizome_id::Timestamp;
+use rhizome_server::SystemClock;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{dev, restore, serve};
+
+/// Where the configuration is unless told otherwise.
+const CONFIG: &str = "/etc/rhizome/rhizome.yaml";
+
+/// Threads for what the server does beside serving: rotation, sealing, metrics. Serving has threads of its own.
+const BACKGROUND_THREADS: usize = 2;
+
+/// Rhizome: one certificate authority for a service mesh that spans clouds.
+#[derive(Debug, Parser)]
+#[command(name = "rhizome", version, about, after_help = EXIT_CODES_HELP, max_term_width = 100)]
+pub struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Try everything: a whole authority on loopback, in a scratch directory, until Ctrl-C
+    Dev {
+        /// Walk the path once, check each step, print a summary, and exit 0 or 1
+        #[arg(long)]
+        check: bool,
+        /// Keep everything in this directory, which must be empty or new, instead of a scratch directory
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        dir: Option<PathBuf>,
+    },
+    /// Run the certificate authority
+    Server {
+        /// The configuration
+        #[arg(long, value_name = "FILE", default_value = CONFIG, value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+        /// Check the configuration, report every fault with its line and column, and exit
+        #[arg(long)]
+        check_config: bool,
+    },
+    #[command(flatten)]
+    Admin(rhizome_cli::Verb),
+    /// Put a backup back into place, offline
+    Restore {
+        /// The configuration of the server to restore
+        #[arg(long, value_name = "FILE", default_value = CONFIG, value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+        /// The file that `rhizome backup` wrote
+        #[arg(value_name = "BACKUP", value_hint = ValueHint::FilePath)]
+        backup: PathBuf,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// Does what the command line says, and gives how it ended.
+pub fn run(arguments: Arguments) -> Exit {
+    let Arguments { options, verb } = arguments;
+    let many = || Builder::new_multi_thread().worker_threads(BACKGROUND_THREADS).enable_all().build();
+    let one = || Builder::new_current_thread().enable_all().build();
+    match verb {
+        Verb::Server { config, check_config: true } => serve::check_config(&config),
+        Verb::Server { config, check_config: false } => on(many(), serve::run(&config)),
+        Verb::Dev { check, dir } => on(many(), dev::run(check, dir.as_deref())),
+        Verb::Restore { config, backup } => on(one(), restore::run(&config, &backup)),
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "rhizome", &mut io::stdout());
+            Exit::Done
+        }
+        Verb::Admin(command) => {
+            let terminal = io::stdout().is_terminal();
+            let (mut out, mut err) = (io::stdout(), io::stderr());
+            let mut console = Console { out: &mut out, err: &mut err, clock: clock(), terminal };
+            on(one(), rhizome_cli::run(&options, command, &mut console))
+        }
+    }
+}
+
+/// Runs an administrators' verb as if it had been typed: `arguments` without the program's name.
+///
+/// # Errors
+/// What clap says about arguments that are not a verb.
+pub(crate) async fn typed(arguments: &[String], console: &mut Console<'_>) -> Result<Exit, clap::Error> {
+    let program = std::iter::once("rhizome".to_owned());
+    let Arguments { options, verb } = Arguments::try_parse_from(program.chain(arguments.iter().cloned()))?;
+    match verb {
+        Verb::Admin(command) => Ok(rhizome_cli::run(&options, command, console).await),
+        Verb::Dev { .. } | Verb::Server { .. } | Verb::Restore { .. } | Verb::Completions { .. } => {
+            Ok(Exit::Usage)
+        }
+    }
+}
+
+/// The machine's clock, as administrators' verbs and TLS take it.
+pub(crate) fn clock() -> Arc<dyn Fn() -> Timestamp + Send + Sync> {
+    Arc::new(|| SystemClock.now())
+}
+
+fn on(runtime: io::Result<Runtime>, work: impl Future<Output = Exit>) -> Exit {
+    match runtime {
+        Ok(runtime) => runtime.block_on(work),
+        Err(cause) => {
+            eprintln!("error: threads cannot be started: {cause}");
+            Exit::Failed
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

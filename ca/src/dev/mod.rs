@@ -1,0 +1,157 @@
+//! `rhizome dev`: a whole authority on loopback, and the way of a workload certificate through it.
+//!
+//! Laws: no root, no configuration, nothing outside one directory, which is removed at the end unless it was named.
+//! It is the real thing: the same configuration reader, server, wire and administrators' verbs as anywhere else.
+//! Not here: the steps (`walk`), what is shown (`show`).
+
+mod show;
+mod walk;
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use rhizome_cli::Exit;
+use rhizome_server::{Running, Stopwatch};
+use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::walk::{Place, Walk};
+use crate::config::{self, Loaded, Log, LogFormat, LogLevel};
+use crate::{launch, logging};
+
+/// The trust domain of a trial: a name that nobody can own (RFC 2606).
+const TRUST_DOMAIN: &str = "dev.example.org";
+
+/// Longest path of a Unix socket, in bytes (`sockaddr_un.sun_path` without its NUL).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Runs the trial: once through with `check`, else until a signal.
+pub async fn run(check: bool, directory: Option<&Path>) -> Exit {
+    logging::start(Log { format: LogFormat::Text, level: LogLevel::Error });
+    match trial(check, directory).await {
+        Ok(exit) => exit,
+        Err(error) => {
+            drop(writeln!(io::stderr(), "error: {error}"));
+            Exit::Failed
+        }
+    }
+}
+
+async fn trial(check: bool, directory: Option<&Path>) -> Result<Exit, String> {
+    let watch = Stopwatch::start();
+    let home = Home::make(directory)?;
+    let place = Place::below(home.path());
+    let running = start(&place).await?;
+    let mut walk = Walk::new(place, &running, check);
+    let facts = walk.all().await;
+    if check {
+        walk.summarise(watch.elapsed());
+    } else if let Some(facts) = &facts {
+        drop(io::stdout().write_all(show::text(facts, home.is_scratch()).as_bytes()));
+        until_interrupted().await?;
+    } else {
+        walk.complain();
+    }
+    running.stop().await;
+    Ok(if facts.is_some() { Exit::Done } else { Exit::Failed })
+}
+
+/// The one directory that everything is in.
+enum Home {
+    Scratch(TempDir),
+    Named(PathBuf),
+}
+
+impl Home {
+    fn make(directory: Option<&Path>) -> Result<Self, String> {
+        let Some(path) = directory else {
+            let made = tempfile::Builder::new().prefix("rhizome-dev-").tempdir();
+            return made
+                .map(Self::Scratch)
+                .map_err(|cause| format!("no scratch directory: {cause}; name one with --dir"));
+        };
+        let refuse = |cause: io::Error| format!("{}: {cause}", path.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(refuse)?;
+        if fs::read_dir(path).map_err(refuse)?.next().is_some() {
+            return Err(format!("{} is not empty; name a directory that is, or a new one", path.display()));
+        }
+        Ok(Self::Named(fs::canonicalize(path).map_err(refuse)?))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Scratch(directory) => directory.path(),
+            Self::Named(path) => path,
+        }
+    }
+
+    const fn is_scratch(&self) -> bool {
+        matches!(self, Self::Scratch(_))
+    }
+}
+
+async fn start(place: &Place) -> Result<Running, String> {
+    if place.socket.as_os_str().len() > MAX_SOCKET_PATH {
+        let path = place.socket.display();
+        return Err(format!("{path} is too long for a socket; name a shorter directory with --dir"));
+    }
+    fs::DirBuilder::new().mode(0o700).create(&place.data).map_err(|cause| cause.to_string())?;
+    fs::write(&place.config, configuration(place)?).map_err(|cause| cause.to_string())?;
+    let Loaded { config, .. } = config::load(&place.config).map_err(|error| error.to_string())?;
+    let launched = launch::open(&config).await.map_err(|error| error.to_string())?;
+    rhizome_server::start(launched.settings, launched.ports).await.map_err(|error| error.to_string())
+}
+
+/// The trial's configuration file; the system chooses the ports.
+fn configuration(place: &Place) -> Result<String, String> {
+    // A JSON string is a YAML string.
+    let text =
+        |path: &Path| serde_json::to_string(path).map_err(|error| format!("{}: {error}", path.display()));
+    let (data, socket, key) = (text(&place.data)?, text(&place.socket)?, text(&place.sealing_key)?);
+    Ok(format!(
+        "trust_domain: {TRUST_DOMAIN}\n\
+         listen: 127.0.0.1:0\n\
+         names: [localhost]\n\
+         data: {data}\n\
+         admin: {{socket: {socket}}}\n\
+         web: {{listen: 127.0.0.1:0}}\n\
+         keys: {{sealing_key_file: {key}}}\n\
+         log: {{format: text}}\n"
+    ))
+}
+
+async fn until_interrupted() -> Result<(), String> {
+    let deaf = |cause: io::Error| format!("cannot listen for signals: {cause}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_of_a_trial_is_valid_wherever_its_directory_is() {
+        for directory in ["/tmp/rhizome-dev-1", "/tmp/with space: and # \"quotes\" 'and' {more}"] {
+            let place = Place::below(Path::new(directory));
+            let loaded = config::parse(configuration(&place).unwrap().as_bytes());
+            let loaded = loaded.unwrap_or_else(|faults| panic!("{}", faults.report("dev")));
+            assert_eq!((&loaded.config.data, loaded.warnings.len()), (&place.data, 0));
+        }
+    }
+
+    #[test]
+    fn a_directory_that_holds_something_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("precious"), "x").unwrap();
+        assert!(Home::make(Some(folder.path())).err().unwrap().contains("not empty"));
+        assert!(Home::make(Some(&folder.path().join("new"))).is_ok());
+    }
+}

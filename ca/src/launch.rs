@@ -1,0 +1,272 @@
+//! The wiring: from a configuration to the settings and ports the server runs on.
+//!
+//! Laws: what is missing is said before anything is half-started, with the command that mends it. A sealing key is
+//! made only where there is nothing yet that an older one sealed.
+//! Not here: what the server does with them (`rhizome_server`), reading the file (`config`).
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rhizome_core::authority::RotationPolicy;
+use rhizome_core::policy::{PolicyLimits, TtlLimits};
+use rhizome_core::ports::{KeyRing, KeyRingError, Store, StoreError};
+use rhizome_keys::{SealedFileKeyRing, SealingKey, SealingKeyError};
+use rhizome_server::{DoorLimits, Ports, Settings, SystemClock, SystemEntropy};
+use rhizome_store::{Options, SqliteStore};
+
+use crate::config::{Config, Policy, Sealing, secret_variable};
+
+/// The database's name below the data directory.
+const DATABASE: &str = "rhizome.db";
+
+/// The directory of sealed private keys below the data directory.
+const KEYS: &str = "keys";
+
+/// Why a server could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The data directory is not there.
+    #[error("data: {} does not exist; make it: install -d -m 0700 -o {user} {}", path.display(), path.display())]
+    NoData {
+        /// The directory.
+        path: PathBuf,
+        /// Who must own it.
+        user: u32,
+    },
+    /// The data directory will not do.
+    #[error(
+        "data: uid {user} cannot write to {}: {cause}; let it: chown -R {user} {}", path.display(), path.display()
+    )]
+    DataNotWritable {
+        /// The directory.
+        path: PathBuf,
+        /// Who tried.
+        user: u32,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// Root would leave files that the directory's owner cannot read.
+    #[error(
+        "data: {} belongs to uid {owner}; files that root makes there would be closed to it: run this as that user, \
+         with sudo -u '#{owner}'", path.display()
+    )]
+    WrongUser {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// The administrators' socket has no directory to be in.
+    #[error(
+        "admin.socket: the directory {} does not exist; make it, or name a socket elsewhere", path.display()
+    )]
+    NoSocketDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The sealing key is gone while keys sealed under it are here.
+    #[error(
+        "keys.sealing_key_file: {} does not exist, but {} was used before; put the key back from its backup: a new \
+         one could not open the private keys", path.display(), data.display()
+    )]
+    SealingKeyLost {
+        /// The file.
+        path: PathBuf,
+        /// The data directory.
+        data: PathBuf,
+    },
+    /// The environment has no sealing key.
+    #[error(
+        "keys.sealing_key_env: the variable {name} is not set; set it to what `openssl rand -base64 32` printed when \
+         this authority was founded, or prints now if it is new"
+    )]
+    NoSealingVariable {
+        /// The variable.
+        name: String,
+    },
+    /// The sealing key cannot be had.
+    #[error("keys: {0}")]
+    SealingKey(#[from] SealingKeyError),
+    /// The private keys cannot be had.
+    #[error("keys: {0}")]
+    Keys(#[from] KeyRingError),
+    /// The database cannot be opened.
+    #[error("data: {0}")]
+    Store(#[from] StoreError),
+    /// The database takes part in a thread that died.
+    #[error("bug while opening the database: {0}")]
+    Bug(String),
+}
+
+/// Everything needed to start: hand it to `rhizome_server::start`.
+#[derive(Debug)]
+pub struct Launch {
+    /// The server's settings.
+    pub settings: Settings,
+    /// What it is plugged into.
+    pub ports: Ports,
+}
+
+/// Opens what `config` names.
+///
+/// # Errors
+/// [`LaunchError`], with the remedy.
+pub async fn open(config: &Config) -> Result<Launch, LaunchError> {
+    check_data(&config.data)?;
+    check_socket(&config.admin.socket)?;
+    let keys = open_keys(config).await?;
+    let path = database(&config.data);
+    let opening = tokio::task::spawn_blocking(move || SqliteStore::open(&path, Options::default()));
+    let store: Arc<dyn Store> = Arc::new(opening.await.map_err(|lost| LaunchError::Bug(lost.to_string()))??);
+    let ports =
+        Ports { store, keys, clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy::default()) };
+    Ok(Launch { settings: settings(config), ports })
+}
+
+/// Opens the private keys that `config` names; makes the sealing key where everything is new.
+///
+/// # Errors
+/// [`LaunchError`], with the remedy.
+pub async fn open_keys(config: &Config) -> Result<Arc<dyn KeyRing>, LaunchError> {
+    let directory = config.data.join(KEYS);
+    let sealing_key = match &config.sealing {
+        Sealing::KeyFile(path) => sealing_key(path, &config.data)?,
+        Sealing::KeyEnvironment(name) => {
+            let text =
+                secret_variable(name).ok_or_else(|| LaunchError::NoSealingVariable { name: name.clone() })?;
+            SealingKey::from_text(&text)?
+        }
+        Sealing::DangerUnsealed => {
+            tracing::warn!(directory = %directory.display(), "danger: private keys are stored in the clear");
+            return Ok(Arc::new(SealedFileKeyRing::open_danger_unsealed(&directory).await?));
+        }
+    };
+    Ok(Arc::new(SealedFileKeyRing::open(&directory, sealing_key).await?))
+}
+
+fn sealing_key(path: &Path, data: &Path) -> Result<SealingKey, LaunchError> {
+    match SealingKey::from_file(path) {
+        Err(SealingKeyError::Missing { path }) => {
+            if was_used(data) {
+                return Err(LaunchError::SealingKeyLost { path, data: data.to_owned() });
+            }
+            let key = SealingKey::generate_file(&path)?;
+            let (file, name) = (path.display(), key.name());
+            tracing::warn!(%file, key = name, "made the sealing key; back it up now, apart from the database");
+            Ok(key)
+        }
+        found => Ok(found?),
+    }
+}
+
+/// Whether anything of an authority is in `data` already. What cannot be read counts as used.
+fn was_used(data: &Path) -> bool {
+    let keys = fs::read_dir(data.join(KEYS)).map(|mut entries| entries.next().is_some());
+    let keys = keys.unwrap_or_else(|cause| cause.kind() != io::ErrorKind::NotFound);
+    keys || fs::exists(database(data)).unwrap_or(true)
+}
+
+/// The database of the data directory `data`.
+pub fn database(data: &Path) -> PathBuf {
+    data.join(DATABASE)
+}
+
+/// Checks that the data directory is there and can be written to.
+///
+/// # Errors
+/// [`LaunchError::NoData`], [`LaunchError::WrongUser`] or [`LaunchError::DataNotWritable`].
+pub fn check_data(path: &Path) -> Result<(), LaunchError> {
+    let user = rustix::process::geteuid().as_raw();
+    match fs::metadata(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            return Err(LaunchError::NoData { path: path.to_owned(), user });
+        }
+        Err(cause) => return Err(LaunchError::DataNotWritable { path: path.to_owned(), user, cause }),
+        Ok(found) if !found.is_dir() => {
+            let cause = io::Error::from(io::ErrorKind::NotADirectory);
+            return Err(LaunchError::DataNotWritable { path: path.to_owned(), user, cause });
+        }
+        Ok(_) => {}
+    }
+    check_owner(path, user)?;
+    match tempfile::tempfile_in(path) {
+        Ok(_probe) => Ok(()),
+        Err(cause) => Err(LaunchError::DataNotWritable { path: path.to_owned(), user, cause }),
+    }
+}
+
+/// Whoever may write into somebody else's directory without being root was let in on purpose (a group, as with
+/// Kubernetes' `fsGroup`); root may by accident.
+fn check_owner(path: &Path, user: u32) -> Result<(), LaunchError> {
+    match fs::metadata(path).map(|found| found.uid()) {
+        Ok(owner) if user == 0 && owner != 0 => Err(LaunchError::WrongUser { path: path.to_owned(), owner }),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn check_socket(socket: &Path) -> Result<(), LaunchError> {
+    match socket.parent() {
+        Some(directory) if !directory.is_dir() => {
+            Err(LaunchError::NoSocketDirectory { path: directory.to_owned() })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The server's settings out of the configuration.
+pub fn settings(config: &Config) -> Settings {
+    let Config {
+        trust_domain,
+        replica,
+        listen,
+        advertise,
+        dns_names,
+        ip_addresses,
+        data,
+        admin,
+        web,
+        sealing: _,
+        authority,
+        policy,
+        limits,
+        refresh_hint,
+        log: _,
+    } = config.clone();
+    Settings {
+        trust_domain,
+        replica,
+        listen,
+        advertise: advertise.iter().map(ToString::to_string).collect(),
+        dns_names,
+        ip_addresses,
+        admin_socket: Some(admin.socket),
+        admin_uids: admin.uids,
+        web,
+        policy: policy_limits(&policy),
+        rotation: RotationPolicy { root_ttl: authority.root_ttl, issuer_ttl: authority.issuer_ttl },
+        algorithm: authority.algorithm,
+        refresh_hint,
+        token_ttl: policy.token_ttl,
+        token_max_ttl: policy.token_max_ttl,
+        limits: DoorLimits {
+            per_source_per_second: limits.per_source_per_second,
+            per_identity_per_second: limits.per_identity_per_second,
+            connections: usize::try_from(limits.connections).unwrap_or(usize::MAX),
+        },
+        workers: limits.workers,
+        sealed_keys_dir: Some(data.join(KEYS)),
+    }
+}
+
+fn policy_limits(policy: &Policy) -> PolicyLimits {
+    let pair = |default, max| TtlLimits { default, max };
+    PolicyLimits {
+        workload: pair(policy.workload_ttl, policy.workload_max_ttl),
+        node: pair(policy.node_ttl, policy.node_max_ttl),
+        admin: pair(policy.admin_ttl, policy.admin_max_ttl),
+        server: pair(policy.server_ttl, policy.server_ttl),
+    }
+}

@@ -1,0 +1,142 @@
+//! Every file under `deploy/` is read by something here; what they say about the binary is true.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Parser as _;
+use rhizome::command::Arguments;
+use rhizome::config;
+use serde_json::Value;
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(deploy().join(name)).unwrap()
+}
+
+/// The names of Rhizome's metrics in the alerts.
+pub(crate) fn metrics_in_alerts() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for rule in rules() {
+        let expression = rule["expr"].as_str().unwrap().to_owned();
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        names.extend(words.filter(|word| word.starts_with("rhizome_")).map(str::to_owned));
+    }
+    names
+}
+
+fn rules() -> Vec<Value> {
+    let alerts: Value = serde_saphyr::from_str(&read("prometheus/alerts.yaml")).unwrap();
+    alerts["groups"][0]["rules"].as_array().unwrap().clone()
+}
+
+#[test]
+fn no_file_is_without_a_test() {
+    let known = [
+        "config/rhizome.yaml",
+        "container/Containerfile",
+        "prometheus/alerts.yaml",
+        "systemd/rhizome.service",
+    ];
+    let mut found = Vec::new();
+    for directory in fs::read_dir(deploy()).unwrap() {
+        let directory = directory.unwrap().path();
+        for file in fs::read_dir(&directory).unwrap() {
+            let path = file.unwrap().path();
+            found.push(path.strip_prefix(deploy()).unwrap().display().to_string());
+        }
+    }
+    found.sort();
+    assert_eq!(found, known, "add a test for each file, and its name here");
+}
+
+#[test]
+fn the_sample_configuration_is_valid_and_without_warnings() {
+    let loaded = config::load(&deploy().join("config/rhizome.yaml")).unwrap();
+    assert_eq!(loaded.warnings, []);
+}
+
+#[test]
+fn the_service_starts_the_binary_as_the_sample_configuration_expects() {
+    let unit = read("systemd/rhizome.service");
+    let mut sections = Vec::new();
+    let mut settings = Vec::new();
+    for line in unit.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        match line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(section) => sections.push(section),
+            None => settings.push(line.split_once('=').unwrap_or_else(|| panic!("not a setting: {line}"))),
+        }
+    }
+    assert_eq!(sections, ["Unit", "Service", "Install"]);
+    let of = |name: &str| {
+        settings.iter().filter(|(it, _)| *it == name).map(|(_, value)| *value).collect::<Vec<_>>()
+    };
+    for name in ["ExecStartPre", "ExecStart"] {
+        for line in of(name) {
+            Arguments::try_parse_from(line.split_whitespace())
+                .unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+    let sample = config::load(&deploy().join("config/rhizome.yaml")).unwrap().config;
+    let below = |directory: &str, names: &str| -> Vec<PathBuf> {
+        names.split_whitespace().map(|name| Path::new(directory).join(name)).collect()
+    };
+    let state = below("/var/lib", of("StateDirectory")[0]);
+    assert!(state.contains(&sample.data));
+    let config::Sealing::KeyFile(sealing) = &sample.sealing else { panic!("the sample seals with a file") };
+    assert!(state.contains(&sealing.parent().unwrap().to_owned()), "the service can write nowhere else");
+    assert!(!sealing.starts_with(&sample.data), "the sealing key is apart from what it seals");
+    let runtime = below("/run", of("RuntimeDirectory")[0]);
+    assert!(runtime.contains(&sample.admin.socket.parent().unwrap().to_owned()));
+    let files: u32 = of("LimitNOFILE")[0].parse().unwrap();
+    assert!(files > sample.limits.connections * 2);
+    for hardening in
+        ["NoNewPrivileges", "ProtectSystem", "PrivateTmp", "MemoryDenyWriteExecute", "SystemCallFilter"]
+    {
+        assert_eq!(of(hardening).len(), 1, "{hardening}");
+    }
+}
+
+#[test]
+fn every_alert_says_what_it_means_and_what_to_do() {
+    let rules = rules();
+    assert!(rules.len() >= 8);
+    for rule in &rules {
+        for field in
+            ["/alert", "/expr", "/labels/severity", "/annotations/summary", "/annotations/description"]
+        {
+            assert!(rule.pointer(field).is_some_and(Value::is_string), "{field} of {rule}");
+        }
+    }
+    assert!(metrics_in_alerts().len() >= 8);
+}
+
+#[test]
+fn the_container_builds_with_our_toolchain_and_runs_the_server() {
+    let file = read("container/Containerfile");
+    let manifest = fs::read_to_string(deploy().join("../Cargo.toml")).unwrap();
+    let version =
+        manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap().trim_matches('"');
+    assert!(file.contains(&format!("FROM rust:{version}-")), "the toolchain is {version}");
+    let list = |name: &str| -> Vec<String> {
+        let line = file.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        serde_json::from_str(line.trim()).unwrap()
+    };
+    Arguments::try_parse_from(list("ENTRYPOINT").into_iter().chain(list("CMD"))).unwrap();
+    for line in
+        file.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"))
+    {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        for source in &words[..words.len() - 1] {
+            assert!(deploy().join("..").join(source).exists(), "{source}");
+        }
+    }
+    let user = file.lines().find_map(|line| line.strip_prefix("USER ")).unwrap();
+    assert!(
+        user.split(':').all(|id| id.parse::<u32>().is_ok_and(|id| id > 0)),
+        "a number, so that Kubernetes can see it"
+    );
+}
