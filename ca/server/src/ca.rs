@@ -399,6 +399,7 @@ async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> 
         .iter()
         .try_for_each(|document| state.put(document))
         .map_err(|bad| ApiError::Bug(bad.to_string()))?;
+    state.begin_journal(journal_start(ports)?);
     Ok(state)
 }
 
