@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::exit::{Exit, Failure};
 use crate::issued::Issued;
-use crate::output::{View, details, instant_with_distance, relative, table};
+use crate::output::{View, printable, relative, table};
 use crate::request::{new_key, summary};
 use crate::session::{Session, call, patiently};
 use crate::wire;
@@ -71,9 +71,9 @@ pub struct AddAdmin {
 pub enum RoleArgument {
     /// Sees everything, changes nothing
     Viewer,
-    /// Also manages tokens, nodes and rules
+    /// Also manages tokens, nodes and rules, and revokes certificates
     Operator,
-    /// Also revokes, rotates, manages administrators and takes backups
+    /// Also manages administrators, rotates issuers and takes backups
     Security,
 }
 
@@ -126,7 +126,7 @@ pub(crate) async fn run(verb: AdminVerb, session: &mut Session<'_, '_>) -> Resul
         AdminVerb::Remove { name, reason } => {
             let request = RemoveAdminRequest { name: name.into(), reason };
             let answer = client.remove_admin(call(request)).await?.into_inner();
-            session.show(&removed(answer, session.now())?)?;
+            session.show(&removed(answer)?)?;
         }
     }
     Ok(Exit::Done)
@@ -188,14 +188,13 @@ fn list(admins: Vec<Admin>, more: bool, now: Timestamp) -> Result<View, Failure>
     View::list("admins", &rows, more, text)
 }
 
-fn removed(answer: RemoveAdminResponse, now: Timestamp) -> Result<View, Failure> {
+fn removed(answer: RemoveAdminResponse) -> Result<View, Failure> {
     let row = AdminRow::from(wire::promised(answer.admin, "the administrator")?);
-    let text = details([
-        ("removed", row.name.clone()),
-        ("role", row.role.to_owned()),
-        ("created", instant_with_distance(row.created_at, now)),
-        ("revoked certificates", answer.revoked.to_string()),
-    ]);
+    let text = format!(
+        "removed {}: {} certificate(s) revoked; the name is free\n",
+        printable(&row.name),
+        answer.revoked
+    );
     View::new(&json!({ "admin": row, "revoked": answer.revoked }), text)
 }
 
@@ -218,6 +217,14 @@ mod tests {
             view.text,
             "NAME   ROLE      CERTIFICATE EXPIRES  CREATED  CREATED BY\nalice  security  in 1h                now      local:uid=0(root)\n"
         );
+    }
+
+    #[test]
+    fn a_removal_says_what_happened() {
+        let admin = Admin { name: "alice".into(), role: Role::Viewer.into(), ..Admin::default() };
+        let view = removed(RemoveAdminResponse { admin: Some(admin), revoked: 2 }).unwrap();
+        assert_eq!(view.text, "removed alice: 2 certificate(s) revoked; the name is free\n");
+        assert_eq!((&view.json["admin"]["name"], &view.json["revoked"]), (&"alice".into(), &2.into()));
     }
 
     #[test]

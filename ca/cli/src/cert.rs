@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::exit::{Exit, Failure};
 use crate::files;
+use crate::node::NodeArgument;
 use crate::output::{View, details, instant_with_distance, relative, table};
 use crate::request::{self, RequestCertificate};
 use crate::session::{Session, call};
@@ -49,7 +50,7 @@ pub struct ListCertificates {
 
     /// Only those that this node asked for: CLUSTER/METHOD/NAME
     #[arg(long, value_name = "ID")]
-    node: Option<String>,
+    node: Option<NodeArgument>,
 
     /// Also show expired certificates
     #[arg(long)]
@@ -101,7 +102,7 @@ pub struct RevocationTarget {
 
     /// All unexpired certificates that this node asked for, its own included: CLUSTER/METHOD/NAME
     #[arg(long, value_name = "ID")]
-    node: Option<String>,
+    node: Option<NodeArgument>,
 }
 
 pub(crate) async fn run(verb: CertVerb, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
@@ -146,7 +147,7 @@ impl ListCertificates {
             page_size,
             page_token,
             spiffe_id: self.spiffe_id.as_ref().map(SpiffeId::to_string).unwrap_or_default(),
-            node_id: self.node.clone().unwrap_or_default(),
+            node_id: self.node.clone().map(String::from).unwrap_or_default(),
             unexpired_only: !self.all,
         }
     }
@@ -158,7 +159,7 @@ impl From<RevokeCertificates> for RevokeCertificatesRequest {
         let target = serial
             .map(|serial| Target::Serial(serial.to_string()))
             .or_else(|| spiffe_id.map(|id| Target::SpiffeId(id.to_string())))
-            .or_else(|| node.map(Target::NodeId));
+            .or_else(|| node.map(|node| Target::NodeId(node.into())));
         Self { target, reason: wish.reason, dry_run: !wish.yes }
     }
 }
@@ -379,7 +380,7 @@ mod tests {
     #[test]
     fn revoking_is_a_dry_run_unless_it_was_confirmed() {
         let wish = |yes| RevokeCertificates {
-            target: RevocationTarget { serial: None, spiffe_id: None, node: Some("c/m/n".into()) },
+            target: RevocationTarget { serial: None, spiffe_id: None, node: "c/m/n".parse().ok() },
             reason: "stolen".into(),
             yes,
         };

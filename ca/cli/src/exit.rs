@@ -124,7 +124,9 @@ impl From<Status> for Failure {
             "" => fallback.replace('_', " "),
             said => said.to_owned(),
         };
-        let failure = Self::new(exit, text(METADATA_CODE).unwrap_or_else(|| fallback.to_owned()), message);
+        let code = text(METADATA_CODE).unwrap_or_else(|| fallback.to_owned());
+        let hint = hint.or_else(|| hint_for(&code));
+        let failure = Self::new(exit, code, message);
         let wait: Option<u64> = text(METADATA_RETRY_AFTER_MS).and_then(|digits| digits.parse().ok());
         match (wait, hint) {
             (Some(milliseconds), _) => {
@@ -136,17 +138,24 @@ impl From<Status> for Failure {
     }
 }
 
+/// What to do about a refusal whose sentence does not say it already. Codes of policy are those of
+/// `rhizome_core::policy::DenialReason`; the others are the server's.
+fn hint_for(code: &str) -> Option<&'static str> {
+    match code {
+        "forbidden" => Some("ask an administrator with that role"),
+        "no_rule" | "not_granted" | "ambiguous" | "out_of_scope" | "reserved" | "dns_not_granted"
+        | "template" => Some("an administrator sees why with `rhizome explain`"),
+        _other => None,
+    }
+}
+
 const fn meaning(code: Code) -> (Exit, &'static str, Option<&'static str>) {
     match code {
         Code::Ok => (Exit::Failed, "ok", None),
         Code::InvalidArgument => (Exit::Usage, "invalid_argument", None),
         Code::OutOfRange => (Exit::Usage, "out_of_range", None),
         Code::NotFound => (Exit::NotFound, "not_found", None),
-        Code::PermissionDenied => (
-            Exit::Denied,
-            "permission_denied",
-            Some("ask an administrator with a higher role, or see `rhizome explain`"),
-        ),
+        Code::PermissionDenied => (Exit::Denied, "permission_denied", None),
         Code::Unauthenticated => (
             Exit::Denied,
             "unauthenticated",
@@ -204,13 +213,26 @@ mod tests {
     #[test]
     fn a_refusal_by_the_server_keeps_its_stable_code_and_its_sentence() {
         let mut status = Status::permission_denied("no rule grants this");
-        status.metadata_mut().insert(METADATA_CODE, "denied_no_rule".parse().unwrap());
+        status.metadata_mut().insert(METADATA_CODE, "no_rule".parse().unwrap());
         let failure = Failure::from(status);
         assert_eq!(
             (failure.exit(), failure.code(), failure.message()),
-            (Exit::Denied, "denied_no_rule", "no rule grants this")
+            (Exit::Denied, "no_rule", "no rule grants this")
         );
-        assert!(failure.advice().is_some());
+        assert!(failure.advice().unwrap().contains("rhizome explain"));
+    }
+
+    #[test]
+    fn advice_to_find_a_higher_role_is_given_only_where_the_role_is_what_lacks() {
+        let advice = |code: &'static str| {
+            let mut status = Status::permission_denied("no");
+            status.metadata_mut().insert(METADATA_CODE, code.parse().unwrap());
+            Failure::from(status).advice().map(str::to_owned)
+        };
+        assert!(advice("forbidden").unwrap().contains("role"));
+        assert_eq!(advice("node_banned"), None);
+        assert_eq!(advice("renewal_refused"), None);
+        assert!(!advice("out_of_scope").unwrap().contains("role"));
     }
 
     #[test]

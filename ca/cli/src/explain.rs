@@ -11,6 +11,7 @@ use rhizome_proto::admin::v1::{DenialSummary, ExplainRequest, ExplainResponse, G
 use serde_json::{Value, json};
 
 use crate::exit::{Exit, Failure};
+use crate::node::NodeArgument;
 use crate::output::{View, details, printable};
 use crate::request::Workload;
 use crate::session::{Session, call};
@@ -36,7 +37,7 @@ pub struct Explain {
 pub struct CallerArgument {
     /// The node that would ask: CLUSTER/METHOD/NAME
     #[arg(long, value_name = "ID")]
-    node: Option<String>,
+    node: Option<NodeArgument>,
 
     /// Any principal that would ask, as the audit log writes it, such as admin:alice
     #[arg(long, value_name = "PRINCIPAL")]
@@ -57,7 +58,7 @@ impl From<Explain> for ExplainRequest {
     fn from(wish: Explain) -> Self {
         let CallerArgument { node, principal } = wish.caller;
         Self {
-            caller: node.map(Caller::NodeId).or_else(|| principal.map(Caller::Principal)),
+            caller: node.map(|node| Caller::NodeId(node.into())).or_else(|| principal.map(Caller::Principal)),
             attributes: wish.workload.attributes(),
             spiffe_id: wish.workload.spiffe_id.as_ref().map(SpiffeId::to_string).unwrap_or_default(),
             ttl_seconds: wish.workload.ttl.map_or(0, Ttl::seconds),

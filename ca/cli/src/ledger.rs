@@ -239,6 +239,21 @@ impl From<LedgerEntry> for EntryRow {
     }
 }
 
+/// What a person looks for in an entry. Kinds that this program does not know show their whole body.
+fn summary(kind: &str, body: &Value) -> String {
+    let field = |name: &str| body.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let labelled = |label: &str, name: &str| field(name).map(|text| format!("{label} {text}"));
+    let own = |name: &str| field(name).map(str::to_owned);
+    let parts = match kind {
+        "issued" => [own("profile"), own("spiffe_id"), labelled("by rule", "rule")],
+        "signing_failed" => [labelled("serial", "serial"), own("reason"), None],
+        "changed" => [own("action"), own("subject"), own("detail")],
+        "refused" => [own("action"), own("code"), own("detail")],
+        _unknown => return body.to_string(),
+    };
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
 fn list(entries: Vec<LedgerEntry>, more: bool) -> Result<View, Failure> {
     let rows: Vec<EntryRow> = entries.into_iter().map(EntryRow::from).collect();
     let cells = rows.iter().map(|row| {
@@ -247,10 +262,10 @@ fn list(entries: Vec<LedgerEntry>, more: bool) -> Result<View, Failure> {
             row.recorded_at.map(String::from).unwrap_or_default(),
             row.kind.clone(),
             row.actor.clone(),
-            row.body.to_string(),
+            summary(&row.kind, &row.body),
         ]
     });
-    let text = table(&["SEQUENCE", "RECORDED", "KIND", "ACTOR", "BODY"], cells, "no such entries");
+    let text = table(&["SEQUENCE", "RECORDED", "KIND", "ACTOR", "SUMMARY"], cells, "no such entries");
     View::list("entries", &rows, more, text)
 }
 
@@ -281,6 +296,36 @@ mod tests {
         let view = verified(&last).unwrap();
         assert_eq!(view.json["sound"], false);
         assert!(view.text.contains("FAULTY") && view.text.contains("3 of 9"), "{}", view.text);
+    }
+
+    #[test]
+    fn people_read_one_line_about_each_entry_and_programs_all_of_it() {
+        let entry = |kind: &str, body: &str| LedgerEntry {
+            kind: kind.into(),
+            body_json: body.into(),
+            ..LedgerEntry::default()
+        };
+        let entries = vec![
+            entry(
+                "issued",
+                r#"{"profile":"workload","spiffe_id":"spiffe://td/a","rule":"web","serial":"40"}"#,
+            ),
+            entry("signing_failed", r#"{"serial":"40","reason":"no key"}"#),
+            entry("changed", r#"{"by":"admin:a","action":"rule.put","subject":"web"}"#),
+            entry("refused", r#"{"by":"admin:a","action":"certificate.sign","code":"no_rule"}"#),
+            entry("new_kind", r#"{"x":1}"#),
+        ];
+        let view = list(entries, false).unwrap();
+        for said in [
+            "workload spiffe://td/a by rule web\n",
+            "serial 40 no key\n",
+            "rule.put web\n",
+            "certificate.sign no_rule\n",
+            "{\"x\":1}\n",
+        ] {
+            assert!(view.text.contains(said), "{said}{}", view.text);
+        }
+        assert_eq!(view.json["entries"][0]["body"]["serial"], "40");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Admin verbs over the admin API: tables for people, JSON for programs.
 //!
-//! Laws: one file for each noun; what changes trust or takes something away is a dry run unless `--yes` is given, where
-//! the API knows dry runs; results go to standard output, everything else to standard error; exit codes and JSON field
+//! Laws: one file for each noun; rules, revocation of certificates and rotation are dry runs unless `--yes` is given; results go to standard output, everything else to standard error; exit codes and JSON field
 //! names are stable ([`EXIT_CODES_HELP`]); a secret is printed only by the verb that was asked for it.
 //! Not here: verbs that need no server or are one (`server`, `dev`, `restore`, `completions`: the binary), deciding
 //! anything (the server).
@@ -40,14 +39,14 @@ pub use check::CheckVerb;
 pub use exit::{EXIT_CODES_HELP, Exit, Failure};
 pub use explain::{CallerArgument, Explain};
 pub use ledger::{HeadArgument, LedgerVerb, ListEntries};
-pub use node::{JoinNode, ListNodes, NodeVerb};
+pub use node::{JoinNode, ListNodes, NodeArgument, NodeVerb};
 pub use output::{Clock, Console, OutputFormat};
 pub use request::{AttributeArgument, RequestCertificate, Workload};
 pub use rhizome_tls::{
     JoinString, JoinStringError, MAX_ADDRESSES, MAX_JOIN_STRING_BYTES as MAX_BYTES, MAX_ROOTS,
 };
 pub use rule::{Confirmation, PutRule, RuleVerb};
-pub use session::{DEFAULT_SERVER, DEFAULT_SOCKET, Options, ServerAddress};
+pub use session::{DEFAULT_SERVER, DEFAULT_SOCKET, Options, ServerAddress, ServerArgument};
 pub use token::{CreateToken, ListTokens, TokenVerb};
 
 use session::Session;

@@ -3,18 +3,20 @@
 //! Not here: joining (`join.rs`).
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use rhizome_id::{ClusterName, Timestamp};
+use rhizome_id::{ClusterName, NodeName, Timestamp};
 use rhizome_proto::admin::v1::node_admin_service_client::NodeAdminServiceClient;
 use rhizome_proto::admin::v1::{
     BanNodeRequest, EvictNodeRequest, GetNodeRequest, ListNodesRequest, Node, NodeState,
 };
 use serde::Serialize;
+use serde_json::json;
 
 use crate::exit::{Exit, Failure};
 use crate::join;
-use crate::output::{View, details, instant_with_distance, or_dash, relative, table, yes_no};
+use crate::output::{View, details, instant_with_distance, or_dash, printable, relative, table, yes_no};
 use crate::session::{Session, call};
 use crate::wire;
 
@@ -26,12 +28,12 @@ pub enum NodeVerb {
     /// Show one node
     Show {
         /// The node's id: CLUSTER/METHOD/NAME
-        id: String,
+        id: NodeArgument,
     },
     /// Refuse a node's certificate from now on; it cannot join again until it is evicted
     Ban {
         /// The node's id: CLUSTER/METHOD/NAME
-        id: String,
+        id: NodeArgument,
         /// Why, for the audit log
         #[arg(long)]
         reason: String,
@@ -39,13 +41,41 @@ pub enum NodeVerb {
     /// Forget a node: its certificate is refused from now on, and it may join anew with a new token
     Evict {
         /// The node's id: CLUSTER/METHOD/NAME
-        id: String,
+        id: NodeArgument,
         /// Why, for the audit log
         #[arg(long, default_value = "")]
         reason: String,
     },
     /// Make this machine a node, with a join string from `token create`
     Join(JoinNode),
+}
+
+/// A node's id on the command line: `CLUSTER/METHOD/NAME`. Whether there is such a node, the server knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeArgument(String);
+
+impl FromStr for NodeArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.split('/').collect();
+        match parts.as_slice() {
+            [cluster, method, name]
+                if cluster.parse::<ClusterName>().is_ok()
+                    && name.parse::<NodeName>().is_ok()
+                    && !method.is_empty() =>
+            {
+                Ok(Self(text.to_owned()))
+            }
+            _other => Err("write CLUSTER/METHOD/NAME, as in prod/join_token/vm-1".to_owned()),
+        }
+    }
+}
+
+impl From<NodeArgument> for String {
+    fn from(node: NodeArgument) -> Self {
+        node.0
+    }
 }
 
 /// Which nodes to list.
@@ -94,14 +124,18 @@ pub(crate) async fn run(verb: NodeVerb, session: &mut Session<'_, '_>) -> Result
             wire::remark_more(session, listed.more);
             return Ok(Exit::Done);
         }
-        NodeVerb::Show { id } => client.get_node(call(GetNodeRequest { id })).await?.into_inner().node,
+        NodeVerb::Show { id } => {
+            client.get_node(call(GetNodeRequest { id: id.into() })).await?.into_inner().node
+        }
         NodeVerb::Ban { id, reason } => {
-            let request = BanNodeRequest { id, reason };
+            let request = BanNodeRequest { id: id.into(), reason };
             client.ban_node(call(request)).await?.into_inner().node
         }
         NodeVerb::Evict { id, reason } => {
-            let request = EvictNodeRequest { id, reason };
-            client.evict_node(call(request)).await?.into_inner().node
+            let request = EvictNodeRequest { id: id.into(), reason };
+            let node = client.evict_node(call(request)).await?.into_inner().node;
+            session.show(&evicted(wire::promised(node, "the node")?)?)?;
+            return Ok(Exit::Done);
         }
         NodeVerb::Join(_) => None,
     };
@@ -226,6 +260,16 @@ fn one(node: Node, now: Timestamp) -> Result<View, Failure> {
     View::new(&row, text)
 }
 
+/// What an eviction did; the record as it was before goes to programs only.
+fn evicted(node: Node) -> Result<View, Failure> {
+    let row = NodeRow::from(node);
+    let text = format!(
+        "evicted {}: its certificate is refused from now on; the name is free, and a new token lets it join anew\n",
+        printable(&row.id)
+    );
+    View::new(&json!({ "evicted": true, "node": row }), text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,6 +295,26 @@ mod tests {
             "ID                    STATE   CONNECTED  EXPIRES  BUNDLE  MAY VOUCH FOR  AGENT\n\
              prod/join_token/vm-1  banned  no         in 1m    4       nothing        -\n"
         );
+    }
+
+    #[test]
+    fn an_eviction_says_what_happened_and_not_what_the_record_was() {
+        let view = evicted(sample()).unwrap();
+        assert!(view.text.starts_with("evicted prod/join_token/vm-1: "), "{}", view.text);
+        assert!(view.text.contains("the name is free") && !view.text.contains("banned"), "{}", view.text);
+        assert_eq!((&view.json["evicted"], &view.json["node"]["state"]), (&true.into(), &"banned".into()));
+    }
+
+    #[test]
+    fn a_node_s_id_has_three_parts() {
+        assert_eq!(
+            String::from("prod/join_token/vm-1".parse::<NodeArgument>().unwrap()),
+            "prod/join_token/vm-1"
+        );
+        for bad in ["", "vm-1", "prod/vm-1", "prod//vm-1", "prod/join_token/", "/join_token/vm-1", "a/b/c/d"]
+        {
+            assert!(bad.parse::<NodeArgument>().unwrap_err().contains("CLUSTER/METHOD/NAME"), "{bad}");
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub struct RequestCertificate {
     #[arg(long = "dns", value_name = "NAME")]
     dns_names: Vec<String>,
 
-    /// The directory to put key.pem, chain.pem, bundle.pem and trust-domain into [default: print them]
+    /// The directory to put key.pem, chain.pem, bundle.pem and trust-domain into [default: print them, but not to a terminal]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -116,6 +116,10 @@ impl fmt::Display for AttributeArgument {
 }
 
 pub(crate) async fn run(wish: &RequestCertificate, session: &mut Session<'_, '_>) -> Result<Exit, Failure> {
+    if wish.out.is_none() && session.terminal() {
+        return Err(Failure::usage("a private key would be shown on the terminal")
+            .hint("give --out DIR, or redirect"));
+    }
     let domain = load_identity(session.identity_dir()?)?.bundle.trust_domain().clone();
     let channel = session.channel().await?;
     let (key, csr_der) = new_key()?;

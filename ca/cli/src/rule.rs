@@ -153,7 +153,7 @@ pub(crate) async fn run(verb: RuleVerb, session: &mut Session<'_, '_>) -> Result
 
 fn rules_of(wish: &PutRule) -> Result<Vec<GrantRule>, Failure> {
     let documents = match (&wish.file, &wish.name, &wish.grant) {
-        (Some(path), _, _) => rule_file::parse(&files::read_limited(path, rule_file::FILE_LIMIT)?)?,
+        (Some(path), _, _) => rule_file::parse(path, &files::read_limited(path, rule_file::FILE_LIMIT)?)?,
         (None, Some(name), Some(identity)) => vec![RuleDocument {
             name: name.clone(),
             when: conditions(&wish.when),
@@ -416,8 +416,11 @@ mod tests {
             comment: "c".into(),
         };
         let text = serde_json::to_string(&RuleRow::from(rule.clone())).unwrap();
-        let back: Vec<GrantRule> =
-            rule_file::parse(text.as_bytes()).unwrap().into_iter().map(GrantRule::from).collect();
+        let back: Vec<GrantRule> = rule_file::parse("rule.yaml".as_ref(), text.as_bytes())
+            .unwrap()
+            .into_iter()
+            .map(GrantRule::from)
+            .collect();
         assert_eq!(back, [rule]);
     }
 

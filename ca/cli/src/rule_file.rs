@@ -4,6 +4,7 @@
 //! (`rule show --output json`) and comes in (`rule put`). Not here: whether a rule makes sense, which the server says.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use rhizome_id::{RuleName, TrustDomain, Ttl};
 use rhizome_proto::ca::v1::{Condition, GrantRule};
@@ -40,22 +41,22 @@ pub(crate) enum Values {
     Several(Vec<String>),
 }
 
-/// Reads one rule or a list of rules.
+/// Reads one rule or a list of rules from the content of the file called `name`.
 ///
 /// # Errors
 /// [`Failure`] with the place of the fault.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<RuleDocument>, Failure> {
+pub(crate) fn parse(name: &Path, bytes: &[u8]) -> Result<Vec<RuleDocument>, Failure> {
     let text = std::str::from_utf8(bytes)
-        .map_err(|error| Failure::usage(format!("the rule file is not UTF-8: {error}")))?;
+        .map_err(|error| Failure::usage(format!("{} is not UTF-8: {error}", name.display())))?;
     // Asked for by its form, because an untagged choice would swallow the place of the fault.
     let read = if is_list(text) {
         serde_saphyr::from_str::<Vec<RuleDocument>>(text)
     } else {
         serde_saphyr::from_str::<RuleDocument>(text).map(|rule| vec![rule])
     };
-    let rules = read.map_err(|error| malformed(&error))?;
+    let rules = read.map_err(|error| malformed(name, &error))?;
     if rules.is_empty() {
-        return Err(Failure::usage("the rule file has no rule in it"));
+        return Err(Failure::usage(format!("{} has no rule in it", name.display())));
     }
     Ok(rules)
 }
@@ -68,8 +69,8 @@ fn is_list(text: &str) -> bool {
         .is_some_and(|line| line.starts_with('[') || line.starts_with('-'))
 }
 
-fn malformed(error: &dyn std::fmt::Display) -> Failure {
-    Failure::usage(format!("the rule file: {error}"))
+fn malformed(name: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::usage(format!("the rule file {}: {error}", name.display()))
         .hint("a rule has name, when (attribute: value or list of values), identity, and may have ttl, dns_names, federates_with, comment")
 }
 
@@ -131,13 +132,14 @@ comment: \"the shop's front\"
     }
 
     fn rules(text: &str) -> Vec<GrantRule> {
-        parse(text.as_bytes()).unwrap().into_iter().map(GrantRule::from).collect()
+        parse(Path::new("rule.yaml"), text.as_bytes()).unwrap().into_iter().map(GrantRule::from).collect()
     }
 
     #[test]
     fn a_rule_reads_from_yaml_and_from_json() {
         assert_eq!(rules(YAML), [web()]);
-        let json = serde_json::to_string(&parse(YAML.as_bytes()).unwrap()[0]).unwrap();
+        let json =
+            serde_json::to_string(&parse(Path::new("rule.yaml"), YAML.as_bytes()).unwrap()[0]).unwrap();
         assert_eq!(rules(&json), [web()]);
     }
 
@@ -149,7 +151,7 @@ comment: \"the shop's front\"
             .map(|(at, line)| format!("{}{line}\n", if at == 1 { "- " } else { "  " }))
             .collect();
         assert_eq!(rules(&list), [web()]);
-        let json = serde_json::to_string(&parse(YAML.as_bytes()).unwrap()).unwrap();
+        let json = serde_json::to_string(&parse(Path::new("rule.yaml"), YAML.as_bytes()).unwrap()).unwrap();
         assert_eq!(rules(&json), [web()]);
     }
 
@@ -162,19 +164,20 @@ comment: \"the shop's front\"
                 YAML.replace("# web servers\n", "").replace('\n', "\n  ").replace("ttl:", "tll:")
             ),
         ] {
-            let failure = parse(text.as_bytes()).unwrap_err();
+            let failure = parse(Path::new("rule.yaml"), text.as_bytes()).unwrap_err();
             assert!(
                 failure.message().contains("federates") || failure.message().contains("tll"),
                 "{failure}"
             );
+            assert!(failure.message().contains("rule.yaml"), "{failure}");
         }
     }
 
     #[test]
     fn a_file_without_rules_is_refused() {
         for text in ["", "[]", "name: x", "when: {}", "- \n", "\u{0}"] {
-            assert!(parse(text.as_bytes()).is_err(), "{text:?}");
+            assert!(parse(Path::new("rule.yaml"), text.as_bytes()).is_err(), "{text:?}");
         }
-        assert!(parse(b"\xff").is_err());
+        assert!(parse(Path::new("rule.yaml"), b"\xff").is_err());
     }
 }

@@ -50,7 +50,7 @@ pub struct Options {
         value_name = "ADDRESS",
         help_heading = "Global options"
     )]
-    pub server: ServerAddress,
+    pub server: ServerArgument,
 
     /// Directory with the identity to use: key.pem, chain.pem, bundle.pem and trust-domain. Needed for https://
     #[arg(
@@ -73,6 +73,24 @@ pub struct Options {
         help_heading = "Global options"
     )]
     pub output: OutputFormat,
+}
+
+/// Where a server is, as it was written. Read by the verbs that speak to the server and not before: a bad
+/// `RHIZOME_SERVER` is nothing to `rhizome completions`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerArgument(String);
+
+impl From<String> for ServerArgument {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl ServerArgument {
+    fn address(&self) -> Result<ServerAddress, Failure> {
+        let told = |error| Failure::usage(format!("--server or RHIZOME_SERVER, {:?}: {error}", self.0));
+        self.0.parse().map_err(told)
+    }
 }
 
 /// Where a server is.
@@ -162,9 +180,9 @@ impl<'a, 'c> Session<'a, 'c> {
         if let Some(channel) = &self.channel {
             return Ok(channel.clone());
         }
-        let made =
-            patiently(format!("Connecting to {}", self.options.server), connect(self.options, self.clock()))
-                .await?;
+        let server = self.options.server.address()?;
+        let connecting = connect(&server, self.options, self.clock());
+        let made = patiently(format!("Connecting to {server}"), connecting).await?;
         self.channel = Some(made.clone());
         Ok(made)
     }
@@ -182,10 +200,10 @@ fn identity_dir(options: &Options) -> Result<&Path, Failure> {
     })
 }
 
-async fn connect(options: &Options, clock: Clock) -> Result<Channel, Failure> {
-    match &options.server {
+async fn connect(server: &ServerAddress, options: &Options, clock: Clock) -> Result<Channel, Failure> {
+    match server {
         ServerAddress::Unix(_) => {
-            rhizome_tls::connect(&options.server.to_string(), None).await.map_err(|error| unreachable(&error))
+            rhizome_tls::connect(&server.to_string(), None).await.map_err(|error| unreachable(&error))
         }
         ServerAddress::Https(address) => {
             let StoredIdentity { identity, bundle } = load_identity(identity_dir(options)?)?;

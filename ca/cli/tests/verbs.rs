@@ -221,7 +221,7 @@ async fn a_faulty_file_is_refused_before_the_server_is_asked() {
     let nowhere = folder.path().join("no-socket");
     let (exit, _, err) = run_against(&nowhere, &format!("rule put {}", file.display())).await;
     assert_eq!(exit, Exit::Usage);
-    assert!(err.contains("allow_all"), "{err}");
+    assert!(err.contains("allow_all") && err.contains(file.to_str().unwrap()), "{err}");
 }
 
 #[tokio::test]
@@ -231,6 +231,29 @@ async fn without_a_server_the_error_says_where_it_looked() {
     let (exit, out, err) = run_against(&nowhere, "status").await;
     assert_eq!((exit, out.as_str()), (Exit::Unavailable, ""));
     assert!(err.contains(nowhere.to_str().unwrap()) && err.contains("hint:"), "{err}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_address_is_refused_by_the_verbs_that_need_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for address in ["http://a:1", "localhost:1", "nonsense"] {
+        let line = format!("status --server {address} --output json");
+        let (exit, _, err) = run_against(&folder.path().join("x"), &line).await;
+        let json: Value = serde_json::from_str(&err).unwrap();
+        assert_eq!((exit, &json["error"]["code"]), (Exit::Usage, &"usage".into()));
+        assert!(json["error"]["message"].as_str().unwrap().contains(address), "{err}");
+    }
+}
+
+#[tokio::test]
+async fn a_private_key_is_not_shown_on_a_terminal() {
+    let words = ["rhizome", "cert", "request", "--namespace", "shop"];
+    let Program { options, verb } = Program::try_parse_from(words).unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let clock = Arc::new(|| Timestamp::from_unix(1_000_000));
+    let mut console = Console { out: &mut out, err: &mut err, clock, terminal: true };
+    assert_eq!(run(&options, verb, &mut console).await, Exit::Usage);
+    assert!(String::from_utf8(err).unwrap().contains("--out"));
 }
 
 #[tokio::test]

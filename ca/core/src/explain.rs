@@ -173,12 +173,6 @@ impl IdentityChange {
             ChangeKind::Changes
         }
     }
-
-    /// Whether a request that names no identity is answered differently from before by being refused: it had exactly
-    /// one possible identity and now has none or several.
-    pub fn breaks_unnamed_requests(&self) -> bool {
-        self.before.len() == 1 && self.after.len() != 1
-    }
 }
 
 /// Compares two sets of rules over the workloads in `known`, each given by all the attributes that rules see. A

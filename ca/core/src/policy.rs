@@ -267,9 +267,21 @@ pub enum DenialReason {
     },
 }
 
+/// Bytes of candidates in a sentence: it travels in an HTTP/2 header, of which the server allows 16 KiB in all.
+const SPELLED_BYTES: usize = 4096;
+
+/// The candidates, as many as a sentence holds.
 fn spelled(candidates: &[SpiffeId]) -> String {
-    let ids: Vec<String> = candidates.iter().map(ToString::to_string).collect();
-    ids.join(", ")
+    let mut text = String::new();
+    for (before, candidate) in candidates.iter().map(ToString::to_string).enumerate() {
+        if before > 0 && text.len().saturating_add(candidate.len()) > SPELLED_BYTES {
+            text.push_str(&format!(" and {} more", candidates.len().saturating_sub(before)));
+            break;
+        }
+        text.push_str(if before > 0 { ", " } else { "" });
+        text.push_str(&candidate);
+    }
+    text
 }
 
 impl DenialReason {

@@ -313,13 +313,13 @@ impl State {
         }
     }
 
-    /// Ends loading: from here on the journal speaks of what comes. Cursors of this process lie at or above this one;
-    /// those of an earlier process lie below, since every commit raises the store's version by one and the cursor by
-    /// no more.
-    pub fn begin_journal(&mut self) {
+    /// Ends loading: from here on the journal speaks of what comes. Cursors of this process lie at or above `start`,
+    /// which must be another one for every process, so that a cursor of an earlier process is never taken for one of
+    /// this: whoever holds it starts anew.
+    pub fn begin_journal(&mut self, start: u64) {
         self.journal = OrdMap::new();
-        self.taken_in = self.version.0;
-        self.journal_since = self.version.0;
+        self.taken_in = start;
+        self.journal_since = start;
     }
 
     /// The cursor of a follower that has heard everything.
@@ -539,9 +539,9 @@ mod tests {
     fn after_loading_only_cursors_of_this_process_can_be_followed() {
         let mut state = state();
         history(&[(0, true), (1, true)]).iter().for_each(|change| apply(&mut state, change));
-        state.begin_journal();
-        assert!(state.changes_since(1).is_none());
-        assert_eq!(state.changes_since(2).unwrap().count(), 0);
+        state.begin_journal(1_000);
+        assert!(state.changes_since(2).is_none());
+        assert_eq!(state.changes_since(1_000).unwrap().count(), 0);
     }
 
     #[test]

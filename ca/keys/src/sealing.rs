@@ -99,7 +99,7 @@ impl SealingKey {
         // Of the open file, so that what is checked is what is read.
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
-            return Err(SealingKeyError::Malformed);
+            return Err(SealingKeyError::in_file(path, SealingKeyError::Malformed));
         }
         let mode = metadata.mode() & 0o7777;
         if metadata.uid() != user {
@@ -113,8 +113,8 @@ impl SealingKey {
         let room = usize::try_from(MAX_FILE_BYTES).unwrap_or(LENGTH).saturating_add(1);
         let mut text = Zeroizing::new(Vec::with_capacity(room));
         file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(io)?;
-        let text = std::str::from_utf8(&text).map_err(|_not_text| SealingKeyError::Malformed)?;
-        Self::from_text(text)
+        let text = std::str::from_utf8(&text).map_err(|_not_text| SealingKeyError::Malformed);
+        text.and_then(Self::from_text).map_err(|cause| SealingKeyError::in_file(path, cause))
     }
 
     /// Reads a sealing key from 64 hexadecimal digits, or from base64 (either alphabet, padded or not); white space
@@ -206,6 +206,14 @@ pub enum SealingKeyError {
         /// Who we are.
         user: u32,
     },
+    /// What a file holds will not do.
+    #[error("{path}: {cause}", path = path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        cause: Box<Self>,
+    },
     /// Not a sealing key.
     #[error("not a sealing key: it is 32 bytes, written as 64 hexadecimal digits or in base64")]
     Malformed,
@@ -230,6 +238,10 @@ pub enum SealingKeyError {
 }
 
 impl SealingKeyError {
+    fn in_file(path: &Path, cause: Self) -> Self {
+        Self::InFile { path: path.to_owned(), cause: Box::new(cause) }
+    }
+
     fn io(action: &'static str, path: &Path, cause: &io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), cause: cause.to_string() }
     }
@@ -314,6 +326,24 @@ mod tests {
         let path = home.path().join("none");
         assert_eq!(SealingKey::from_file(&path).err(), Some(SealingKeyError::Missing { path }));
         fs::set_permissions(home.path(), PermissionsExt::from_mode(0o700)).unwrap();
-        assert_eq!(SealingKey::from_file(home.path()).err(), Some(SealingKeyError::Malformed));
+        assert_eq!(SealingKey::from_file(home.path()).err(), Some(malformed_in(home.path())));
+    }
+
+    #[test]
+    fn what_a_file_holds_is_refused_with_the_file_s_name_and_without_its_content() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("key");
+        for content in [&b"not-a-key"[..], b"\xff\xfe", b""] {
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+            let error = SealingKey::from_file(&path).err().unwrap();
+            assert_eq!(error, malformed_in(&path));
+            assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");
+            assert!(!error.to_string().contains("not-a-key"), "{error}");
+        }
+    }
+
+    fn malformed_in(path: &Path) -> SealingKeyError {
+        SealingKeyError::InFile { path: path.to_owned(), cause: Box::new(SealingKeyError::Malformed) }
     }
 }

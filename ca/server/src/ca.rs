@@ -399,7 +399,17 @@ async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> 
         .iter()
         .try_for_each(|document| state.put(document))
         .map_err(|bad| ApiError::Bug(bad.to_string()))?;
+    state.begin_journal(journal_start(ports)?);
     Ok(state)
+}
+
+/// Where the cursors of this process begin: the second of its start above, twelve random bits for starts in the same
+/// second, and room for a million changes below.
+fn journal_start(ports: &Ports) -> Result<u64, ApiError> {
+    let mut random = [0; 2];
+    ports.entropy.fill(&mut random).map_err(|_opaque| IssueError::NoEntropy)?;
+    let second = u64::try_from(ports.clock.now().unix()).unwrap_or_default();
+    Ok((second << 32) + (u64::from(u16::from_be_bytes(random) >> 4) << 20))
 }
 
 async fn newest_instant(ports: &Ports) -> Result<Timestamp, ApiError> {

@@ -48,11 +48,6 @@ impl Certificate {
         &self.der
     }
 
-    /// The certificate in DER, without a copy.
-    pub fn into_der(self) -> Vec<u8> {
-        self.der
-    }
-
     /// The certificate in PEM, with one newline at its end.
     pub fn pem(&self) -> String {
         pem_text::encode(pem_text::CERTIFICATE, &self.der)
@@ -97,7 +92,6 @@ struct Ca {
     subject: String,
     subject_der: Vec<u8>,
     issuer_der: Vec<u8>,
-    serial: Vec<u8>,
     not_before: Timestamp,
     not_after: Timestamp,
     extensions: CaExtensions,
@@ -128,7 +122,6 @@ impl CaCertificate {
             subject: certificate.subject().to_string(),
             subject_der: certificate.subject().as_raw().to_vec(),
             issuer_der: certificate.issuer().as_raw().to_vec(),
-            serial: certificate.raw_serial().to_vec(),
             not_before: inspect::instant(certificate.validity().not_before),
             not_after: inspect::instant(certificate.validity().not_after),
             extensions,
@@ -205,11 +198,6 @@ impl CaCertificate {
         let Ca { subject_der, issuer_der, extensions, .. } = &*self.0;
         let same_key = |id: &Vec<u8>| *id == extensions.key_identifier;
         subject_der == issuer_der && extensions.issuer_key_identifier.as_ref().is_none_or(same_key)
-    }
-
-    /// The content octets of the serial number.
-    pub fn serial_bytes(&self) -> &[u8] {
-        &self.0.serial
     }
 
     pub(crate) fn has_name_constraints(&self) -> bool {

@@ -17,9 +17,9 @@ pub enum Role {
     Unspecified = 0,
     /// Sees everything, changes nothing.
     Viewer = 1,
-    /// Also manages tokens, nodes and rules.
+    /// Also manages tokens, nodes and rules, and revokes certificates.
     Operator = 2,
-    /// Also revokes, rotates, manages administrators and takes backups.
+    /// Also manages administrators, rotates issuers and takes backups.
     Security = 3,
 }
 impl Role {
