@@ -22,9 +22,9 @@ const CONFIG: &str = "/etc/rhizome/rhizome.yaml";
 /// Threads for what the server does beside serving: rotation, sealing, metrics. Serving has threads of its own.
 const BACKGROUND_THREADS: usize = 2;
 
-/// Rhizome: one certificate authority for a service mesh that spans clouds.
+/// A certificate authority for a service mesh
 #[derive(Debug, Parser)]
-#[command(name = "rhizome", version, about, after_help = EXIT_CODES_HELP, max_term_width = 100)]
+#[command(name = "rhizome", version, after_help = EXIT_CODES_HELP, max_term_width = 100)]
 pub struct Arguments {
     #[command(flatten)]
     options: Options,

@@ -87,6 +87,14 @@ pub enum LaunchError {
         /// The variable.
         name: String,
     },
+    /// What the environment has is no sealing key.
+    #[error("keys.sealing_key_env: the variable {name}: {cause}")]
+    SealingVariable {
+        /// The variable.
+        name: String,
+        /// Why not.
+        cause: SealingKeyError,
+    },
     /// The sealing key cannot be had.
     #[error("keys: {0}")]
     SealingKey(#[from] SealingKeyError),
@@ -137,7 +145,8 @@ pub async fn open_keys(config: &Config) -> Result<Arc<dyn KeyRing>, LaunchError>
         Sealing::KeyEnvironment(name) => {
             let text =
                 secret_variable(name).ok_or_else(|| LaunchError::NoSealingVariable { name: name.clone() })?;
-            SealingKey::from_text(&text)?
+            SealingKey::from_text(&text)
+                .map_err(|cause| LaunchError::SealingVariable { name: name.clone(), cause })?
         }
         Sealing::DangerUnsealed => {
             tracing::warn!(directory = %directory.display(), "danger: private keys are stored in the clear");

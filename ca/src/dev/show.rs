@@ -38,7 +38,7 @@ pub(super) fn text(facts: &Facts, removed: bool) -> String {
          rhizome cert list\n\
          rhizome explain --node {CLUSTER}/join_token/{NODE} {vouch}\n\
          rhizome explain --node {CLUSTER}/join_token/{NODE} --namespace {FOREIGN} --service-account {ACCOUNT}\n\
-         rhizome --server https://{address} --identity {identity} cert request {vouch}\n\
+         rhizome --server https://{address} --identity {identity} cert request {vouch} --out web\n\
          openssl x509 -noout -text -in {chain}\n\
          rhizome ledger verify\n\
          {end}\n",

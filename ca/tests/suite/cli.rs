@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use clap::CommandFactory as _;
 use rhizome::command::Arguments;
@@ -50,6 +51,19 @@ fn every_shell_gets_a_completion_script() {
         let script = stdout(&output);
         assert!(script.contains("rhizome") && script.contains("check-config"), "{shell}");
     }
+}
+
+#[test]
+fn a_bad_server_in_the_environment_stops_only_the_verbs_that_need_a_server() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rhizome"));
+        command.args(arguments).env("RHIZOME_SERVER", "nonsense").output().unwrap()
+    };
+    assert!(run(&["completions", "bash"]).status.success());
+    assert!(run(&["server", "--config", SAMPLE, "--check-config"]).status.success());
+    let refused = run(&["status"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("RHIZOME_SERVER"), "{}", stderr(&refused));
 }
 
 #[test]
