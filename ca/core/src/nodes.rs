@@ -276,8 +276,17 @@ mod tests {
         assert_eq!(error.code(), "node_clone_detected");
         let after_owner = record().renew(&serial(1), issued(2, 2)).unwrap();
         assert!(after_owner.renew(&serial(1), issued(3, 66)).is_err());
-        assert!(after_owner.renew(&serial(77), issued(3, 2)).is_err());
-        assert!(record().renew(&serial(77), issued(3, 1)).is_err());
+        assert!(after_owner.renew(&serial(0), issued(3, 2)).is_err());
+        assert!(record().renew(&serial(0), issued(3, 1)).is_err());
+    }
+
+    #[test]
+    fn a_record_put_back_from_a_backup_learns_from_the_newer_certificate() {
+        let older = record();
+        assert!(older.may_present(&serial(7)), "only this authority can have made it, after the backup");
+        let next = older.renew(&serial(7), issued(9, 2)).unwrap();
+        assert_eq!((next.serial, next.previous), (serial(9), Some(serial(7))));
+        assert!(!next.may_present(&serial(1)) && !next.may_present(&serial(8)));
     }
 
     #[test]

@@ -33,6 +33,8 @@ use crate::spawn::Spawner;
 
 /// Documents read in one go while loading.
 const PAGE: usize = 1_000;
+/// Request names whose turns are kept; far more than can be in flight.
+const REQUESTS_AT_ONCE: u64 = 100_000;
 /// Bytes of certificates remembered for retries with the same request id, and for how long.
 const REMEMBERED_BYTES: u64 = 32 << 20;
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
@@ -53,6 +55,8 @@ pub(crate) struct Ca {
     pub(crate) presence: Presence,
     pub(crate) lately: Lately,
     pub(crate) spawner: Spawner,
+    /// Whose turn it is among requests of one name.
+    pub(crate) turns: Cache<(String, String), Arc<tokio::sync::Mutex<()>>>,
     pub(crate) recent: Cache<(String, String), Arc<Recorded<IssuedLeaf>>>,
     pub(crate) started_at: Timestamp,
     state: ArcSwap<State>,
@@ -83,6 +87,7 @@ impl Ca {
             presence: Presence::default(),
             lately: Lately::default(),
             recent: remembered(),
+            turns: Cache::builder().max_capacity(REQUESTS_AT_ONCE).time_to_idle(REMEMBERED_FOR).build(),
             started_at: ports.clock.now(),
             wire_bundle: ArcSwap::from_pointee(wire_bundle(&state)),
             state: ArcSwap::from_pointee(state),

@@ -24,7 +24,9 @@ pub enum IssueError {
     #[error("denied: {0}")]
     Denied(#[from] Denial),
     /// The request id was used for another key.
-    #[error("request id `{id}` was used with another key; choose a new id for a new request")]
+    #[error(
+        "request id `{id}` was used with another key or for another identity; choose a new id for a new request"
+    )]
     RequestIdReused {
         /// The id.
         id: String,

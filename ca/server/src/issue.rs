@@ -86,6 +86,11 @@ impl Ca {
         // A retry gets the first answer, as long as that answer is still right: the same key, the same identity granted
         // now as then, not yet due for renewal and not revoked.
         let remember = request.as_ref().map(|id| (caller.principal().to_string(), id.to_string()));
+        // Two of one name at once: the second waits for the first one's answer. Nobody else waits for either.
+        let _turn = match &remember {
+            Some(name) => Some(self.turns.get_with(name.clone(), Arc::default).lock_owned().await),
+            None => None,
+        };
         if let Some(known) = remember.as_ref().and_then(|name| self.recent.get(name)) {
             let first = known.issuance();
             if first.public_key != key || first.spiffe_id != *grant.spiffe_id() {

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use crate::config::{MAX_FAULTS, parse};
 
 /// The module itself rather than its crate, which brings a database, a server and minutes of building.
-#[allow(dead_code, unused_imports)]
+#[expect(dead_code, unused_imports, reason = "the rest of the module is for its own crate")]
 #[path = "../../../ca/src/config/mod.rs"]
 mod config;
 

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use crate::join_string::{JoinString, MAX_BYTES};
 
 /// The module itself rather than its crate, which brings a gRPC client and minutes of building.
-#[allow(dead_code, unused_imports)]
+#[expect(dead_code, reason = "the rest of the module is for its own crate")]
 #[path = "../../../ca/cli/src/join_string.rs"]
 mod join_string;
 

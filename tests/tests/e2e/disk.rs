@@ -21,6 +21,9 @@ use crate::ledger::Ledger;
 use crate::server::{Home, Server};
 use crate::support::{in_ci, must, run, said};
 
+/// Far more certificates than records of them fit into what is left of the disk.
+const MANY: usize = 1_000;
+
 /// A file system of a few MiB.
 struct SmallDisk {
     at: TempDir,
@@ -112,6 +115,7 @@ async fn fills_up_and_goes_on(server: &Server, disk: &SmallDisk, node: &Path) ->
             Ok(issued) => seen.push(Seen::of(&issued)),
             Err(refusal) => break refusal,
         }
+        assert!(seen.len() < MANY, "certificates without end, and no room for their records");
     };
     println!("full after {} certificates: {first:?}", seen.len());
     is_full::<()>(Err(first));

@@ -36,18 +36,28 @@ pub(crate) struct Witness {
     seen: Mutex<Vec<Seen>>,
     faults: Mutex<Vec<String>>,
     dying: AtomicBool,
-    alarm: Mutex<Option<(usize, Sender<()>)>>,
+    /// Certificates received, counted before they are looked at.
+    received: AtomicUsize,
+    alarm: Mutex<Option<Alarm>>,
     joins: AtomicUsize,
     /// The token of a join without an answer so far, and the request it went with.
     pending: Mutex<Option<(String, Bytes)>>,
 }
 
+/// What happens when that many certificates were received; the sender tells that it has happened.
+struct Alarm {
+    at: usize,
+    doing: Box<dyn FnOnce() + Send>,
+    done: Sender<()>,
+}
+
 impl Witness {
-    /// Tells once `count` more certificates have been seen from now on.
-    pub(crate) fn after(&self, count: usize) -> Receiver<()> {
-        let (sender, receiver) = channel();
-        let at = self.seen.lock().unwrap().len() + count;
-        *self.alarm.lock().unwrap() = Some((at, sender));
+    /// Does `doing` on the spot, in the caller that receives the certificate number `count` from now on, before that
+    /// caller does anything else; tells when it is done.
+    pub(crate) fn after(&self, count: usize, doing: impl FnOnce() + Send + 'static) -> Receiver<()> {
+        let (done, receiver) = channel();
+        let at = self.received.load(Ordering::SeqCst) + count;
+        *self.alarm.lock().unwrap() = Some(Alarm { at, doing: Box::new(doing), done });
         receiver
     }
 
@@ -72,17 +82,13 @@ impl Witness {
     }
 
     fn note(&self, issued: &ca::IssuedCertificate) {
-        let count = {
-            let mut seen = self.seen.lock().unwrap();
-            seen.push(Seen::of(issued));
-            seen.len()
-        };
-        let mut alarm = self.alarm.lock().unwrap();
-        if alarm.as_ref().is_some_and(|(at, _)| count >= *at)
-            && let Some((_, sender)) = alarm.take()
-        {
-            sender.send(()).unwrap_or_default();
+        let count = self.received.fetch_add(1, Ordering::SeqCst) + 1;
+        let alarm = self.alarm.lock().unwrap().take_if(|alarm| count >= alarm.at);
+        if let Some(Alarm { doing, done, .. }) = alarm {
+            doing();
+            done.send(()).unwrap_or_default();
         }
+        self.seen.lock().unwrap().push(Seen::of(issued));
     }
 
     fn refused(&self, who: &str, refusal: &Refusal) {

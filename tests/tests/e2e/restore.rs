@@ -63,13 +63,13 @@ fn a_backup_taken_under_load_comes_back_above_everything_that_was_ever_given_out
     let consumed_after = new_token(&runtime, &server, "n3");
     let outstanding = new_token(&runtime, &server, "n4");
 
-    let warm = witness.after(300);
+    let warm = witness.after(300, || {});
     let load = Load::start(&runtime, &server, &node, &witness);
     warm.recv_timeout(PATIENCE).unwrap();
     let before_backup = witness.seen();
     let backup = server.scratch().join("backup");
     must(&mut server.admin(&["backup", backup.to_str().unwrap()]));
-    let after_backup = witness.after(300);
+    let after_backup = witness.after(300, || {});
     let joined = join_with(&runtime, &server, &consumed_after).unwrap();
     after_backup.recv_timeout(PATIENCE).unwrap();
     let sequence = bundle_sequence(&runtime, &server);

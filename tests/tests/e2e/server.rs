@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -182,6 +183,13 @@ impl Server {
                 Err(fault) => panic!("the server never said it ({fault}): {}", self.heard.join("\n")),
             }
         }
+    }
+
+    /// SIGKILL from any thread, without a detour; [`Server::kill`] has to follow.
+    pub(crate) fn killer(&self) -> impl FnOnce() + Send + 'static {
+        let process = Pid::from_child(&self.child);
+        // Not reaped before `kill`, so the number is still this child's.
+        move || kill_process(process, Signal::KILL).unwrap()
     }
 
     /// SIGKILL: it gets no chance to do anything more.

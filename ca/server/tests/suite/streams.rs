@@ -210,3 +210,20 @@ fn put(name: &str, cluster: &str) -> admin::PutRuleRequest {
     };
     admin::PutRuleRequest { rule: Some(rule), dry_run: false, expected_version: None }
 }
+
+#[tokio::test]
+async fn retries_in_flight_together_get_one_certificate() {
+    let server = TestServer::start().await;
+    let vm = server.join("vm-1").await;
+    let mut asked = request(0).certificate.unwrap();
+    asked.request_id = "retry-1".into();
+    let calls = (0..32).map(|_| {
+        let mut client = CertificateServiceClient::new(vm.channel.clone());
+        let request = ca::SignCertificateRequest { certificate: Some(asked.clone()) };
+        async move { client.sign_certificate(request).await.unwrap().into_inner().issued.unwrap().serial }
+    });
+    let serials: std::collections::BTreeSet<String> =
+        futures::future::join_all(calls).await.into_iter().collect();
+    assert_eq!(serials.len(), 1);
+    server.stop().await;
+}

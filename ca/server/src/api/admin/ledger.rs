@@ -178,3 +178,43 @@ fn entry(record: &Record, at: WireTimestamp, event: &Event) -> wire::LedgerEntry
         previous_digest: convert::digest(&record.previous),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rhizome_core::ledger::Entry;
+    use rhizome_id::Timestamp;
+
+    use super::*;
+
+    fn records(count: usize) -> Vec<Record> {
+        let event = Event::Changed {
+            by: "server:r1".to_owned(),
+            action: "rule.put".to_owned(),
+            subject: "web".to_owned(),
+            detail: String::new(),
+        };
+        let mut head = Head::EMPTY;
+        let mut next = || {
+            let record = head.link(&Entry::new(Timestamp::EPOCH, &event));
+            head = record.head();
+            record
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn a_head_that_was_kept_tells_a_rewritten_ledger_from_one_that_was_cut_off() {
+        let records = records(3);
+        let kept = |position, hash| Some(Head { position: Position(position), hash });
+        let check = |expected| check_page(Verifier::default(), &records, expected).1;
+        assert_eq!(check(Some(records[1].head())), None);
+
+        let fault = check(kept(2, records[2].hash)).unwrap();
+        assert_eq!(fault, Fault { at: Position(2), kind: FaultKind::Rewritten { kept: records[2].hash } });
+        assert!(fault.to_string().contains("rewritten") && !fault.to_string().contains("cut off"), "{fault}");
+
+        let fault = beyond(kept(4, records[2].hash), records[2].head()).unwrap();
+        assert!(fault.to_string().contains("cut off"), "{fault}");
+        assert_eq!(beyond(kept(3, records[2].hash), records[2].head()), None);
+    }
+}
