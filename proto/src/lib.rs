@@ -117,7 +117,10 @@ pub mod workload {
     impl fmt::Debug for ValidateJwtsvidRequest {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             let Self { audience, svid: _ } = self;
-            f.debug_struct("ValidateJwtsvidRequest").field("audience", audience).field("svid", &HIDDEN).finish()
+            f.debug_struct("ValidateJwtsvidRequest")
+                .field("audience", audience)
+                .field("svid", &HIDDEN)
+                .finish()
         }
     }
 }

@@ -24,7 +24,7 @@ fn snapshot() -> Snapshot {
         not_before: leaf.not_before(),
         not_after: leaf.not_after(),
         renew_at: at(17),
-        serial: hex::encode(rhizome_x509::inspect(leaf.der()).unwrap().serial),
+        serial: hex::encode(inspect(leaf.der()).unwrap().serial),
         hint: "web".to_owned(),
     };
     Snapshot {
