@@ -75,7 +75,9 @@ async fn run(options: &Options) {
         outcome.print(&raw);
         ratios.push((outcome.cpu_per_certificate, outcome.per_second, load));
     }
-    let busiest = ratios.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    // Single calls: a stream has no pace but its caller's.
+    let unary = ratios.iter().filter(|(_, _, load)| load.mode == Mode::Unary);
+    let busiest = unary.max_by(|a, b| a.1.total_cmp(&b.1));
     if let Some((_, saturation, load)) = busiest {
         let pace = Some(saturation * 0.7);
         let paced = Load { pace, ..*load }.run(&server, options.each).await;

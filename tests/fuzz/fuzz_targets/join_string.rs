@@ -9,7 +9,7 @@ use crate::join_string::{JoinString, MAX_BYTES};
 
 /// The module itself rather than its crate, which brings a gRPC client and minutes of building.
 #[expect(dead_code, reason = "the rest of the module is for its own crate")]
-#[path = "../../../ca/cli/src/join_string.rs"]
+#[path = "../../../ca/tls/src/join_string.rs"]
 mod join_string;
 
 fuzz_target!(|text: &str| {
