@@ -91,9 +91,17 @@ async fn run(options: &Options) {
         again.sign,
         again.both()
     );
+    let busy = raw::measure_among_busy();
+    println!(
+        "raw, all cores busy: verify {:.1} µs + sign {:.1} µs = {:.1} µs",
+        busy.verify,
+        busy.sign,
+        busy.both()
+    );
     let base = f64::midpoint(raw.both(), again.both());
     for (cpu, _, load) in &ratios {
-        println!("ratio to raw:      {:.2}  ({load}; target 1.35)", cpu / base);
+        let (idle, loaded) = (cpu / base, cpu / busy.both());
+        println!("ratio to raw:      {idle:.2} idle, {loaded:.2} all cores busy  ({load}; target 1.35)");
     }
     if !options.quick {
         load::memory_per_connection(&server, 1_000).await;
