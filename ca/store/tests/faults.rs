@@ -169,35 +169,7 @@ async fn a_full_disk_is_reported_and_nothing_is_half_made_and_it_goes_on_when_ro
     goes_on_after_a_full_disk(store).await;
 }
 
-/// The same on a real disk: `mount -t tmpfs -o size=2m tmpfs DIR`, then `RHIZOME_TEST_SMALL_DISK=DIR`.
-#[tokio::test]
-#[ignore = "needs a file system of about 2 MB, named by RHIZOME_TEST_SMALL_DISK"]
-async fn a_real_full_disk_is_reported_and_it_goes_on_when_room_returns() {
-    #[expect(clippy::disallowed_methods, reason = "a test's own configuration")]
-    let small = std::env::var("RHIZOME_TEST_SMALL_DISK").unwrap();
-    let directory = tempfile::tempdir_in(small).unwrap();
-    let store = SqliteStore::open(&at(&directory), options(None)).unwrap();
-    let ballast = directory.path().join("ballast");
-    fs::write(&ballast, vec![0; 900 << 10]).unwrap();
-    let mut number = 0;
-    let refused = loop {
-        match store.commit(recording(vec![issued(number)])).await {
-            Ok(_) => number += 1,
-            Err(error) => break error,
-        }
-    };
-    assert!(matches!(refused, StoreError::Full { .. }), "{refused}");
-    assert_eq!(store.head().await.unwrap().position, Position(number));
-    assert_eq!(verify_ledger(&store).await, store.head().await);
-    let backup = directory.path().join("backup.db");
-    assert!(matches!(store.backup(&backup).await, Err(StoreError::Full { .. })));
-    assert!(!backup.exists());
-    fs::remove_file(ballast).unwrap();
-    store.commit(recording(vec![issued(number)])).await.unwrap();
-    assert_eq!(verify_ledger(&store).await.unwrap().position, Position(number + 1));
-    store.check_integrity().await.unwrap();
-}
-
+/// The same on a real disk, with a server on top, is told in `tests/tests/e2e/disk.rs`.
 async fn goes_on_after_a_full_disk(store: SqliteStore) {
     let mut stored = 0_u64;
     let refused = loop {

@@ -20,3 +20,34 @@ static RING: LazyLock<Arc<CryptoProvider>> =
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&RING)
 }
+
+/// The three methods by which a verifier, of servers or of clients, checks the handshake's signature: always, with
+/// ring, whatever it thinks of the certificate. A macro, since rustls asks for them in two traits.
+macro_rules! checks_handshake_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &rustls::pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            let algorithms = &$crate::provider::provider().signature_verification_algorithms;
+            rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &rustls::pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            let algorithms = &$crate::provider::provider().signature_verification_algorithms;
+            rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            $crate::provider::provider().signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+pub(crate) use checks_handshake_signatures;
