@@ -8,6 +8,7 @@
 mod api;
 mod ca;
 mod checks;
+mod connection;
 mod error;
 mod gate;
 mod health;

@@ -8,30 +8,24 @@
 //! Not here: who may call what (`gate`), TLS itself (`rhizome-tls`).
 //! Sources: limits.md ("one current_thread runtime per core"), attacks.md §1.4.
 
-use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rhizome_core::caller::principal_of;
 use rhizome_id::{Serial, TrustDomain};
 use rhizome_tls::ServerTls;
 use rhizome_x509::VerifiedPeer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Sleep;
-use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 
 use crate::api;
 use crate::ca::Ca;
+use crate::connection::{Connection, Wire};
 use crate::gate::GateLayer;
-use crate::peer::{Peer, PeerCertificate, PeerInfo};
+use crate::peer::{Peer, PeerCertificate};
 use crate::spawn::Spawner;
 
 /// A TLS handshake takes a round trip or two; whoever needs longer is slow on purpose.
@@ -53,20 +47,6 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 /// Finished handshakes waiting for a worker.
 const WAITING_CONNECTIONS: usize = 64;
 
-/// A connection that a worker serves.
-pub(crate) struct Connection {
-    transport: Transport,
-    peer: PeerInfo,
-    /// When a connection without a credential is closed; the others stay.
-    ends: Option<Pin<Box<Sleep>>>,
-    _place: Place,
-}
-
-enum Transport {
-    Tls(Box<TlsStream<TcpStream>>),
-    Unix(UnixStream),
-}
-
 /// A connection's place under the limit.
 pub(crate) struct Place {
     ca: Arc<Ca>,
@@ -83,53 +63,6 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.ca.metrics.connections.dec();
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = PeerInfo;
-
-    fn connect_info(&self) -> PeerInfo {
-        Arc::clone(&self.peer)
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(cx).is_ready()) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        match &mut self.transport {
-            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
-            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-            Transport::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
-            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            Transport::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
-            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
     }
 }
 
@@ -229,8 +162,7 @@ async fn handshake(
                 accepted.client.and_then(|peer| certificate_of(peer, &ca.settings.trust_domain));
             let ends = certificate.is_none().then(|| Box::pin(tokio::time::sleep(ANONYMOUS_LIFE)));
             let peer = Arc::new(Peer::Remote { source, certificate });
-            let transport = Transport::Tls(Box::new(accepted.stream));
-            Some(Connection { transport, peer, ends, _place: place })
+            Some(Connection::new(Wire::Tls(Box::new(accepted.stream)), peer, ends, place))
         }
         Err(cause) => {
             ca.metrics.handshakes_failed.inc();
@@ -291,8 +223,7 @@ pub(crate) async fn serve_unix(ca: Arc<Ca>, listener: UnixListener) {
             };
             let peer = Arc::new(Peer::Local { uid: credentials.uid() });
             let place = Place::new(&accepting, permit);
-            let connection =
-                Connection { transport: Transport::Unix(stream), peer, ends: None, _place: place };
+            let connection = Connection::new(Wire::Unix(stream), peer, None, place);
             if sender.send(Ok(connection)).await.is_err() {
                 return;
             }
