@@ -491,7 +491,7 @@ impl Book {
             return Err(reason.map_or(NotYet::Starting, |reason| NotYet::Denied((*reason).clone())));
         }
         let bundles = BTreeMap::from([(self.domain.clone(), Arc::clone(bundle))]);
-        Ok(Arc::new(View { svids, bundles, version }))
+        Ok(Arc::new(View { svids, bundles, crls: Arc::default(), version }))
     }
 
     /// When a rule changed an entitlement's lifetime or DNS names, its holder keeps the certificate that it has until

@@ -23,6 +23,9 @@ pub struct View {
     pub svids: Vec<Arc<Svid>>,
     /// The bundle of its own trust domain and those of the federated ones. Never merged.
     pub bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    /// Certificate revocation lists of its own trust domain in DER, one for each issuer known; empty when one of them is
+    /// missing, since a verifier that has some lists refuses the certificates of every issuer whose list it lacks.
+    pub crls: Arc<Vec<Vec<u8>>>,
     /// Grows with every view the agent makes, over all workloads.
     pub version: u64,
 }

@@ -149,6 +149,18 @@ pub mod directive {
         StopServing(super::StopServing),
     }
 }
+/// Certificate revocation lists, all of them: replaces the last set.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CrlSet {
+    /// X.509 CRLs (version 2) in DER, at most one for each issuer, each signed by the issuer whose certificates it speaks
+    /// of.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub crls_der: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// The certificates of those issuers in DER, in any order: what the lists are verified with. Each chains to a root of
+    /// the bundle. A node may not hold them otherwise: an issuer's list comes before its first certificate.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub issuers_der: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
 /// What changed for a node.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SyncResponse {
@@ -170,6 +182,9 @@ pub struct SyncResponse {
     /// Orders, to be carried out in this sequence.
     #[prost(message, repeated, tag = "6")]
     pub directives: ::prost::alloc::vec::Vec<Directive>,
+    /// The certificate revocation lists, whole: in the first answer of a stream, and again when one of them changed.
+    #[prost(message, optional, tag = "7")]
+    pub crls: ::core::option::Option<CrlSet>,
 }
 /// Generated client implementations.
 pub mod node_service_client {

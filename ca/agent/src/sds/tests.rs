@@ -57,7 +57,12 @@ impl Host {
             (domain(name), Arc::new(Bundle::new(domain(name), version, Ttl::hours(1), anchors).unwrap()))
         };
         let bundles: BTreeMap<_, _> = [bundle("example.org"), bundle("other.example")].into();
-        View { svids: vec![svid(FIRST, leaf), svid(SECOND, b"second")], bundles, version }
+        View {
+            svids: vec![svid(FIRST, leaf), svid(SECOND, b"second")],
+            bundles,
+            crls: Arc::default(),
+            version,
+        }
     }
 
     fn sotw(&self, state: &mut Sotw, view: &View) -> Reply<DiscoveryResponse> {

@@ -186,7 +186,7 @@ impl Host {
             bundle("example.org", version, &self.roots[0]),
             bundle("other.example", version, &self.roots[1]),
         ];
-        Ok(Arc::new(View { svids, bundles: bundles.into(), version }))
+        Ok(Arc::new(View { svids, bundles: bundles.into(), crls: Arc::default(), version }))
     }
 
     pub(crate) async fn channel(&self) -> Channel {
