@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
-use rhizome_cli::{Console, EXIT_CODES_HELP, Exit, Options};
+use rhizome_agent::program;
+use rhizome_cli::{Console, EXIT_CODES_HELP, Exit, Options, OutputFormat};
 use rhizome_core::ports::Clock as _;
 use rhizome_id::Timestamp;
 use rhizome_server::SystemClock;
@@ -52,6 +53,9 @@ enum Verb {
         #[arg(long)]
         check_config: bool,
     },
+    /// Be the agent of this machine: the same program as the small binary `rhizome-agent`
+    #[command(after_help = program::EXIT_CODES_HELP)]
+    Agent(Box<program::Arguments>),
     #[command(flatten)]
     Admin(rhizome_cli::Verb),
     /// Put a backup back into place, offline
@@ -80,6 +84,7 @@ pub fn run(arguments: Arguments) -> Exit {
         Verb::Server { config, check_config: false } => on(many(), serve::run(&config)),
         Verb::Dev { check, dir } => on(many(), dev::run(check, dir.as_deref())),
         Verb::Restore { config, backup } => on(one(), restore::run(&config, &backup)),
+        Verb::Agent(arguments) => on(one(), agent(*arguments, options.output)),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "rhizome", &mut io::stdout());
             Exit::Done
@@ -93,6 +98,23 @@ pub fn run(arguments: Arguments) -> Exit {
     }
 }
 
+/// Does what `rhizome-agent` would do with the same words; its exit codes are ours.
+async fn agent(arguments: program::Arguments, output: OutputFormat) -> Exit {
+    let output = match output {
+        OutputFormat::Table => program::OutputFormat::Table,
+        OutputFormat::Json => program::OutputFormat::Json,
+    };
+    match program::run(arguments, output).await {
+        program::Exit::Done => Exit::Done,
+        program::Exit::Failed => Exit::Failed,
+        program::Exit::Usage => Exit::Usage,
+        program::Exit::NotFound => Exit::NotFound,
+        program::Exit::Denied => Exit::Denied,
+        program::Exit::Unavailable => Exit::Unavailable,
+        program::Exit::CheckFailed => Exit::CheckFailed,
+    }
+}
+
 /// Runs an administrators' verb as if it had been typed: `arguments` without the program's name.
 ///
 /// # Errors
@@ -102,9 +124,11 @@ pub(crate) async fn typed(arguments: &[String], console: &mut Console<'_>) -> Re
     let Arguments { options, verb } = Arguments::try_parse_from(program.chain(arguments.iter().cloned()))?;
     match verb {
         Verb::Admin(command) => Ok(rhizome_cli::run(&options, command, console).await),
-        Verb::Dev { .. } | Verb::Server { .. } | Verb::Restore { .. } | Verb::Completions { .. } => {
-            Ok(Exit::Usage)
-        }
+        Verb::Dev { .. }
+        | Verb::Server { .. }
+        | Verb::Agent(_)
+        | Verb::Restore { .. }
+        | Verb::Completions { .. } => Ok(Exit::Usage),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use rhizome_core::ports::Clock;
-use rhizome_id::SpiffeId;
+use rhizome_id::{SpiffeId, Timestamp};
 
 use crate::bootstrap::servers;
 use crate::node::Node;
@@ -17,10 +17,27 @@ use crate::sealed::{NodeRenewal, Sealed};
 pub struct Checkup {
     /// Which node this is.
     pub node: Option<SpiffeId>,
-    /// What it holds, for people.
-    pub lines: Vec<String>,
+    /// Last second of the node's certificate.
+    pub node_not_after: Option<Timestamp>,
+    /// When the node's certificate is renewed, about.
+    pub node_renew_at: Option<Timestamp>,
+    /// Addresses of the servers, in order of preference.
+    pub servers: Vec<String>,
+    /// Sequence of the sealed bundle; `None` without sealed state.
+    pub bundle: Option<u64>,
+    /// The sealed identities of workloads.
+    pub identities: Vec<SealedIdentity>,
     /// What is wrong, and what to do.
     pub troubles: Vec<String>,
+}
+
+/// One identity in the sealed state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedIdentity {
+    /// Whose.
+    pub spiffe_id: SpiffeId,
+    /// Its last second.
+    pub not_after: Timestamp,
 }
 
 /// Looks at the state in `directory`. Blocks on the disk.
@@ -30,7 +47,8 @@ pub fn checkup(directory: &Path, clock: &dyn Clock) -> Checkup {
     match Node::new(directory).load(&NodeRenewal::default()) {
         Ok((certificate, _)) => {
             let (id, end) = (&certificate.spiffe_id, certificate.not_after);
-            found.lines.push(format!("node certificate until {end}, renewed about {}", certificate.renew_at));
+            found.node_not_after = Some(end);
+            found.node_renew_at = Some(certificate.renew_at);
             if end < now {
                 found.troubles.push(format!("the node certificate of {id} expired at {end}; join again"));
             }
@@ -39,19 +57,19 @@ pub fn checkup(directory: &Path, clock: &dyn Clock) -> Checkup {
         Err(cause) => found.troubles.push(cause.to_string()),
     }
     match servers(directory) {
-        Ok(addresses) => found.lines.push(format!("servers: {}", addresses.join(", "))),
+        Ok(addresses) => found.servers = addresses,
         Err(cause) => found.troubles.push(cause.to_string()),
     }
     match Sealed::peek(directory, found.node.as_ref()) {
         Ok(Some(restored)) => {
-            let sequence = restored.snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence());
-            found.lines.push(format!("bundle {sequence}, {} identities:", restored.snapshot.svids.len()));
-            for (_, svid) in &restored.snapshot.svids {
-                let state = if svid.not_after < now { "expired" } else { "valid" };
-                found.lines.push(format!("{} {state} until {}", svid.spiffe_id, svid.not_after));
-            }
+            found.bundle = Some(restored.snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence()));
+            let identity = |svid: &crate::holdings::Svid| SealedIdentity {
+                spiffe_id: svid.spiffe_id.clone(),
+                not_after: svid.not_after,
+            };
+            found.identities = restored.snapshot.svids.iter().map(|(_, svid)| identity(svid)).collect();
         }
-        Ok(None) => found.lines.push("no sealed state yet".to_owned()),
+        Ok(None) => {}
         Err(cause) => found.troubles.push(format!("the sealed state is of no use: {cause}")),
     }
     found

@@ -14,8 +14,8 @@ async fn a_machine_joins_with_one_string_and_holds_a_node_identity() {
     let stored = IdentityDir::new(machine.state().join("identity")).load().unwrap();
     assert_eq!(stored.bundle.anchors(), authority.bundle().await.anchors);
     let found = checkup(&machine.state(), &*machine.clock);
-    assert_eq!(found.node.unwrap().path(), "/rhizome/node/prod/join_token/vm-1");
-    assert_eq!(found.troubles, [""; 0], "{:?}", found.lines);
+    assert_eq!(found.node.as_ref().unwrap().path(), "/rhizome/node/prod/join_token/vm-1");
+    assert_eq!(found.troubles, [""; 0], "{found:?}");
     assert!(!machine.state().join("key.pending.der").exists());
 }
 
