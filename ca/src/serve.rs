@@ -95,9 +95,8 @@ fn failed(what: &str, error: &dyn std::error::Error) -> Exit {
 pub async fn bundle_digest(store: &dyn Store, trust_domain: &TrustDomain) -> Option<(u64, Digest)> {
     let key = DocumentKey::new(Kind::Bundle, trust_domain.to_string());
     let document = store.document(&key).await.ok().flatten()?;
-    let BundleRecord { trust_domain, sequence, refresh_hint, anchors } = document.read().ok()?.value;
-    let bundle = Bundle::new(trust_domain, sequence, refresh_hint, anchors).ok()?;
-    Some((sequence, bundle.digest()))
+    let bundle = Bundle::try_from(document.read::<BundleRecord>().ok()?.value).ok()?;
+    Some((bundle.sequence(), bundle.digest()))
 }
 
 struct Signals {

@@ -17,7 +17,10 @@ pub const METADATA_CODE: &str = "rhizome-code";
 /// Metadata key of a failed call: milliseconds after which a retry may succeed, in decimal digits.
 pub const METADATA_RETRY_AFTER_MS: &str = "rhizome-retry-after-ms";
 
-/// Certificates and bundles.
+/// What stands for a secret in `Debug`.
+const HIDDEN: &str = "(hidden)";
+
+/// Certificates, tokens and bundles.
 pub mod ca {
     /// Version 1.
     pub mod v1 {
@@ -30,6 +33,22 @@ pub mod ca {
             reason = "generated code"
         )]
         include!("gen/rhizome.ca.v1.rs");
+
+        use std::fmt;
+
+        impl fmt::Debug for JwtSvid {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let Self { token: _, spiffe_id, issued_at, expires_at, jti, kid } = self;
+                f.debug_struct("JwtSvid")
+                    .field("token", &super::super::HIDDEN)
+                    .field("spiffe_id", spiffe_id)
+                    .field("issued_at", issued_at)
+                    .field("expires_at", expires_at)
+                    .field("jti", jti)
+                    .field("kid", kid)
+                    .finish()
+            }
+        }
     }
 }
 
@@ -79,7 +98,7 @@ pub mod workload {
     /// `workload.proto` with what it imports, as an encoded `google.protobuf.FileDescriptorSet`: for reflection.
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/workload.bin");
 
-    const HIDDEN: &str = "(hidden)";
+    use super::HIDDEN;
 
     impl fmt::Debug for X509svid {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

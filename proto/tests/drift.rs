@@ -34,7 +34,8 @@ fn proto_files(folder: &Path) -> Vec<PathBuf> {
 const FOREIGN: &[(&str, &str)] = &[("workload/workload.proto", "workload.bin")];
 
 /// Messages that carry a private key or a bearer token. `src/lib.rs` writes their `Debug` by hand.
-const SECRETS: &[&str] = &[".X509SVID", ".JWTSVID", ".WITSVID", ".ValidateJWTSVIDRequest"];
+const SECRETS: &[&str] =
+    &[".X509SVID", ".JWTSVID", ".WITSVID", ".ValidateJWTSVIDRequest", ".rhizome.ca.v1.JwtSvid"];
 
 /// Compiles the protocol into `out`: one Rust file for each package, and the descriptor sets without comments.
 fn generate(out: &Path) {

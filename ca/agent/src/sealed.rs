@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use rhizome_core::ports::Entropy;
 use rhizome_core::rules::Rule;
 use rhizome_id::{SpiffeId, Timestamp, TrustDomain, Ttl};
-use rhizome_x509::{Bundle, CaCertificate, inspect};
+use rhizome_x509::{Bundle, CaCertificate, JwtKey, inspect};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -224,6 +224,9 @@ struct StoredBundle {
     sequence: u64,
     refresh_hint: Ttl,
     anchors: Vec<CaCertificate>,
+    /// Older releases know of none.
+    #[serde(default)]
+    jwt_keys: Vec<JwtKey>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -258,6 +261,7 @@ impl Stored {
             sequence: it.sequence(),
             refresh_hint: it.refresh_hint(),
             anchors: it.anchors().to_vec(),
+            jwt_keys: it.jwt_keys().to_vec(),
         });
         let svid = |(entitlement, svid): &(Entitlement, Arc<Svid>)| StoredSvid {
             entitlement: entitlement.clone(),
@@ -281,7 +285,9 @@ impl Stored {
         let chains = self.svids.iter().flat_map(|svid| &svid.chain).map(String::len).sum::<usize>();
         let anchors = self.bundle.iter().flat_map(|it| &it.anchors).map(|it| it.der().len()).sum::<usize>();
         let rules = self.rules.iter().flatten().count();
+        let jwt_keys = self.bundle.iter().flat_map(|it| &it.jwt_keys).count();
         chains
+            .saturating_add(jwt_keys.saturating_mul(2_048))
             .saturating_add(anchors.saturating_mul(2))
             .saturating_add(self.svids.len().saturating_mul(4_096))
             .saturating_add(rules.saturating_mul(2_048))
@@ -289,8 +295,9 @@ impl Stored {
     }
 
     fn snapshot(self) -> Result<Snapshot, String> {
-        let bundle =
-            self.bundle.map(|it| Bundle::new(it.trust_domain, it.sequence, it.refresh_hint, it.anchors));
+        let bundle = self.bundle.map(|it| {
+            Bundle::new(it.trust_domain, it.sequence, it.refresh_hint, it.anchors)?.with_jwt_keys(it.jwt_keys)
+        });
         let bundle = bundle.transpose().map_err(|error| error.to_string())?.map(Arc::new);
         let svids: Result<Vec<_>, String> = self.svids.into_iter().map(StoredSvid::svid).collect();
         Ok(Snapshot { cursor: self.cursor, rules: self.rules, bundle, svids: svids? })

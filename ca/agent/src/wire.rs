@@ -12,7 +12,7 @@ use rhizome_core::rules::{Conditions, Rule, RuleDraft};
 use rhizome_id::{SpiffeId, Timestamp, TrustDomain, Ttl};
 use rhizome_proto::ca::v1 as wire;
 use rhizome_x509::{
-    Bundle, CaCertificate, LeafFacts, PeerUsage, RequestKey, TrustAnchors, inspect, verify_peer,
+    Bundle, CaCertificate, JwtKey, LeafFacts, PeerUsage, RequestKey, TrustAnchors, inspect, verify_peer,
 };
 
 use crate::holdings::Svid;
@@ -40,11 +40,18 @@ pub(crate) fn read_bundle(sent: &wire::Bundle) -> Result<Bundle, Nonsense> {
         sent.anchors_der.iter().map(|der| CaCertificate::parse(der)).collect();
     let refresh = Ttl::from_seconds(sent.refresh_hint_seconds).map_err(Nonsense::of)?;
     let bundle = Bundle::new(domain, sent.sequence, refresh, anchors.map_err(Nonsense::of)?);
-    let bundle = bundle.map_err(Nonsense::of)?;
+    let jwt_keys: Result<Vec<JwtKey>, _> = sent.jwt_keys.iter().map(read_jwt_key).collect();
+    let bundle = bundle.map_err(Nonsense::of)?.with_jwt_keys(jwt_keys?).map_err(Nonsense::of)?;
     if bundle.digest().as_bytes().as_slice() != &*sent.digest {
         return Err(Nonsense::of("the bundle's digest is not the digest of the bundle"));
     }
     Ok(bundle)
+}
+
+fn read_jwt_key(sent: &wire::JwtKey) -> Result<JwtKey, Nonsense> {
+    let not_after = sent.not_after.as_ref().ok_or_else(|| Nonsense::of("a JWT key does not say how long"))?;
+    let not_after = Timestamp::from_unix(not_after.seconds);
+    JwtKey::from_spki_der(sent.kid.clone(), &sent.public_key_der, not_after).map_err(Nonsense::of)
 }
 
 /// A rule as the server sent it.

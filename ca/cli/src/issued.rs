@@ -6,7 +6,9 @@
 use rhizome_id::{SpiffeId, Timestamp, TrustDomain, Ttl};
 use rhizome_proto::ca::v1 as ca;
 use rhizome_tls::{ClientIdentity, IdentityDir, StoredIdentity};
-use rhizome_x509::{Bundle, CaCertificate, PeerUsage, RequestKey, TrustAnchors, inspect, verify_peer};
+use rhizome_x509::{
+    Bundle, CaCertificate, JwtKey, PeerUsage, RequestKey, TrustAnchors, inspect, verify_peer,
+};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -108,7 +110,17 @@ pub(crate) fn bundle_of(sent: &ca::Bundle) -> Result<Bundle, Failure> {
         .map(|der| CaCertificate::parse(der).map_err(|error| nonsense(&error)))
         .collect();
     let refresh = Ttl::from_seconds(sent.refresh_hint_seconds).map_err(|error| nonsense(&error))?;
+    let jwt_keys: Result<Vec<JwtKey>, Failure> = sent
+        .jwt_keys
+        .iter()
+        .map(|key| {
+            let not_after = wire::instant(key.not_after.as_ref()).unwrap_or(Timestamp::EPOCH);
+            JwtKey::from_spki_der(key.kid.clone(), &key.public_key_der, not_after)
+                .map_err(|error| nonsense(&error))
+        })
+        .collect();
     let bundle = Bundle::new(domain, sent.sequence, refresh, anchors?).map_err(|error| nonsense(&error))?;
+    let bundle = bundle.with_jwt_keys(jwt_keys?).map_err(|error| nonsense(&error))?;
     if bundle.digest() != wire::digest(&sent.digest)? {
         return Err(Failure::protocol("the bundle's digest is not the digest of the bundle"));
     }

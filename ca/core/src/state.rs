@@ -14,7 +14,7 @@ use rhizome_id::{
     AdminName, AuthorityId, Digest, ReplicaName, RuleName, Serial, SerialCounter, SpiffeId, Timestamp,
     TrustDomain, Ttl,
 };
-use rhizome_x509::{Bundle, BundleError, CaCertificate, Issuer, TrustAnchors};
+use rhizome_x509::{Bundle, BundleError, CaCertificate, Issuer, JwtKey, TrustAnchors};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{Authority, AuthorityKind, AuthorityState};
@@ -36,6 +36,18 @@ pub struct BundleRecord {
     pub refresh_hint: Ttl,
     /// The roots.
     pub anchors: Vec<CaCertificate>,
+    /// The keys for JWT-SVIDs. Older releases stored none.
+    #[serde(default)]
+    pub jwt_keys: Vec<JwtKey>,
+}
+
+impl TryFrom<BundleRecord> for Bundle {
+    type Error = BundleError;
+
+    fn try_from(record: BundleRecord) -> Result<Self, Self::Error> {
+        let BundleRecord { trust_domain, sequence, refresh_hint, anchors, jwt_keys } = record;
+        Self::new(trust_domain, sequence, refresh_hint, anchors)?.with_jwt_keys(jwt_keys)
+    }
 }
 
 /// An administrator, as a document.
@@ -246,7 +258,7 @@ impl State {
         if value.trust_domain != self.trust_domain {
             return Ok(());
         }
-        let bundle = Bundle::new(value.trust_domain, value.sequence, value.refresh_hint, value.anchors)?;
+        let bundle = Bundle::try_from(value)?;
         let anchors = Arc::new(TrustAnchors::from_bundle(&bundle));
         self.bundle = Some(Versioned { version, value: Arc::new(PublishedBundle { bundle, anchors }) });
         Ok(())

@@ -49,6 +49,7 @@ pub const METHODS: &[(&str, Needed)] = &[
     ("/rhizome.ca.v1.BundleService/WatchBundle", Node),
     ("/rhizome.ca.v1.CertificateService/SignCertificate", Node),
     ("/rhizome.ca.v1.CertificateService/SignCertificates", Node),
+    ("/rhizome.ca.v1.JwtService/SignJwtSvid", Node),
     ("/rhizome.node.v1.NodeService/Attest", Nobody),
     ("/rhizome.node.v1.NodeService/Renew", Node),
     ("/rhizome.node.v1.NodeService/Sync", Node),

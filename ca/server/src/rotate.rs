@@ -197,6 +197,7 @@ impl Ca {
             sequence: 1,
             refresh_hint: self.settings.refresh_hint,
             anchors: vec![root],
+            jwt_keys: Vec::new(),
         };
         let entry = self.changed("server", "bundle.publish", record.trust_domain.as_str(), "sequence 1");
         transaction.require_absent(record.key()).put(&record).record(entry)

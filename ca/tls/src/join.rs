@@ -48,7 +48,7 @@ async fn offered_by(address: &str, domain: &TrustDomain) -> Result<wire::Bundle,
     answer.bundle.ok_or_else(|| JoinError::Answer("the bundle is missing".to_owned()))
 }
 
-/// Keeps of an unproven bundle only the anchors that the join string pins.
+/// Keeps of an unproven bundle only the anchors that the join string pins, and no JWT keys.
 ///
 /// # Errors
 /// [`JoinError::WrongTrustDomain`], [`JoinError::RootMismatch`], or [`JoinError::Answer`].
@@ -68,6 +68,7 @@ pub fn pinned(offered: &wire::Bundle, join: &JoinString) -> Result<Bundle, JoinE
         return Err(JoinError::RootMismatch { pinned: join.root_sha256().to_vec(), offered });
     }
     let refresh = Ttl::from_seconds(offered.refresh_hint_seconds).unwrap_or_else(|_absent| Ttl::hours(1));
+    // The JWT keys are not believed: nothing pins them. The whole bundle comes over a verified connection.
     Bundle::new(join.trust_domain().clone(), offered.sequence, refresh, believed)
         .map_err(|error| JoinError::Answer(error.to_string()))
 }

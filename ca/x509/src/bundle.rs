@@ -1,38 +1,47 @@
-//! Trust bundles: the roots of one trust domain, with the sequence number of their last change.
+//! Trust bundles: the roots of one trust domain and its keys for JWTs, with the sequence number of their last change.
 //!
-//! Laws: a [`Bundle`] has at least one anchor; its anchors are sorted by fingerprint and there once, so equal contents
-//! give equal bytes and digests; bundles of different trust domains are never merged. One bad entry in a SPIFFE document
-//! never spoils the others; nothing usable in it makes the document refused.
-//! Not here: fetching (`rhizome-server`), refusing older sequences (`rhizome-core`), keys for JWTs.
-//! Sources: SPIFFE Trust Domain and Bundle §4, X509-SVID §6, RFC 7517 §4, RFC 7518 §6.
+//! Laws: a [`Bundle`] has at least one anchor; its anchors are sorted by fingerprint and there once, its JWT keys by
+//! `kid`, so equal contents give equal bytes and digests; bundles of different trust domains are never merged. One bad
+//! entry in a SPIFFE document never spoils the others; no usable anchor in it makes the document refused.
+//! Not here: fetching (`rhizome-server`), refusing older sequences (`rhizome-core`).
+//! Sources: SPIFFE Trust Domain and Bundle §4, X509-SVID §6, JWT-SVID §6.
 
-use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use std::collections::BTreeMap;
+
 use rhizome_id::{Digest, Timestamp, TrustDomain, Ttl};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::jwk::{Entry, Jwk, read_entry};
 use crate::certificate::CaCertificate;
 use crate::der;
-use crate::key::{KeyNumbers, PublicKey};
 
-/// The roots of one trust domain. Cheap to clone.
+pub use jwt_key::{JwtKey, JwtKeyError};
+
+mod jwk;
+mod jwt_key;
+
+/// The roots of one trust domain and its keys for JWT-SVIDs. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bundle {
     trust_domain: TrustDomain,
     sequence: u64,
     refresh_hint: Ttl,
     anchors: Vec<CaCertificate>,
+    jwt_keys: Vec<JwtKey>,
 }
 
 impl Bundle {
     /// Most anchors in a bundle: a rotation needs two, a federation of old roots a few; peers try each.
     pub const MAX_ANCHORS: usize = 64;
 
-    /// Largest SPIFFE document read, in bytes: 64 anchors of RSA-4096 in JSON with room to spare.
+    /// Most keys for JWT-SVIDs in a bundle: a rotation needs two for each replica.
+    pub const MAX_JWT_KEYS: usize = 64;
+
+    /// Largest SPIFFE document read, in bytes: 64 anchors of RSA-4096 and as many keys in JSON with room to spare.
     pub const MAX_JSON_BYTES: usize = 1024 * 1024;
 
-    /// Puts a bundle together: sorts the anchors by fingerprint and drops repeats.
+    /// Puts a bundle without JWT keys together: sorts the anchors by fingerprint and drops repeats.
     ///
     /// # Errors
     /// [`BundleError::Empty`] without anchors (TB §4.1.3: it would make every SVID invalid), or
@@ -51,7 +60,24 @@ impl Bundle {
         if anchors.len() > Self::MAX_ANCHORS {
             return Err(BundleError::TooManyAnchors { count: anchors.len() });
         }
-        Ok(Self { trust_domain, sequence, refresh_hint, anchors })
+        Ok(Self { trust_domain, sequence, refresh_hint, anchors, jwt_keys: Vec::new() })
+    }
+
+    /// The same bundle with these JWT keys instead of its own: sorts them by `kid` and drops repeats.
+    ///
+    /// # Errors
+    /// [`BundleError::TooManyJwtKeys`], or [`BundleError::RepeatedKid`] when two different keys have one name.
+    pub fn with_jwt_keys(self, mut jwt_keys: Vec<JwtKey>) -> Result<Self, BundleError> {
+        jwt_keys.sort_by(|one, other| one.kid().cmp(other.kid()));
+        jwt_keys.dedup();
+        if jwt_keys.len() > Self::MAX_JWT_KEYS {
+            return Err(BundleError::TooManyJwtKeys { count: jwt_keys.len() });
+        }
+        let twice = jwt_keys.iter().zip(jwt_keys.iter().skip(1)).find(|(one, next)| one.kid() == next.kid());
+        if let Some((key, _)) = twice {
+            return Err(BundleError::RepeatedKid { kid: key.kid().to_owned() });
+        }
+        Ok(Self { jwt_keys, ..self })
     }
 
     /// The trust domain whose certificates the anchors verify.
@@ -79,14 +105,36 @@ impl Bundle {
         self.anchors.iter().filter(move |anchor| anchor.not_before() <= now && now <= anchor.not_after())
     }
 
-    /// SHA-256 over the trust domain, the sequence and each anchor's DER, each preceded by its length as eight bytes.
+    /// The keys for JWT-SVIDs, sorted by `kid`; at most 64.
+    pub fn jwt_keys(&self) -> &[JwtKey] {
+        &self.jwt_keys
+    }
+
+    /// The keys that verify anything at `now`.
+    pub fn live_jwt_keys(&self, now: Timestamp) -> impl Iterator<Item = &JwtKey> {
+        self.jwt_keys.iter().filter(move |key| key.is_live(now))
+    }
+
+    /// SHA-256 over the trust domain, the sequence and each anchor's DER, each preceded by its length as eight bytes;
+    /// then, when there are JWT keys, `jwt-svid` and for each its `kid`, its SubjectPublicKeyInfo in DER and its last
+    /// second as eight bytes, in the same manner. A bundle without JWT keys has the digest it always had.
     pub fn digest(&self) -> Digest {
-        let sequence = self.sequence.to_be_bytes();
-        let parts = [self.trust_domain.as_str().as_bytes(), &sequence];
         let mut text = Vec::new();
-        for part in parts.into_iter().chain(self.anchors.iter().map(CaCertificate::der)) {
+        let mut add = |part: &[u8]| {
             text.extend_from_slice(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
             text.extend_from_slice(part);
+        };
+        add(self.trust_domain.as_str().as_bytes());
+        add(&self.sequence.to_be_bytes());
+        self.anchors.iter().for_each(|anchor| add(anchor.der()));
+        if !self.jwt_keys.is_empty() {
+            // No anchor has eight bytes, so this is never read as one.
+            add(b"jwt-svid");
+        }
+        for key in &self.jwt_keys {
+            add(key.kid().as_bytes());
+            add(key.public_key().spki_der());
+            add(&key.not_after().unix().to_be_bytes());
         }
         der::sha256(&text)
     }
@@ -101,15 +149,24 @@ impl Bundle {
         self.anchors.iter().flat_map(|anchor| anchor.der().iter().copied()).collect()
     }
 
-    /// The SPIFFE document (TB §4): a JWK set with one `x509-svid` entry per anchor.
+    /// The SPIFFE document (TB §4): a JWK set with one `x509-svid` entry per anchor and one `jwt-svid` entry per JWT key.
     pub fn to_spiffe_json(&self) -> String {
+        let anchors = self.anchors.iter().map(Jwk::of_anchor);
         let document = Document {
-            keys: self.anchors.iter().map(Jwk::of).collect(),
+            keys: anchors.chain(self.jwt_keys.iter().map(Jwk::of_jwt_key)).collect(),
             spiffe_sequence: self.sequence,
             spiffe_refresh_hint: self.refresh_hint.seconds(),
         };
         // Strings and integers only, so writing cannot fail.
         serde_json::to_string(&document).unwrap_or_default()
+    }
+
+    /// The JWT keys that are live at `now` as the SPIFFE Workload API carries them: a JWK set of nothing else, without
+    /// `use` and SPIFFE's own members; `keys` is there also when it is empty (spiffe.md §10).
+    pub fn to_jwks_json(&self, now: Timestamp) -> String {
+        let set = KeySet { keys: self.live_jwt_keys(now).map(Jwk::of_jwt_key_without_use).collect() };
+        // Strings only, so writing cannot fail.
+        serde_json::to_string(&set).unwrap_or_default()
     }
 
     /// Reads a SPIFFE document of `trust_domain`; see [`SpiffeDocument::parse`].
@@ -125,9 +182,10 @@ impl Bundle {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SpiffeDocument {
-    /// The anchors for X.509.
+    /// The anchors for X.509 and the keys for JWTs. How long a key signs is not said, so [`JwtKey::not_after`] is
+    /// [`Timestamp::MAX`].
     pub bundle: Bundle,
-    /// Entries ignored because they were unknown or malformed; worth a metric. Keys for JWTs and WITs do not count.
+    /// Entries ignored because they were unknown or malformed; worth a metric. Keys for WITs do not count.
     pub ignored: usize,
 }
 
@@ -136,7 +194,8 @@ impl SpiffeDocument {
     const DEFAULT_REFRESH_SECONDS: i64 = 300;
 
     /// Reads a SPIFFE document (TB §4). Unknown members are allowed. An entry with an unknown `kty` or `use`, or one
-    /// that holds no certificate we accept, is ignored and counted (TB §4.2.1, §4.2.2); a missing sequence reads as 0.
+    /// that holds no certificate or key we accept, is ignored and counted (TB §4.2.1, §4.2.2), and so is a JWT key with
+    /// the `kid` of one before it; a missing sequence reads as 0.
     ///
     /// # Errors
     /// [`BundleError`] when the text is too large, not such a document, or holds no usable anchor.
@@ -147,20 +206,28 @@ impl SpiffeDocument {
         let raw: RawDocument =
             serde_json::from_str(text).map_err(|error| BundleError::Malformed(error.to_string()))?;
         let mut anchors = Vec::new();
+        let mut jwt_keys: BTreeMap<String, JwtKey> = BTreeMap::new();
         let mut ignored = 0usize;
         for entry in &raw.keys {
             match read_entry(entry) {
                 Entry::Anchor(anchor) => anchors.push(anchor),
+                Entry::JwtKey(key) if !jwt_keys.contains_key(key.kid()) => {
+                    jwt_keys.insert(key.kid().to_owned(), key);
+                }
                 Entry::OtherUse => {}
-                Entry::Ignored => ignored = ignored.saturating_add(1),
+                Entry::JwtKey(_) | Entry::Ignored => ignored = ignored.saturating_add(1),
             }
             if anchors.len() > Bundle::MAX_ANCHORS {
                 return Err(BundleError::TooManyAnchors { count: anchors.len() });
             }
+            if jwt_keys.len() > Bundle::MAX_JWT_KEYS {
+                return Err(BundleError::TooManyJwtKeys { count: jwt_keys.len() });
+            }
         }
         let seconds = raw.spiffe_refresh_hint.unwrap_or(Self::DEFAULT_REFRESH_SECONDS);
         let refresh_hint = Ttl::from_seconds(seconds.clamp(1, Ttl::MAX.seconds())).unwrap_or(Ttl::MAX);
-        let bundle = Bundle::new(trust_domain, raw.spiffe_sequence.unwrap_or(0), refresh_hint, anchors)?;
+        let bundle = Bundle::new(trust_domain, raw.spiffe_sequence.unwrap_or(0), refresh_hint, anchors)?
+            .with_jwt_keys(jwt_keys.into_values().collect())?;
         Ok(Self { bundle, ignored })
     }
 }
@@ -172,83 +239,16 @@ struct RawDocument {
     spiffe_refresh_hint: Option<i64>,
 }
 
-enum Entry {
-    Anchor(CaCertificate),
-    OtherUse,
-    Ignored,
-}
-
-fn read_entry(entry: &Value) -> Entry {
-    let member = |name: &str| entry.get(name).and_then(Value::as_str);
-    if !matches!(member("kty"), Some("EC" | "RSA" | "OKP")) {
-        return Entry::Ignored;
-    }
-    match member("use") {
-        Some("x509-svid") => {}
-        Some("jwt-svid" | "wit-svid") => return Entry::OtherUse,
-        _ => return Entry::Ignored,
-    }
-    // X509-SVID §6.2: the first value only.
-    let certificate = entry.get("x5c").and_then(|list| list.get(0)).and_then(Value::as_str);
-    let anchor = certificate
-        .and_then(|text| STANDARD.decode(text).ok())
-        .and_then(|der| CaCertificate::parse(&der).ok());
-    anchor.map_or(Entry::Ignored, Entry::Anchor)
-}
-
 #[derive(Serialize)]
-struct Document {
-    keys: Vec<Jwk>,
+struct Document<'a> {
+    keys: Vec<Jwk<'a>>,
     spiffe_sequence: u64,
     spiffe_refresh_hint: i64,
 }
 
-/// An entry for an anchor: no `kid` (X509-SVID §6.1), members of its `kty` as in any JWK.
 #[derive(Serialize)]
-struct Jwk {
-    #[serde(rename = "use")]
-    purpose: &'static str,
-    kty: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    crv: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    x: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    y: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    n: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    e: Option<String>,
-    x5c: [String; 1],
-}
-
-impl Jwk {
-    fn of(anchor: &CaCertificate) -> Self {
-        let base = Self {
-            purpose: "x509-svid",
-            kty: "",
-            crv: None,
-            x: None,
-            y: None,
-            n: None,
-            e: None,
-            x5c: [STANDARD.encode(anchor.der())],
-        };
-        base.with_numbers(anchor.public_key())
-    }
-
-    fn with_numbers(self, key: &PublicKey) -> Self {
-        let number = |bytes: &[u8]| Some(URL_SAFE_NO_PAD.encode(bytes));
-        match key.numbers() {
-            KeyNumbers::Ec { curve, x, y } => {
-                Self { kty: "EC", crv: Some(curve), x: number(x), y: number(y), ..self }
-            }
-            KeyNumbers::Rsa { modulus, exponent } => {
-                Self { kty: "RSA", n: number(modulus), e: number(exponent), ..self }
-            }
-            KeyNumbers::Ed25519 { x } => Self { kty: "OKP", crv: Some("Ed25519"), x: number(x), ..self },
-        }
-    }
+struct KeySet<'a> {
+    keys: Vec<Jwk<'a>>,
 }
 
 /// Why there is no bundle.
@@ -264,6 +264,18 @@ pub enum BundleError {
     TooManyAnchors {
         /// Anchors counted when the limit was passed.
         count: usize,
+    },
+    /// More than [`Bundle::MAX_JWT_KEYS`].
+    #[error("the bundle has {count} JWT keys or more; the limit is 64")]
+    TooManyJwtKeys {
+        /// Keys counted when the limit was passed.
+        count: usize,
+    },
+    /// Two different keys have one name.
+    #[error("the bundle has two JWT keys called `{kid}`")]
+    RepeatedKid {
+        /// The name.
+        kid: String,
     },
     /// More than [`Bundle::MAX_JSON_BYTES`].
     #[error("the bundle document has {bytes} bytes; the limit is 1048576")]

@@ -68,6 +68,13 @@ impl PublicKey {
         Self::from_spki_der(&der::encode(der::SEQUENCE, &[&identifier, &bits]))
     }
 
+    /// From the numbers of an RSA key, big-endian; leading zeros do not count.
+    pub(crate) fn from_rsa_numbers(modulus: &[u8], exponent: &[u8]) -> Result<Self, KeyError> {
+        let identifier = der::encode(der::SEQUENCE, &[RSA]);
+        let bits = der::encode(der::BIT_STRING, &[&[0], &rsa::encode(modulus, exponent)]);
+        Self::from_spki_der(&der::encode(der::SEQUENCE, &[&identifier, &bits]))
+    }
+
     /// The SubjectPublicKeyInfo in DER.
     pub fn spki_der(&self) -> &[u8] {
         &self.spki

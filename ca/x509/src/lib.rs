@@ -30,7 +30,7 @@ mod tbs;
 mod testing;
 mod verify;
 
-pub use bundle::{Bundle, BundleError, SpiffeDocument};
+pub use bundle::{Bundle, BundleError, JwtKey, JwtKeyError, SpiffeDocument};
 pub use certificate::{CaCertificate, CaCertificateError, Certificate, MAX_CERTIFICATE_DER_BYTES};
 pub use csr::{CsrError, MAX_CSR_DER_BYTES, PemError, VerifiedCsr};
 pub use inspect::{InspectError, LeafFacts, inspect};

@@ -88,7 +88,7 @@ pub struct IssueAdminCertificateRequest {
     pub ttl_seconds: i64,
 }
 /// An administrator's certificate.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct IssueAdminCertificateResponse {
     /// The certificate.
     #[prost(message, optional, tag = "1")]

@@ -27,7 +27,7 @@ pub mod attest_request {
     }
 }
 /// The identity given to a node.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AttestResponse {
     /// The node certificate with chain and bundle.
     #[prost(message, optional, tag = "1")]
@@ -44,7 +44,7 @@ pub struct RenewRequest {
     pub csr_der: ::prost::bytes::Bytes,
 }
 /// The next node certificate.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RenewResponse {
     /// The node certificate with chain and bundle.
     #[prost(message, optional, tag = "1")]

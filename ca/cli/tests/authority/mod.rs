@@ -98,6 +98,7 @@ impl Authority {
             digest: Bytes::copy_from_slice(bundle.digest().as_bytes()),
             anchors_der: vec![Bytes::copy_from_slice(self.root.der())],
             refresh_hint_seconds: bundle.refresh_hint().seconds(),
+            jwt_keys: Vec::new(),
         }
     }
 

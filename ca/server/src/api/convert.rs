@@ -9,7 +9,7 @@ use rhizome_core::issuance::{IssuedLeaf, Recorded};
 use rhizome_core::rules::Rule;
 use rhizome_id::{Digest, SpiffeId, Timestamp, Ttl};
 use rhizome_proto::ca::v1 as wire;
-use rhizome_x509::{Bundle, DnsName};
+use rhizome_x509::{Bundle, DnsName, JwtKey};
 
 use crate::error::ApiError;
 
@@ -40,6 +40,15 @@ pub(crate) fn bundle(bundle: &Bundle) -> wire::Bundle {
         digest: digest(&bundle.digest()),
         anchors_der: bundle.anchors().iter().map(|anchor| Bytes::copy_from_slice(anchor.der())).collect(),
         refresh_hint_seconds: bundle.refresh_hint().seconds(),
+        jwt_keys: bundle.jwt_keys().iter().map(jwt_key).collect(),
+    }
+}
+
+fn jwt_key(key: &JwtKey) -> wire::JwtKey {
+    wire::JwtKey {
+        kid: key.kid().to_owned(),
+        public_key_der: Bytes::copy_from_slice(key.public_key().spki_der()),
+        not_after: Some(timestamp(key.not_after())),
     }
 }
 

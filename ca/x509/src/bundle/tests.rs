@@ -1,6 +1,10 @@
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use proptest::prelude::*;
 
 use super::*;
+use crate::PublicKey;
+use crate::key::KeyAlgorithm;
 use crate::testing::{Authority, TestKey, at, domain};
 
 fn bundle(anchors: Vec<CaCertificate>) -> Bundle {
@@ -16,8 +20,25 @@ fn document(keys: &str) -> Result<SpiffeDocument, BundleError> {
     SpiffeDocument::parse(domain(), &format!("{{\"keys\":[{keys}]}}"))
 }
 
+fn requested(csr: &[u8]) -> PublicKey {
+    crate::VerifiedCsr::parse(csr).unwrap().into_public_key()
+}
+
+fn jwt_key(kid: &str) -> JwtKey {
+    JwtKey::new(kid.to_owned(), TestKey::p256().public, at(3_600)).unwrap()
+}
+
+fn with_keys(keys: Vec<JwtKey>) -> Bundle {
+    bundle(vec![Authority::new().root]).with_jwt_keys(keys).unwrap()
+}
+
+/// The entries of a bundle's keys in a SPIFFE document.
+fn jwt_entries(bundle: &Bundle) -> Vec<String> {
+    bundle.jwt_keys().iter().map(|key| serde_json::to_string(&Jwk::of_jwt_key(key)).unwrap()).collect()
+}
+
 fn entry(certificate: &CaCertificate) -> String {
-    serde_json::to_string(&Jwk::of(certificate)).unwrap()
+    serde_json::to_string(&Jwk::of_anchor(certificate)).unwrap()
 }
 
 #[test]
@@ -90,11 +111,7 @@ fn a_document_has_the_members_the_standard_asks_for() {
 
 #[test]
 fn the_numbers_of_rsa_and_edwards_keys_are_shown_as_jwks_do() {
-    let authority = Authority::new();
-    let show = |csr: &[u8]| {
-        let key = crate::VerifiedCsr::parse(csr).unwrap().into_public_key();
-        serde_json::to_value(Jwk::of(&authority.root).with_numbers(&key)).unwrap()
-    };
+    let show = |csr: &[u8]| serde_json::to_value(Jwk::of_key(&requested(csr))).unwrap();
     let rsa = show(include_bytes!("../../testdata/rsa2048.csr.der"));
     assert_eq!((rsa["kty"].as_str(), rsa["e"].as_str()), (Some("RSA"), Some("AQAB")));
     assert_eq!(URL_SAFE_NO_PAD.decode(rsa["n"].as_str().unwrap()).unwrap().len(), 256);
@@ -105,8 +122,8 @@ fn the_numbers_of_rsa_and_edwards_keys_are_shown_as_jwks_do() {
 #[test]
 fn one_bad_entry_never_spoils_the_others() {
     let good = entry(&Authority::new().root);
-    let jwt = "{\"kty\":\"EC\",\"use\":\"jwt-svid\",\"kid\":\"a\"}";
-    let read = document(&format!("{good},{jwt}")).unwrap();
+    let wit = "{\"kty\":\"EC\",\"use\":\"wit-svid\",\"kid\":\"a\"}";
+    let read = document(&format!("{good},{wit}")).unwrap();
     assert_eq!((read.bundle.anchors().len(), read.ignored), (1, 0), "keys for other uses are no fault");
     for bad in [
         "{}".to_owned(),
@@ -192,6 +209,137 @@ fn pem_and_der_hold_every_anchor_once() {
         pem::parse_many(pem).unwrap().into_iter().map(pem::Pem::into_contents).collect();
     assert_eq!(blocks.concat(), bundle.to_der());
     assert_eq!(bundle.to_der().len(), first.der().len() + second.der().len());
+}
+
+#[test]
+fn jwt_keys_do_not_depend_on_order_or_repeats_and_have_one_name_each() {
+    let (a, b) = (jwt_key("a"), jwt_key("b"));
+    let (roots, ..) = two();
+    let sorted = roots.clone().with_jwt_keys(vec![a.clone(), b.clone()]).unwrap();
+    let other = roots.clone().with_jwt_keys(vec![b.clone(), a.clone(), b]).unwrap();
+    assert_eq!((&sorted, sorted.digest()), (&other, other.digest()));
+    let clash = roots.clone().with_jwt_keys(vec![a, jwt_key("a")]);
+    assert_eq!(clash, Err(BundleError::RepeatedKid { kid: "a".into() }));
+    let many = |count| (0..count).map(|n| jwt_key(&n.to_string())).collect::<Vec<_>>();
+    assert!(roots.clone().with_jwt_keys(many(Bundle::MAX_JWT_KEYS)).is_ok());
+    assert_eq!(roots.with_jwt_keys(many(65)), Err(BundleError::TooManyJwtKeys { count: 65 }));
+}
+
+#[test]
+fn the_digest_tells_jwt_keys_apart_and_is_the_old_one_without_any() {
+    let (roots, ..) = two();
+    let with = |keys: Vec<JwtKey>| roots.clone().with_jwt_keys(keys).unwrap().digest();
+    let key = jwt_key("a");
+    let renamed = JwtKey::new("b".into(), key.public_key().clone(), key.not_after()).unwrap();
+    let longer = JwtKey::new("a".into(), key.public_key().clone(), key.not_after().plus(1)).unwrap();
+    let digests =
+        [roots.digest(), with(vec![key]), with(vec![renamed]), with(vec![longer]), with(vec![jwt_key("a")])];
+    for (at, digest) in digests.iter().enumerate() {
+        assert!(!digests[..at].contains(digest));
+    }
+    let mut text = Vec::new();
+    let sequence = 7u64.to_be_bytes();
+    let parts = [domain().as_str().as_bytes().to_vec(), sequence.to_vec()];
+    for part in parts.into_iter().chain(roots.anchors().iter().map(|anchor| anchor.der().to_vec())) {
+        text.extend_from_slice(&u64::try_from(part.len()).unwrap().to_be_bytes());
+        text.extend_from_slice(&part);
+    }
+    assert_eq!(
+        with(vec![]),
+        der::sha256(&text),
+        "bundles stored before there were JWT keys keep their digest"
+    );
+}
+
+#[test]
+fn jwt_keys_survive_their_spiffe_document_but_for_their_lifetime() {
+    let rsa = requested(include_bytes!("../../testdata/rsa2048.csr.der"));
+    let p384 = TestKey::new(KeyAlgorithm::EcdsaP384).public;
+    let keys = vec![
+        jwt_key("p256"),
+        JwtKey::new("p384".into(), p384, at(1)).unwrap(),
+        JwtKey::new("rsa".into(), rsa, at(1)).unwrap(),
+    ];
+    let bundle = with_keys(keys);
+    let read = SpiffeDocument::parse(domain(), &bundle.to_spiffe_json()).unwrap();
+    assert_eq!((read.ignored, read.bundle.jwt_keys().len()), (0, 3));
+    for (read, written) in read.bundle.jwt_keys().iter().zip(bundle.jwt_keys()) {
+        assert_eq!((read.kid(), read.public_key()), (written.kid(), written.public_key()));
+        assert_eq!(read.not_after(), Timestamp::MAX, "a document does not say");
+    }
+    let json: Value = serde_json::from_str(&bundle.to_spiffe_json()).unwrap();
+    let kinds: Vec<_> = json["keys"].as_array().unwrap().iter().map(|key| key["use"].clone()).collect();
+    assert_eq!(kinds, ["x509-svid", "jwt-svid", "jwt-svid", "jwt-svid"]);
+    assert!(json["keys"][1].get("x5c").is_none(), "JWT-SVID §6.1");
+}
+
+#[test]
+fn one_bad_jwt_key_never_spoils_the_others() {
+    let root = entry(&Authority::new().root);
+    let good = jwt_entries(&with_keys(vec![jwt_key("a")])).remove(0);
+    let other = jwt_entries(&with_keys(vec![jwt_key("b")])).remove(0);
+    let short = with_keys(vec![jwt_key("c")]);
+    let shown = serde_json::to_value(Jwk::of_jwt_key(&short.jwt_keys()[0])).unwrap();
+    let x = shown["x"].as_str().unwrap();
+    let off_curve = jwt_entries(&short).remove(0).replace(x, &URL_SAFE_NO_PAD.encode([1; 32]));
+    let truncated = jwt_entries(&short).remove(0).replace(x, &x[..42]);
+    for bad in [
+        good.replace(",\"kid\":\"a\"", ""),
+        good.replace("\"kid\":\"a\"", "\"kid\":\"\""),
+        good.replace("\"kid\":\"a\"", "\"kid\":7"),
+        good.replace("P-256", "P-384"),
+        good.replace("P-256", "P-521"),
+        good.replace("\"kty\":\"EC\"", "\"kty\":\"RSA\""),
+        good.replace("\"kty\":\"EC\"", "\"kty\":\"OKP\""),
+        good.replace("jwt-svid", "JWT-SVID"),
+        off_curve,
+        truncated,
+        // The second of one name.
+        other.replace("\"kid\":\"b\"", "\"kid\":\"z\""),
+    ] {
+        let z = other.replace("\"kid\":\"b\"", "\"kid\":\"z\"");
+        let read = document(&format!("{root},{z},{bad}")).unwrap();
+        let kids: Vec<_> = read.bundle.jwt_keys().iter().map(JwtKey::kid).collect();
+        assert_eq!((kids, read.ignored), (vec!["z"], 1), "{bad}");
+    }
+}
+
+#[test]
+fn keys_that_no_jwt_svid_is_signed_with_are_refused() {
+    let edwards = requested(include_bytes!("../../testdata/ed25519.csr.der"));
+    let refused = JwtKey::new("a".into(), edwards, at(0));
+    assert_eq!(refused, Err(JwtKeyError::Algorithm { found: KeyAlgorithm::Ed25519 }));
+    for kid in [String::new(), "a\n".into(), "a".repeat(257)] {
+        assert_eq!(JwtKey::new(kid, TestKey::p256().public, at(0)), Err(JwtKeyError::Kid));
+    }
+}
+
+#[test]
+fn a_jwt_key_is_stored_and_read_back() {
+    let key = jwt_key("a");
+    let text = serde_json::to_string(&key).unwrap();
+    assert!(text.starts_with("{\"kid\":\"a\",\"public_key\":\"MFkw"), "{text}");
+    assert_eq!(serde_json::from_str::<JwtKey>(&text).unwrap(), key);
+    for bad in [text.replace("MFkw", "MFk"), text.replace("MFkw", "MFkx"), text.replace("\"a\"", "\"\"")] {
+        assert!(serde_json::from_str::<JwtKey>(&bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn the_workload_api_gets_live_jwt_keys_and_nothing_else() {
+    let (short, long) = (jwt_key("short"), jwt_key("z"));
+    let long = JwtKey::new("long".into(), long.public_key().clone(), at(9_999)).unwrap();
+    let bundle = with_keys(vec![short, long]);
+    let kids = |now| {
+        let json: Value = serde_json::from_str(&bundle.to_jwks_json(now)).unwrap();
+        assert_eq!(json.as_object().unwrap().len(), 1, "keys alone");
+        let keys = json["keys"].as_array().unwrap().clone();
+        assert!(keys.iter().all(|key| key.get("use").is_none() && key["kty"] == "EC"));
+        keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(kids(at(3_600)), ["long", "short"]);
+    assert_eq!(kids(at(3_601)), ["long"]);
+    assert_eq!(bundle.to_jwks_json(at(10_000)), "{\"keys\":[]}");
 }
 
 proptest! {

@@ -41,6 +41,17 @@ pub(super) fn numbers(bits: &[u8]) -> Result<(&[u8], &[u8]), KeyError> {
     Ok((modulus, exponent))
 }
 
+/// The RSAPublicKey in DER with these magnitudes. Whether it is a key is for [`check`] to say.
+pub(super) fn encode(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
+    let integer = |magnitude: &[u8]| {
+        let zeros = magnitude.iter().take_while(|byte| **byte == 0).count();
+        let shortest = magnitude.get(zeros..).unwrap_or_default();
+        let sign: &[u8] = if shortest.first().is_none_or(|first| *first >= 0x80) { &[0] } else { &[] };
+        der::encode(der::INTEGER, &[sign, shortest])
+    };
+    der::encode(der::SEQUENCE, &[&integer(modulus), &integer(exponent)])
+}
+
 /// The magnitude of a positive INTEGER in its shortest form (X.690 §8.3.2).
 fn positive(content: &[u8]) -> Result<&[u8], KeyError> {
     match content {
