@@ -159,8 +159,9 @@ impl PublicKey {
         }
     }
 
-    /// The subjectPublicKey bits: a point, or an RSAPublicKey in DER.
-    pub(crate) fn bits(&self) -> &[u8] {
+    /// The content of subjectPublicKey: an uncompressed point, an RSAPublicKey in DER (RFC 8017 §A.1.1), or the 32 bytes
+    /// of Ed25519. What verifiers of raw signatures take.
+    pub fn bits(&self) -> &[u8] {
         self.spki.get(self.bits_at..).unwrap_or_default()
     }
 }

@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("rhizome-proto", &[]),
     ("rhizome-x509", &["rhizome-id"]),
     ("rhizome-tls", &["rhizome-id", "rhizome-x509", "rhizome-proto"]),
+    ("rhizome-jwt", &["rhizome-id", "rhizome-x509"]),
     ("rhizome-core", &["rhizome-id", "rhizome-x509"]),
     ("rhizome-store", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
     ("rhizome-keys", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
@@ -89,7 +90,7 @@ const HOMES: &[(&str, &[&str])] = &[
 ];
 
 /// What the pure crates must not reach over normal dependencies, at any distance.
-const PURE: &[&str] = &["rhizome-id", "rhizome-x509", "rhizome-core"];
+const PURE: &[&str] = &["rhizome-id", "rhizome-x509", "rhizome-jwt", "rhizome-core"];
 const IMPURE: &[&str] = &["tokio", "tonic", "rusqlite", "hyper", "axum", "tracing-subscriber"];
 
 const TESTS: &str = "rhizome-tests";
