@@ -117,6 +117,7 @@ fn the_descriptor_set_decodes_and_names_every_service() {
             "rhizome.admin.v1.TokenService",
             "rhizome.ca.v1.BundleService",
             "rhizome.ca.v1.CertificateService",
+            "rhizome.ca.v1.JwtService",
             "rhizome.node.v1.NodeService",
         ]
     );
