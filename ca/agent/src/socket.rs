@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
+mod authority;
 mod connection;
 mod limits;
 mod serve;

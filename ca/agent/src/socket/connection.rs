@@ -18,6 +18,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::authority::Authorities;
 use super::limits::Limits;
 use crate::attestation::PeerProcess;
 
@@ -45,6 +46,7 @@ pub(crate) struct Connection {
     hung_up: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Bytes of the preface still to come, and until when.
     preface: Option<(usize, Pin<Box<Sleep>>)>,
+    authorities: Authorities,
     stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
     _place: Place,
@@ -56,7 +58,8 @@ impl Connection {
         let hung_up = Box::pin(hang_up.clone().cancelled_owned());
         let caller = Arc::new(Caller { peer: Arc::new(peer), hang_up });
         let preface = Some((PREFACE_BYTES, Box::pin(tokio::time::sleep(limits.preface))));
-        Self { stream, caller, hung_up, preface, stall: limits.stall, stalled: None, _place: place }
+        let (authorities, stall) = (Authorities::default(), limits.stall);
+        Self { stream, caller, hung_up, preface, authorities, stall, stalled: None, _place: place }
     }
 
     /// Whether the connection is over for a reason of its own; registers to be told.
@@ -120,6 +123,7 @@ impl AsyncRead for Connection {
         let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
         let read = buf.filled().len().saturating_sub(before);
         self.count_preface(read);
+        self.authorities.mend(buf.filled_mut().get_mut(before..).unwrap_or_default());
         outcome
     }
 }
