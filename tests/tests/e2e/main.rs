@@ -5,6 +5,8 @@
 //! Not here: rules about the source text (`tidy.rs`), tests that need one crate only (they sit in that crate).
 
 #[cfg(test)]
+mod agent;
+#[cfg(test)]
 mod bad_csr;
 #[cfg(test)]
 mod bad_input;
@@ -13,7 +15,11 @@ mod bad_wire;
 #[cfg(test)]
 mod client;
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod disk;
+#[cfg(test)]
+mod envoy;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
@@ -29,6 +35,10 @@ mod ledger;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
+mod process;
+#[cfg(test)]
+mod proxies;
+#[cfg(test)]
 mod restore;
 #[cfg(test)]
 mod server;
@@ -36,3 +46,5 @@ mod server;
 mod stories;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod traffic;

@@ -78,6 +78,14 @@ impl Home {
         home
     }
 
+    /// On a port of the caller's choice, which it then has after a restart, too.
+    pub(crate) fn listening_on(self, port: u16) -> Self {
+        let text = fs::read_to_string(self.config()).unwrap();
+        fs::write(self.config(), text.replace("listen: 127.0.0.1:0", &format!("listen: 127.0.0.1:{port}")))
+            .unwrap();
+        self
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }

@@ -1,0 +1,92 @@
+// Judge: go-spiffe as a client of the agent's Workload API.
+//
+// usage: go_workload SOCKET      prints a JSON object a line for everything that it sees, until it is killed
+package main
+
+import (
+	"context"
+	"crypto"
+	"encoding/json"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+)
+
+type facts map[string]any
+
+var printing sync.Mutex
+
+func say(event string, more facts) {
+	more["event"] = event
+	line, err := json.Marshal(more)
+	if err != nil {
+		panic(err)
+	}
+	printing.Lock()
+	defer printing.Unlock()
+	fmt.Println(string(line))
+}
+
+// The library's own verifier says whether the chain leads to the bundle.
+func svid(it *x509svid.SVID, bundles x509bundle.Source) facts {
+	leaf := it.Certificates[0]
+	_, _, err := x509svid.Verify(it.Certificates, bundles)
+	key, comparable := it.PrivateKey.Public().(interface{ Equal(crypto.PublicKey) bool })
+	return facts{
+		"id":       it.ID.String(),
+		"serial":   fmt.Sprintf("%x", leaf.SerialNumber),
+		"key_fits": err == nil && comparable && key.Equal(leaf.PublicKey),
+	}
+}
+
+func authorities(bundles *x509bundle.Set) facts {
+	found := facts{}
+	for _, it := range bundles.Bundles() {
+		found[it.TrustDomain().Name()] = len(it.X509Authorities())
+	}
+	return found
+}
+
+type watcher struct{ stop context.CancelFunc }
+
+func (*watcher) OnX509ContextUpdate(it *workloadapi.X509Context) {
+	svids := []facts{}
+	for _, one := range it.SVIDs {
+		svids = append(svids, svid(one, it.Bundles))
+	}
+	say("update", facts{"svids": svids, "authorities": authorities(it.Bundles)})
+}
+
+// The library would try again, without end.
+func (w *watcher) OnX509ContextWatchError(err error) {
+	say("error", facts{"fault": err.Error()})
+	w.stop()
+}
+
+func main() {
+	ctx := context.Background()
+	client, err := workloadapi.New(ctx, workloadapi.WithAddr("unix://"+os.Args[1]))
+	if err != nil {
+		panic(err)
+	}
+	first, err := client.FetchX509Context(ctx)
+	if err != nil {
+		panic(err)
+	}
+	say("svid", svid(first.DefaultSVID(), first.Bundles))
+	bundles, err := client.FetchX509Bundles(ctx)
+	if err != nil {
+		panic(err)
+	}
+	say("bundles", facts{"authorities": authorities(bundles)})
+	watching, stop := context.WithCancel(ctx)
+	// Ends when the watcher stops it; what it then says is only that.
+	_ = client.WatchX509Context(watching, &watcher{stop})
+	if _, err = client.FetchX509SVID(ctx); err != nil {
+		say("refused", facts{"fault": err.Error()})
+	}
+}
