@@ -35,7 +35,7 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Try everything: a whole authority on loopback, in a scratch directory, until Ctrl-C
+    /// Try everything: authority, agent and two workloads on loopback, in a scratch directory, until Ctrl-C
     Dev {
         /// Walk the path once, check each step, print a summary, and exit 0 or 1
         #[arg(long)]
@@ -44,6 +44,9 @@ enum Verb {
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: Option<PathBuf>,
     },
+    /// Not for people: a workload of `dev`
+    #[command(hide = true, name = dev::WORKLOAD_VERB)]
+    DevWorkload(dev::Workload),
     /// Run the certificate authority
     Server {
         /// The configuration
@@ -83,6 +86,7 @@ pub fn run(arguments: Arguments) -> Exit {
         Verb::Server { config, check_config: true } => serve::check_config(&config),
         Verb::Server { config, check_config: false } => on(many(), serve::run(&config)),
         Verb::Dev { check, dir } => on(many(), dev::run(check, dir.as_deref())),
+        Verb::DevWorkload(wish) => on(one(), dev::run_workload(wish)),
         Verb::Restore { config, backup } => on(one(), restore::run(&config, &backup)),
         Verb::Agent(arguments) => on(one(), agent(*arguments, options.output)),
         Verb::Completions { shell } => {
@@ -125,6 +129,7 @@ pub(crate) async fn typed(arguments: &[String], console: &mut Console<'_>) -> Re
     match verb {
         Verb::Admin(command) => Ok(rhizome_cli::run(&options, command, console).await),
         Verb::Dev { .. }
+        | Verb::DevWorkload(_)
         | Verb::Server { .. }
         | Verb::Agent(_)
         | Verb::Restore { .. }

@@ -95,10 +95,22 @@ pub mod workload {
 
     use std::fmt;
 
+    use super::HIDDEN;
+
     /// `workload.proto` with what it imports, as an encoded `google.protobuf.FileDescriptorSet`: for reflection.
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/workload.bin");
 
-    use super::HIDDEN;
+    /// Metadata key of the security header, whose value is `true`: every request carries it exactly once (SPIFFE
+    /// Workload Endpoint §6).
+    pub const SECURITY_HEADER: &str = "workload.spiffe.io";
+
+    /// A request with the security header, as a client of the Workload API sends it.
+    pub fn secured<M>(message: M) -> tonic::Request<M> {
+        let mut request = tonic::Request::new(message);
+        let value = tonic::metadata::MetadataValue::from_static("true");
+        drop(request.metadata_mut().insert(SECURITY_HEADER, value));
+        request
+    }
 
     impl fmt::Debug for X509svid {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

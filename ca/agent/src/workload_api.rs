@@ -25,7 +25,7 @@ use crate::socket::Doors;
 
 /// The metadata key that every request carries, with the value `true` (Workload Endpoint §6): a web page or a proxy that
 /// is tricked into talking to the socket cannot set it.
-const HEADER: &str = "workload.spiffe.io";
+const HEADER: &str = wire::SECURITY_HEADER;
 /// Longest hint, in bytes (Workload API §5.2.1).
 const HINT_BYTES: usize = 1024;
 

@@ -1,11 +1,17 @@
-//! `rhizome dev`: a whole authority on loopback, and the way of a workload certificate through it.
+//! `rhizome dev`: an authority, an agent and two workloads on loopback, and the way of identities through them.
 //!
-//! Laws: no root, no configuration, nothing outside one directory, which is removed at the end unless it was named.
-//! It is the real thing: the same configuration reader, server, wire and administrators' verbs as anywhere else.
-//! Not here: the steps (`walk`), what is shown (`show`).
+//! Laws: no root, no configuration, nothing outside one directory, which is removed at the end unless it was named; no
+//! process outlives this one. It is the real thing: the same configuration reader, server, agent, wire and
+//! administrators' verbs as anywhere else, and workloads that are processes of their own.
+//! Not here: the steps (`walk` for the authority, `mesh` for agent and workloads), what runs meanwhile (`stage`,
+//! `process`), what a workload does (`workload`), what is shown (`show`).
 
+mod mesh;
+mod process;
 mod show;
+mod stage;
 mod walk;
+mod workload;
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -13,19 +19,19 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use rhizome_cli::Exit;
-use rhizome_server::{Running, Stopwatch};
+use rhizome_server::Stopwatch;
 use tempfile::TempDir;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+pub use self::process::VERB as WORKLOAD_VERB;
+use self::stage::Stage;
 use self::walk::{Place, Walk};
-use crate::config::{self, Loaded, Log, LogFormat, LogLevel};
-use crate::{launch, logging};
+pub use self::workload::{Workload, run as run_workload};
+use crate::config::{Log, LogFormat, LogLevel};
+use crate::logging;
 
 /// The trust domain of a trial: a name that nobody can own (RFC 2606).
 const TRUST_DOMAIN: &str = "dev.example.org";
-
-/// Longest path of a Unix socket, in bytes (`sockaddr_un.sun_path` without its NUL).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// Runs the trial: once through with `check`, else until a signal.
 pub async fn run(check: bool, directory: Option<&Path>) -> Exit {
@@ -41,20 +47,32 @@ pub async fn run(check: bool, directory: Option<&Path>) -> Exit {
 
 async fn trial(check: bool, directory: Option<&Path>) -> Result<Exit, String> {
     let watch = Stopwatch::start();
+    let mut signals = Signals::listen()?;
     let home = Home::make(directory)?;
     let place = Place::below(home.path());
-    let running = start(&place).await?;
-    let mut walk = Walk::new(place, &running, check);
-    let facts = walk.all().await;
+    let mut stage = Stage::set(&place, &configuration(&place)?).await?;
+    let mut walk = Walk::new(place, check);
+    let walked = tokio::select! {
+        facts = walk.all(&mut stage, check) => Some(facts),
+        () = signals.any() => None,
+    };
+    let facts = walked.unwrap_or_else(|| {
+        walk.interrupted();
+        None
+    });
     if check {
         walk.summarise(watch.elapsed());
     } else if let Some(facts) = &facts {
         drop(io::stdout().write_all(show::text(facts, home.is_scratch()).as_bytes()));
-        until_interrupted().await?;
+        tokio::select! {
+            () = show::live(&stage) => {}
+            () = signals.any() => {}
+        }
     } else {
         walk.complain();
     }
-    running.stop().await;
+    // Before the directory goes: nothing writes there any more.
+    stage.clear().await;
     Ok(if facts.is_some() { Exit::Done } else { Exit::Failed })
 }
 
@@ -92,18 +110,6 @@ impl Home {
     }
 }
 
-async fn start(place: &Place) -> Result<Running, String> {
-    if place.socket.as_os_str().len() > MAX_SOCKET_PATH {
-        let path = place.socket.display();
-        return Err(format!("{path} is too long for a socket; name a shorter directory with --dir"));
-    }
-    fs::DirBuilder::new().mode(0o700).create(&place.data).map_err(|cause| cause.to_string())?;
-    fs::write(&place.config, configuration(place)?).map_err(|cause| cause.to_string())?;
-    let Loaded { config, .. } = config::load(&place.config).map_err(|error| error.to_string())?;
-    let launched = launch::open(&config).await.map_err(|error| error.to_string())?;
-    rhizome_server::start(launched.settings, launched.ports).await.map_err(|error| error.to_string())
-}
-
 /// The trial's configuration file; the system chooses the ports.
 fn configuration(place: &Place) -> Result<String, String> {
     // A JSON string is a YAML string.
@@ -122,20 +128,36 @@ fn configuration(place: &Place) -> Result<String, String> {
     ))
 }
 
-async fn until_interrupted() -> Result<(), String> {
-    let deaf = |cause: io::Error| format!("cannot listen for signals: {cause}");
-    let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// What ends a trial.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, String> {
+        let deaf = |cause: io::Error| format!("cannot listen for signals: {cause}");
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(deaf)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(deaf)?,
+            hang_up: signal(SignalKind::hangup()).map_err(deaf)?,
+        })
     }
-    Ok(())
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
 
     #[test]
     fn the_configuration_of_a_trial_is_valid_wherever_its_directory_is() {

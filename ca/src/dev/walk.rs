@@ -14,11 +14,13 @@ use rhizome_id::{Digest, SpiffeId, Timestamp};
 use rhizome_proto::ca::v1::certificate_request::Csr;
 use rhizome_proto::ca::v1::certificate_service_client::CertificateServiceClient;
 use rhizome_proto::ca::v1::{Attribute, CertificateRequest, SignCertificateRequest};
-use rhizome_server::{Running, Stopwatch, SystemClock};
+use rhizome_server::{Stopwatch, SystemClock};
 use rhizome_tls::{ExpectedServer, IdentityDir, StoredIdentity};
 use rhizome_x509::{KeyAlgorithm, PeerUsage, RequestKey, TrustAnchors, create_csr, verify_peer};
 use serde_json::Value;
 
+use super::mesh::{Mesh, Pace};
+use super::stage::Stage;
 use crate::command;
 
 /// The cluster, node, namespace and service account of the trial.
@@ -42,6 +44,9 @@ pub(super) struct Place {
     pub(super) node: PathBuf,
     pub(super) workload: PathBuf,
     pub(super) thief: PathBuf,
+    pub(super) agent: PathBuf,
+    pub(super) workload_api: PathBuf,
+    pub(super) executables: PathBuf,
 }
 
 impl Place {
@@ -54,6 +59,9 @@ impl Place {
             node: directory.join("node"),
             workload: directory.join("workload"),
             thief: directory.join("thief"),
+            agent: directory.join("agent"),
+            workload_api: directory.join("agent.sock"),
+            executables: directory.join("bin"),
         }
     }
 }
@@ -68,6 +76,7 @@ pub(super) struct Facts {
     pub(super) root_until: Timestamp,
     pub(super) node: String,
     pub(super) workload: Workload,
+    pub(super) mesh: Mesh,
     pub(super) ledger: Ledger,
     pub(super) latency: Latency,
 }
@@ -99,30 +108,26 @@ pub(super) struct Latency {
 /// One walk, and what it has said so far.
 pub(super) struct Walk {
     place: Place,
-    address: String,
-    web: Option<String>,
     aloud: bool,
     passed: usize,
     failure: Option<String>,
 }
 
 /// What one verb gave.
-struct Outcome {
+pub(super) struct Outcome {
     exit: Exit,
     json: Value,
     complaint: Value,
 }
 
 impl Walk {
-    pub(super) fn new(place: Place, running: &Running, aloud: bool) -> Self {
-        let (address, web) =
-            (running.address().to_string(), running.web_address().map(|web| web.to_string()));
-        Self { place, address, web, aloud, passed: 0, failure: None }
+    pub(super) const fn new(place: Place, aloud: bool) -> Self {
+        Self { place, aloud, passed: 0, failure: None }
     }
 
-    /// Every step; `None` as soon as one fails.
-    pub(super) async fn all(&mut self) -> Option<Facts> {
-        let address = self.address.clone();
+    /// Every step; `None` as soon as one fails. With `change`, also those that change and stop what runs.
+    pub(super) async fn all(&mut self, stage: &mut Stage, change: bool) -> Option<Facts> {
+        let address = stage.authority.address().to_string();
         self.step("server", async { Ok(((), format!("serves on {address}"))) }).await?;
         let place = self.place.clone();
         let place = &place;
@@ -135,12 +140,17 @@ impl Walk {
         self.step("denial explained", explained(place, FOREIGN, false)).await?;
         self.step("wrong request", wrong_request(place, &address)).await?;
         self.step("used token", used_token(place, &join)).await?;
+        let pace = if change { Pace::QUICK } else { Pace::READABLE };
+        let mesh = Box::pin(self.mesh(place, stage, pace)).await?;
+        if change {
+            Box::pin(self.changes(place, stage)).await?;
+        }
         let ledger = self.step("ledger", ledger(place)).await?;
-        let (place, web) = (place.clone(), self.web.clone());
-        Some(Facts { place, address, web, root, root_until, node, workload, ledger, latency })
+        let (place, web) = (place.clone(), stage.authority.web().map(|web| web.to_string()));
+        Some(Facts { place, address, web, root, root_until, node, workload, mesh, ledger, latency })
     }
 
-    async fn step<T>(
+    pub(super) async fn step<T>(
         &mut self,
         name: &'static str,
         work: impl Future<Output = Result<(T, String), String>>,
@@ -161,6 +171,11 @@ impl Walk {
                 None
             }
         }
+    }
+
+    /// Notes that the walk was interrupted.
+    pub(super) fn interrupted(&mut self) {
+        self.failure = Some("interrupted".to_owned());
     }
 
     /// The last line of `dev --check`.
@@ -316,7 +331,7 @@ async fn ledger(place: &Place) -> Result<(Ledger, String), String> {
     Ok((Ledger { entries, head }, seen))
 }
 
-async fn locally(place: &Place, arguments: &[&str]) -> Result<Outcome, String> {
+pub(super) async fn locally(place: &Place, arguments: &[&str]) -> Result<Outcome, String> {
     let server = format!("unix://{}", path(&place.socket)?);
     typed(&["--server", &server, "--output", "json"], arguments).await
 }
@@ -335,7 +350,7 @@ async fn typed(options: &[&str], arguments: &[&str]) -> Result<Outcome, String> 
     Ok(Outcome { exit, json: json(&out), complaint: json(&err) })
 }
 
-fn done(outcome: Outcome) -> Result<Value, String> {
+pub(super) fn done(outcome: Outcome) -> Result<Value, String> {
     match outcome.exit {
         Exit::Done => Ok(outcome.json),
         Exit::Failed
@@ -362,11 +377,11 @@ fn complaint(outcome: &Outcome) -> String {
     format!("{} [{}]", field("/error/message"), field("/error/code"))
 }
 
-fn text(json: &Value, pointer: &str) -> Result<String, String> {
+pub(super) fn text(json: &Value, pointer: &str) -> Result<String, String> {
     let found = json.pointer(pointer).and_then(Value::as_str);
     found.map(str::to_owned).ok_or_else(|| format!("the answer has no {pointer}"))
 }
 
-fn path(path: &Path) -> Result<&str, String> {
+pub(super) fn path(path: &Path) -> Result<&str, String> {
     path.to_str().ok_or_else(|| format!("{} is not UTF-8; name another directory with --dir", path.display()))
 }

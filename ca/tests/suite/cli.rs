@@ -77,7 +77,9 @@ fn collect_help(command: &mut clap::Command, above: &str, text: &mut String) {
     command.build();
     let name = format!("{above} {}", command.get_name()).trim().to_owned();
     text.push_str(&format!("==== {name}\n{}\n", command.render_help()));
-    for below in command.get_subcommands_mut().filter(|below| below.get_name() != "help") {
+    for below in
+        command.get_subcommands_mut().filter(|below| below.get_name() != "help" && !below.is_hide_set())
+    {
         collect_help(below, &name, text);
     }
 }

@@ -20,6 +20,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::{ServerRefusal, reason_in};
@@ -55,7 +56,7 @@ pub async fn connect(address: &str, tls: Option<Arc<ClientConfig>>) -> Result<Ch
         .keep_alive_while_idle(true);
     let connector = tower::service_fn(move |_uri| {
         let (target, tls) = (Arc::clone(&target), tls.clone());
-        async move { dial(&target, tls).await.map(TokioIo::new) }
+        async move { open(&target, tls).await.map(TokioIo::new) }
     });
     let connected = endpoint.connect_with_connector(connector).await;
     connected.map_err(|error| find::<ConnectError>(&error).cloned().unwrap_or_else(|| bug(error)))
@@ -175,19 +176,49 @@ impl Target {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// One connection, for whoever brings a protocol of its own.
+pub struct Dialled {
+    /// The connection.
+    pub stream: Box<dyn Stream>,
+    /// The certificate of the server, verified in this very handshake; in DER.
+    pub server_leaf_der: Vec<u8>,
+}
+
+/// Connects once to `address`, `HOST:PORT`, with TLS. No application protocol is negotiated (ALPN).
+///
+/// # Errors
+/// [`ConnectError`]. That the server refuses this client is seen at the first reading (RFC 8446 §4.4.2.4).
+pub async fn dial(address: &str, tls: &ClientConfig) -> Result<Dialled, ConnectError> {
+    let mut config = tls.clone();
+    config.alpn_protocols.clear();
+    let target = Target::parse(address)?;
+    let Explained(stream) = secure(&target, Arc::new(config)).await?;
+    let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let server_leaf_der = leaf.map(|leaf| leaf.to_vec()).unwrap_or_default();
+    Ok(Dialled { stream: Box::new(Explained(stream)), server_leaf_der })
+}
+
+/// What is read from and written to.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn dial(target: &Target, tls: Option<Arc<ClientConfig>>) -> Result<Box<dyn Stream>, ConnectError> {
+async fn open(target: &Target, tls: Option<Arc<ClientConfig>>) -> Result<Box<dyn Stream>, ConnectError> {
+    match tls {
+        None => reach(target).await,
+        Some(config) => Ok(Box::new(secure(target, config).await?)),
+    }
+}
+
+async fn secure(
+    target: &Target,
+    config: Arc<ClientConfig>,
+) -> Result<Explained<TlsStream<Box<dyn Stream>>>, ConnectError> {
     let plain = reach(target).await?;
-    let Some(config) = tls else {
-        return Ok(plain);
-    };
     let handshake = TlsConnector::from(config).connect(target.server_name.clone(), plain);
     let failed = |cause: String| ConnectError::Handshake { address: target.text.clone(), cause };
     match tokio::time::timeout(STEP_DEADLINE, handshake).await {
-        Ok(Ok(stream)) => Ok(Box::new(Explained(stream))),
+        Ok(Ok(stream)) => Ok(Explained(stream)),
         Ok(Err(error)) => Err(match (reason_in::<ServerRefusal>(&error), alert_in(&error)) {
             (Some(refusal), _) => {
                 ConnectError::ServerRefused { address: target.text.clone(), refusal: refusal.clone() }

@@ -57,6 +57,30 @@ async fn a_server_is_reached_over_a_unix_socket_in_the_plain() {
 }
 
 #[tokio::test]
+async fn one_connection_is_dialled_and_says_who_answered() {
+    let authority = Authority::new("td", "g1");
+    let (listener, address) = listen().await;
+    let issued = authority.issue(SERVER);
+    let server = ServerTls::new(issued.serving(), Trust::new(anchors("td", &[&authority])));
+    let config = client(anchors("td", &[&authority]), None);
+    let serve = async {
+        let (io, _) = listener.accept().await.unwrap();
+        let mut accepted = server.accept(io, DEADLINE).await.unwrap();
+        accepted.stream.write_all(b"hello").await.unwrap();
+        accepted.stream.shutdown().await.unwrap();
+        accepted.stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)
+    };
+    let call = async {
+        let mut dialled = dial(&address, &config).await.unwrap();
+        let mut text = String::new();
+        dialled.stream.read_to_string(&mut text).await.unwrap();
+        (dialled.server_leaf_der, text)
+    };
+    let ((leaf, text), protocol) = tokio::join!(call, serve);
+    assert_eq!((leaf, text.as_str(), protocol), (issued.chain[0].clone(), "hello", None));
+}
+
+#[tokio::test]
 async fn tcp_without_tls_is_refused_before_anything_is_sent() {
     let (_listener, address) = listen().await;
     let error = connect(&address, None).await.err().unwrap();

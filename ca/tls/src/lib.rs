@@ -20,7 +20,7 @@ mod server;
 mod support;
 
 pub use client::{ExpectedServer, client_config};
-pub use connect::{ConnectError, cause_of, connect};
+pub use connect::{ConnectError, Dialled, Stream, cause_of, connect, dial};
 pub use error::{IdentityError, PresentedAuthority, ServerRefusal, TlsError};
 pub use identity::{ClientIdentity, ServingIdentity};
 pub use identity_dir::{IdentityDir, IdentityDirError, StoredIdentity};

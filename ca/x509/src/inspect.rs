@@ -98,6 +98,21 @@ impl LeafFacts {
     }
 }
 
+/// Cuts apart certificates in DER that follow each other with nothing in between: how the SPIFFE Workload API carries a
+/// chain or a bundle (§5.2.1). What is inside them is not looked at.
+///
+/// # Errors
+/// [`InspectError::Malformed`] when it is anything else.
+pub fn split_certificates(der: &[u8]) -> Result<Vec<Vec<u8>>, InspectError> {
+    let mut rest = Reader::new(der);
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let one = rest.element(der::SEQUENCE).map_err(|_not_der| InspectError::Malformed)?;
+        found.push(one.raw.to_vec());
+    }
+    Ok(found)
+}
+
 /// Why a certificate cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InspectError {
@@ -184,4 +199,19 @@ fn check_frame(der: &[u8]) -> Result<(), InspectError> {
 
 pub(crate) fn instant(time: x509_parser::time::ASN1Time) -> Timestamp {
     Timestamp::from_unix(time.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_that_follow_each_other_are_cut_apart_and_nothing_else_is() {
+        let (one, two) = ([0x30, 0x02, 0x05, 0x00], [0x30, 0x00]);
+        assert_eq!(split_certificates(&[&one[..], &two].concat()), Ok(vec![one.to_vec(), two.to_vec()]));
+        assert_eq!(split_certificates(&[]), Ok(Vec::new()));
+        for bad in [&one[..3], &[0x31, 0x00], &[0x30, 0x00, 0x00], &[0x30, 0x80, 0x00, 0x00]] {
+            assert_eq!(split_certificates(bad), Err(InspectError::Malformed), "{bad:02x?}");
+        }
+    }
 }

@@ -33,7 +33,7 @@ mod verify;
 pub use bundle::{Bundle, BundleError, JwtKey, JwtKeyError, SpiffeDocument};
 pub use certificate::{CaCertificate, CaCertificateError, Certificate, MAX_CERTIFICATE_DER_BYTES};
 pub use csr::{CsrError, MAX_CSR_DER_BYTES, PemError, VerifiedCsr};
-pub use inspect::{InspectError, LeafFacts, inspect};
+pub use inspect::{InspectError, LeafFacts, inspect, split_certificates};
 pub use issuer::{Issuer, IssuerError, MAX_CHAIN_ABOVE_LEAF};
 pub use key::{KeyAlgorithm, KeyError, PublicKey, SignatureError, SigningAlgorithm};
 pub use lint::{CertificateField, LintError};

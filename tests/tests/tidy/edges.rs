@@ -48,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "rhizome-proto",
             "rhizome-tls",
             "rhizome-server",
+            "rhizome-agent",
             "rhizome-cli",
         ],
     ),
