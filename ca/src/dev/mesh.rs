@@ -37,7 +37,7 @@ pub(super) struct Pace {
 
 impl Pace {
     /// For a program that waits for a renewal.
-    pub(super) const QUICK: Self = Self { ttl: "12s", every: "20" };
+    pub(super) const QUICK: Self = Self { ttl: "20s", every: "20" };
     /// For people who watch.
     pub(super) const READABLE: Self = Self { ttl: "60s", every: "200" };
 }
