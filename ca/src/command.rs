@@ -55,6 +55,10 @@ enum Verb {
         /// Check the configuration, report every fault with its line and column, and exit
         #[arg(long)]
         check_config: bool,
+        /// Start although the ledger has seen a later time than the clock tells: the clock is right, the ledger was
+        /// written while it was wrong
+        #[arg(long, conflicts_with = "check_config")]
+        believe_clock: bool,
     },
     /// Be the agent of this machine: the same program as the small binary `rhizome-agent`
     #[command(after_help = program::EXIT_CODES_HELP)]
@@ -83,8 +87,10 @@ pub fn run(arguments: Arguments) -> Exit {
     let many = || Builder::new_multi_thread().worker_threads(BACKGROUND_THREADS).enable_all().build();
     let one = || Builder::new_current_thread().enable_all().build();
     match verb {
-        Verb::Server { config, check_config: true } => serve::check_config(&config),
-        Verb::Server { config, check_config: false } => on(many(), serve::run(&config)),
+        Verb::Server { config, check_config: true, .. } => serve::check_config(&config),
+        Verb::Server { config, check_config: false, believe_clock } => {
+            on(many(), serve::run(&config, believe_clock))
+        }
         Verb::Dev { check, dir } => on(many(), dev::run(check, dir.as_deref())),
         Verb::DevWorkload(wish) => on(one(), dev::run_workload(wish)),
         Verb::Restore { config, backup } => on(one(), restore::run(&config, &backup)),

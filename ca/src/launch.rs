@@ -265,6 +265,8 @@ pub fn settings(config: &Config) -> Settings {
             per_identity_per_second: limits.per_identity_per_second,
             connections: usize::try_from(limits.connections).unwrap_or(usize::MAX),
         },
+        believe_clock: false,
+        scratch: Some(data.clone()),
         workers: limits.workers,
         sealed_keys_dir: Some(data.join(KEYS)),
     }

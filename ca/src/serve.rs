@@ -13,7 +13,7 @@ use rhizome_core::documents::Kind;
 use rhizome_core::ports::Store;
 use rhizome_core::state::BundleRecord;
 use rhizome_id::{Digest, TrustDomain};
-use rhizome_server::Running;
+use rhizome_server::{Running, Settings};
 use rhizome_x509::Bundle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -44,8 +44,9 @@ fn warned(path: &Path, warning: &Warning) -> String {
     }
 }
 
-/// Runs the server that the configuration file at `path` describes, until a signal stops it.
-pub async fn run(path: &Path) -> Exit {
+/// Runs the server that the configuration file at `path` describes, until a signal stops it. With `believe_clock` it
+/// starts although the ledger has seen a later time than the clock tells.
+pub async fn run(path: &Path, believe_clock: bool) -> Exit {
     let Loaded { config, warnings } = match config::load(path) {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -66,7 +67,8 @@ pub async fn run(path: &Path) -> Exit {
         Err(error) => return failed("cannot start", &error),
     };
     let store = Arc::clone(&launched.ports.store);
-    let running = match rhizome_server::start(launched.settings, launched.ports).await {
+    let settings = Settings { believe_clock, ..launched.settings };
+    let running = match rhizome_server::start(settings, launched.ports).await {
         Ok(running) => running,
         Err(error) => return failed("cannot start", &error),
     };

@@ -14,6 +14,7 @@ pub mod attributes;
 pub mod authority;
 pub mod caller;
 pub mod clock;
+pub mod clock_guard;
 pub mod documents;
 pub mod entropy;
 pub mod explain;

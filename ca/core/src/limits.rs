@@ -67,6 +67,18 @@ pub const BACKDATE_SECONDS: i64 = 60;
 /// A short-lived certificate is backdated by at most this fraction of its lifetime (architecture §5 step 4).
 pub const BACKDATE_FRACTION: i64 = 10;
 
+/// How far the wall clock may run ahead of the steady one before it is doubted: above what synchronisation steps by in
+/// a machine that is looked after (leap seconds, a late first synchronisation), below the life of a certificate.
+pub const CLOCK_AHEAD_SECONDS: i64 = 600;
+/// How far it may lie behind the newest instant known before issuing stops: above any step of a well-kept clock.
+pub const CLOCK_BEHIND_SECONDS: i64 = 120;
+/// How long a step ahead must last until it is believed: time synchronisation that erred corrects itself within
+/// minutes, and a machine that was paused for long should not issue by yesterday's clock for longer than that.
+pub const CLOCK_BELIEVED_AFTER_SECONDS: i64 = 300;
+/// How long the clock must have been steady before anything is destroyed because of it: long enough for an alarm to
+/// reach a person. Also how long a step ahead that was believed may be taken back without anybody's word.
+pub const CLOCK_SETTLED_AFTER_SECONDS: i64 = 6 * 3_600;
+
 /// Renewal happens at this fraction of a certificate's life (rhizome reference, spiffe.md §10: by half life).
 pub const RENEW_AT_FRACTION: i64 = 2;
 /// The renewal instant is spread over ± life / this (10 %), drawn once per certificate (spiffe.md §11.10).

@@ -6,7 +6,7 @@
 //! Not here: issuing (`issue`), rotating (`rotate`), who may ask (`gate`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,6 +15,7 @@ use rhizome_core::caller::AttestedCaller;
 use rhizome_core::documents::{Document, DocumentKey, Kind, Transaction, Write};
 use rhizome_core::issuance::{IssuedLeaf, Recorded};
 use rhizome_core::ledger::{Entry, Event};
+use rhizome_core::limits::CLOCK_BEHIND_SECONDS;
 use rhizome_core::ports::{Committed, StoreError};
 use rhizome_core::state::{PublishedBundle, State};
 use rhizome_id::{ReplicaNumber, Timestamp, TrustDomain};
@@ -22,6 +23,7 @@ use rhizome_proto::ca::v1 as wire;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::convert;
+use crate::clock::GuardedClock;
 use crate::error::{ApiError, IssueError};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
@@ -38,8 +40,6 @@ const REQUESTS_AT_ONCE: u64 = 100_000;
 /// Bytes of certificates remembered for retries with the same request id, and for how long.
 const REMEMBERED_BYTES: u64 = 32 << 20;
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
-/// How far the clock may lie behind the ledger before issuing stops: above any step of a well-kept clock.
-const CLOCK_TOLERANCE_SECONDS: i64 = 120;
 /// How often a failing store is tried.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Refusals waiting to be recorded; more are counted and dropped, so that a flood of refusals costs no memory.
@@ -48,7 +48,9 @@ const WAITING_REFUSALS: usize = 1_024;
 /// One authority process.
 pub(crate) struct Ca {
     pub(crate) settings: Settings,
+    /// Its clock is `clock`: nobody reads the machine's past the guard.
     pub(crate) ports: Ports,
+    pub(crate) clock: Arc<GuardedClock>,
     pub(crate) serials: Serials,
     pub(crate) metrics: Metrics,
     pub(crate) quota: Quota,
@@ -63,6 +65,8 @@ pub(crate) struct Ca {
     wire_bundle: ArcSwap<Option<Arc<wire::Bundle>>>,
     changes: watch::Sender<u64>,
     newest: AtomicI64,
+    /// Of how many returns of the clock (`GuardedClock::returns`) `newest` knows.
+    newest_after: AtomicU64,
     store_failed: AtomicBool,
     halted: AtomicBool,
     pub(crate) backing_up: tokio::sync::Mutex<()>,
@@ -73,11 +77,14 @@ impl Ca {
     /// Loads everything from the store.
     pub(crate) async fn load(
         settings: Settings,
-        ports: Ports,
+        mut ports: Ports,
         spawner: Spawner,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Entry>), ApiError> {
+        let clock = Arc::new(GuardedClock::new(Arc::clone(&ports.clock)));
+        ports.clock = Arc::<GuardedClock>::clone(&clock);
         let state = load_state(&ports, settings.trust_domain.clone(), &settings).await?;
-        let newest = newest_instant(&ports).await?;
+        let recorded = newest_instant(&ports).await?;
+        let newest = if settings.believe_clock { recorded.min(ports.clock.now()) } else { recorded };
         let (refusals, waiting) = mpsc::channel(WAITING_REFUSALS);
         let (changes, _) = watch::channel(state.cursor());
         let ca = Self {
@@ -92,6 +99,8 @@ impl Ca {
             wire_bundle: ArcSwap::from_pointee(wire_bundle(&state)),
             state: ArcSwap::from_pointee(state),
             newest: AtomicI64::new(newest.unix()),
+            newest_after: AtomicU64::new(0),
+            clock,
             store_failed: AtomicBool::new(false),
             halted: AtomicBool::new(false),
             backing_up: tokio::sync::Mutex::default(),
@@ -101,7 +110,11 @@ impl Ca {
             changes,
             refusals,
         };
-        Ok((Arc::new(ca), waiting))
+        let ca = Arc::new(ca);
+        if newest < recorded {
+            ca.record_step_back("the operator said so at the start", recorded).await?;
+        }
+        Ok((ca, waiting))
     }
 
     /// The current state: one atomic load.
@@ -129,13 +142,49 @@ impl Ca {
     ///
     /// # Errors
     /// [`IssueError::ClockWentBack`] beyond two minutes.
-    pub(crate) fn now(&self) -> Result<Timestamp, IssueError> {
+    pub(crate) fn now(self: &Arc<Self>) -> Result<Timestamp, IssueError> {
+        let known = self.newest_after.load(Ordering::Acquire);
         let now = self.ports.clock.now();
-        let seen = Timestamp::from_unix(self.newest.fetch_max(now.unix(), Ordering::Relaxed));
-        if seen.since(now) > CLOCK_TOLERANCE_SECONDS {
+        let seen = Timestamp::from_unix(self.newest.fetch_max(now.unix(), Ordering::AcqRel));
+        let returns = self.clock.returns();
+        if returns != known {
+            // What was seen before the clock came back, and what was read before and noted after, was the future.
+            let now = self.ports.clock.now();
+            self.newest.store(now.unix(), Ordering::Release);
+            if self.newest_after.swap(returns, Ordering::AcqRel) != returns {
+                self.note_return(seen);
+            }
+            return Ok(now);
+        }
+        if seen.since(now) > CLOCK_BEHIND_SECONDS {
             return Err(IssueError::ClockWentBack { now, seen });
         }
         Ok(now)
+    }
+
+    /// Writes to the ledger that the clock came back, so that its last record tells the true time again, also to the
+    /// next start.
+    fn note_return(self: &Arc<Self>, seen: Timestamp) {
+        let ca = Arc::clone(self);
+        self.spawner.spawn("record the clock's return", async move {
+            if let Err(cause) = ca.record_step_back("it came back from a step ahead", seen).await {
+                tracing::warn!(%cause, "the return of the clock could not be recorded; the next record tells it");
+            }
+        });
+    }
+
+    async fn record_step_back(&self, why: &str, seen: Timestamp) -> Result<(), StoreError> {
+        let now = self.ports.clock.now();
+        tracing::warn!(%now, %seen, why, "the clock is believed though the ledger has seen a later instant");
+        let detail = format!("{now} is believed after {seen}: {why}");
+        let event = Event::Changed {
+            by: "server".to_owned(),
+            action: "clock.believe".to_owned(),
+            subject: self.settings.replica.to_string(),
+            detail,
+        };
+        let transaction = Transaction::named("believe the clock").record(Entry::new(now, &event));
+        self.noting_failure(self.ports.store.commit(transaction).await).map(drop)
     }
 
     /// Seconds by which the clock lies behind the newest instant known; 0 when it does not.
@@ -361,7 +410,7 @@ impl Ca {
     /// The time by which certificates of callers are judged: a clock that went back revives none that has expired.
     pub(crate) fn judging_time(&self) -> Timestamp {
         let newest = Timestamp::from_unix(self.newest.load(Ordering::Relaxed));
-        self.ports.clock.now().max(newest.minus(CLOCK_TOLERANCE_SECONDS))
+        self.ports.clock.now().max(newest.minus(CLOCK_BEHIND_SECONDS))
     }
 }
 

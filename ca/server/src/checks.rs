@@ -37,7 +37,7 @@ impl Ca {
         Ok(checks)
     }
 
-    fn check_ready(&self) -> Check {
+    fn check_ready(self: &Arc<Self>) -> Check {
         let problems = self.problems();
         let summary =
             if problems.is_empty() { "the server can issue".to_owned() } else { problems.join("; ") };
@@ -46,13 +46,17 @@ impl Ca {
     }
 
     fn check_clock(&self, now: Timestamp) -> Check {
-        let behind = self.clock_behind(now);
-        let summary = match behind {
-            0 => format!("the clock says {now}, not before the newest record"),
-            seconds => format!("the clock says {now}, {seconds}s before the newest record"),
+        let (behind, ahead) = (self.clock_behind(now), self.clock.ahead());
+        let summary = match (behind, ahead) {
+            (0, 0) => format!("the clock says {now}, not before the newest record"),
+            (_, ahead) if ahead > 0 => {
+                format!("the clock stepped {ahead}s ahead and is not believed yet; time goes on at {now}")
+            }
+            (seconds, _) => format!("the clock says {now}, {seconds}s before the newest record"),
         };
-        let remedy = "set the clock right (chrony, systemd-timesyncd); issuing stops when it is 120s behind";
-        check("server.clock", CheckSeverity::Critical, behind == 0, summary, remedy)
+        let remedy = "set the clock right (chrony, systemd-timesyncd); issuing stops when it is 120s behind; a step \
+                      ahead is believed after 5 minutes, or at once by a restart";
+        check("server.clock", CheckSeverity::Critical, (behind, ahead) == (0, 0), summary, remedy)
     }
 
     fn check_self(&self) -> Check {

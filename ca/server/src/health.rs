@@ -10,7 +10,7 @@ use crate::ca::Ca;
 
 impl Ca {
     /// Why this process cannot issue now; empty when it can.
-    pub(crate) fn problems(&self) -> Vec<String> {
+    pub(crate) fn problems(self: &Arc<Self>) -> Vec<String> {
         let mut problems = Vec::new();
         if self.spawner.stopping().is_cancelled() {
             problems.push("the server is stopping".to_owned());
@@ -57,6 +57,7 @@ impl Ca {
         metrics.bundle_subscribers_behind.set(count(self.lagging(&state).count()));
         let behind = i32::try_from(self.clock_behind(self.ports.clock.now())).unwrap_or(i32::MAX);
         metrics.clock_behind.set(f64::from(behind));
+        metrics.clock_ahead.set(f64::from(i32::try_from(self.clock.ahead()).unwrap_or(i32::MAX)));
         metrics.root_expiry.set(self.first_root_expiry().map_or(0, Timestamp::unix));
     }
 

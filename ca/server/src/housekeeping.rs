@@ -2,7 +2,8 @@
 //!
 //! Laws: only what time has made meaningless goes: revocations of certificates that have expired, join tokens that
 //! have expired, acknowledgements of nodes that are gone. The ledger keeps all of it for ever. Each deletion requires
-//! the document to be as it was read.
+//! the document to be as it was read. While the clock is in doubt, or has not been steady for hours, nothing goes: a
+//! clock that is wrong must not make the authority forget what it revoked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,9 @@ impl Ca {
 
     /// Forgets what ended more than a day ago.
     pub(crate) async fn forget_ended(self: &Arc<Self>) -> Result<usize, ApiError> {
+        if !self.clock.settled() {
+            return Ok(0);
+        }
         let before = self.ports.clock.now().minus(KEPT_SECONDS);
         let mut ended = self.ended_in_state(before);
         ended.extend(self.ended_tokens(before).await?);

@@ -8,6 +8,7 @@
 mod api;
 mod ca;
 mod checks;
+mod clock;
 mod connection;
 mod error;
 mod gate;

@@ -52,6 +52,7 @@ pub(crate) struct Metrics {
     pub(crate) self_check_failures: Counter,
     pub(crate) self_checked: Counter,
     pub(crate) clock_behind: Gauge<f64, AtomicU64>,
+    pub(crate) clock_ahead: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -77,6 +78,7 @@ impl Metrics {
             self_check_failures: Counter::default(),
             self_checked: Counter::default(),
             clock_behind: Gauge::default(),
+            clock_ahead: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -124,6 +126,8 @@ impl Metrics {
         );
         let help = "How far the clock lies behind the newest ledger record";
         it.register_with_unit("clock_behind", help, Unit::Seconds, self.clock_behind.clone());
+        let help = "How far the machine's clock is ahead of what is believed; 0 while it is believed";
+        it.register_with_unit("clock_ahead", help, Unit::Seconds, self.clock_ahead.clone());
     }
 
     pub(crate) fn issued(&self, profile: Profile, took: Duration) {

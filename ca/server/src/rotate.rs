@@ -12,6 +12,7 @@ use std::time::Duration;
 use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Change, Effect};
 use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Version};
 use rhizome_core::issuance::{IssuanceError, Prepared, Recorded};
+use rhizome_core::limits::CLOCK_BEHIND_SECONDS;
 use rhizome_core::ports::{KeyInfo, KeyPurpose, StoreError};
 use rhizome_core::renewal::Validity;
 use rhizome_core::rules::Rule;
@@ -74,12 +75,22 @@ impl Ca {
 
     /// Performs what is due now.
     pub(crate) async fn keep_authorities(self: &Arc<Self>) -> Result<(), ApiError> {
+        self.leave_the_future().await?;
         for _ in 0..MOST_STEPS {
             let now = self.now()?;
             let effects =
                 authority::step(&self.authorities(), &self.settings.replica, now, &self.settings.rotation);
-            let due: Vec<_> =
-                effects.into_iter().filter(|effect| !matches!(effect, Effect::WakeAt(_))).collect();
+            // A key that is destroyed never comes back: the clock must have been steady for hours.
+            let settled = self.clock.settled();
+            let now_or_later = |effect: &Effect| match effect {
+                Effect::WakeAt(_) => false,
+                Effect::Forget { .. } => settled,
+                Effect::MakeRoot { .. }
+                | Effect::MakeIssuer { .. }
+                | Effect::Activate { .. }
+                | Effect::Retire { .. } => true,
+            };
+            let due: Vec<_> = effects.into_iter().filter(now_or_later).collect();
             if due.is_empty() {
                 return Ok(());
             }
@@ -92,6 +103,18 @@ impl Ca {
             }
         }
         Err(ApiError::Bug("authorities do not come to rest".into()))
+    }
+
+    /// The clock came back from a step ahead in which the issuer was replaced: nothing can be issued below one that is
+    /// not valid for months, so another one takes its place.
+    async fn leave_the_future(self: &Arc<Self>) -> Result<(), ApiError> {
+        let now = self.now()?;
+        let valid_from = self.state().issuer().map(|it| it.issuer.certificate().not_before());
+        if valid_from.is_some_and(|from| from.since(now) > CLOCK_BEHIND_SECONDS) {
+            let reason = "the clock came back; the issuer is from the time before that";
+            self.rotate_issuer_now("server", reason).await?;
+        }
+        Ok(())
     }
 
     fn authorities(&self) -> Vec<Authority> {

@@ -49,6 +49,11 @@ pub struct Settings {
     pub token_max_ttl: Ttl,
     /// Limits at the doors.
     pub limits: DoorLimits,
+    /// Start although the ledger has seen a later instant than the clock tells: the operator says that the clock is
+    /// right and what was written from the future is not.
+    pub believe_clock: bool,
+    /// Where a backup is put together before it is sent; the system's directory for temporary files if nowhere.
+    pub scratch: Option<PathBuf>,
     /// Worker threads, each with its own single-threaded runtime; 0 means one per core.
     pub workers: usize,
     /// Where sealed keys lie, so that a backup can say whether it must be taken along.

@@ -1,6 +1,7 @@
 //! The real clock and the real randomness: the only file of the shell that reads either.
 //!
-//! Laws: everything else receives a [`Clock`] or an [`Entropy`]. Monotonic time for measuring durations comes from
+//! Laws: everything else receives a [`Clock`] or an [`Entropy`]. Whether the wall clock is believed is decided behind
+//! it (`clock`). Monotonic time for measuring durations comes from
 //! [`Stopwatch`], also here.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,6 +20,11 @@ impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    }
+
+    /// `CLOCK_BOOTTIME`: not stepped by anybody, and it goes on while the machine is suspended.
+    fn steady(&self) -> i64 {
+        rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec
     }
 }
 

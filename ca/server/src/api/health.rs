@@ -55,7 +55,7 @@ impl Health for Api {
 }
 
 impl Ca {
-    fn health(&self) -> HealthCheckResponse {
+    fn health(self: &Arc<Self>) -> HealthCheckResponse {
         let status =
             if self.problems().is_empty() { ServingStatus::Serving } else { ServingStatus::NotServing };
         HealthCheckResponse { status: status.into() }

@@ -1,4 +1,5 @@
-//! A clock that jumps back: nothing is issued beyond two minutes, and all goes on when it is right again.
+//! A clock that jumps back: nothing is issued beyond two minutes, and all goes on when it is right again. One that jumps
+//! ahead: not believed until the step has lasted, and forgotten when it is taken back.
 //!
 //! Sources: attacks.md §2 (21).
 
@@ -93,6 +94,15 @@ async fn start(
     keys: &Arc<MemoryKeyRing>,
     clock: &Arc<ManualClock>,
 ) -> Result<Running, StartError> {
+    start_as(store, keys, clock, false).await
+}
+
+async fn start_as(
+    store: &MemoryStore,
+    keys: &Arc<MemoryKeyRing>,
+    clock: &Arc<ManualClock>,
+    believe_clock: bool,
+) -> Result<Running, StartError> {
     let settings = Settings {
         trust_domain: "example.test".parse().unwrap(),
         replica: "r1".parse().unwrap(),
@@ -110,6 +120,8 @@ async fn start(
         token_ttl: Ttl::hours(1),
         token_max_ttl: Ttl::hours(24),
         limits: DoorLimits::default(),
+        believe_clock,
+        scratch: None,
         workers: 1,
         sealed_keys_dir: None,
     };
@@ -140,5 +152,64 @@ async fn a_clock_before_the_ledger_keeps_the_server_from_starting() {
     clock.advance(1);
     start(&store, &keys, &clock).await.unwrap().stop().await;
     clock.set(right);
+    start(&store, &keys, &clock).await.unwrap().stop().await;
+}
+
+fn begins(issued: &rhizome_proto::ca::v1::IssuedCertificate) -> i64 {
+    issued.not_before.unwrap().seconds
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_twenty_years_ahead_and_comes_back_leaves_no_trace() {
+    let server = TestServer::start().await;
+    let node = server.join("vm-1").await;
+    let right = server.clock.advance(600);
+    let years = 20 * 365 * 86_400;
+    server.clock.step(years);
+    let issued = sign(&node.channel, "shop", "web").await.unwrap();
+    assert!(begins(&issued) <= right.unix(), "time goes on as before");
+    let check = check_of_the_clock(&server).await;
+    assert!(!check.ok && check.summary.contains("ahead") && check.remedy.contains("restart"), "{check:?}");
+
+    server.clock.step(-years);
+    let issued = sign(&node.channel, "shop", "web").await.unwrap();
+    assert!(begins(&issued) <= right.unix());
+    assert!(check_of_the_clock(&server).await.ok);
+    let ahead = right.plus(years).to_string();
+    assert!(!server.everything_stored().await.contains(&ahead[..8]), "nothing is from the future");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_jump_ahead_that_lasts_is_believed_and_its_return_too_without_a_restart() {
+    let server = TestServer::start().await;
+    let node = server.join("vm-1").await;
+    let right = server.clock.advance(600);
+    // Within the life of the node's certificate.
+    let hours = 6 * 3_600;
+    server.clock.step(hours);
+    sign(&node.channel, "shop", "web").await.unwrap();
+    server.clock.advance(300);
+    let issued = sign(&node.channel, "shop", "web").await.unwrap();
+    assert!(begins(&issued) > right.unix() + 3_600, "it has lasted five minutes");
+    assert!(check_of_the_clock(&server).await.ok);
+
+    server.clock.step(-hours);
+    let issued = sign(&node.channel, "shop", "web").await.unwrap();
+    assert!(begins(&issued) <= right.unix() + 300, "and issuing goes on when it is taken back");
+    server.recorded(&["clock.believe"]).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_ledger_from_the_future_is_overruled_by_the_operator_once() {
+    let (store, keys) = (MemoryStore::new(), Arc::new(MemoryKeyRing::new()));
+    let clock = Arc::new(ManualClock::new("2026-03-01T12:00:00Z".parse().unwrap()));
+    start(&store, &keys, &clock).await.unwrap().stop().await;
+    clock.advance(86_400);
+    start(&store, &keys, &clock).await.unwrap().stop().await;
+    clock.advance(-80_000);
+    start(&store, &keys, &clock).await.unwrap_err();
+    start_as(&store, &keys, &clock, true).await.unwrap().stop().await;
     start(&store, &keys, &clock).await.unwrap().stop().await;
 }

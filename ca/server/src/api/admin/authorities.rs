@@ -85,7 +85,7 @@ impl Ca {
     }
 
     /// What rotating the issuer now does, one sentence each.
-    fn steps_of_rotation(&self) -> Result<Vec<String>, ApiError> {
+    fn steps_of_rotation(self: &Arc<Self>) -> Result<Vec<String>, ApiError> {
         let now = self.now()?;
         let state = self.state();
         let root = active(&state, AuthorityKind::Root, None);

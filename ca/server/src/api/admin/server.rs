@@ -22,6 +22,9 @@ use crate::error::ApiError;
 use crate::gate;
 use crate::status::{Answer, Broken, Outgoing};
 
+/// How the directory begins in which a backup is put together.
+const BACKING_UP: &str = ".backing-up-";
+
 /// Bytes of one piece of a backup.
 const CHUNK: usize = 256 * 1024;
 /// The layout of a backup: a consistent SQLite database.
@@ -113,7 +116,7 @@ impl Ca {
         };
         let _one = self.backing_up.try_lock().map_err(|_held| busy())?;
         // A directory of its own, mode 0700, gone with everything in it at the end.
-        let directory = tempfile::tempdir().map_err(|cause| ApiError::Bug(cause.to_string()))?;
+        let directory = self.scratch_directory().map_err(|cause| ApiError::Bug(cause.to_string()))?;
         let path = directory.path().join("rhizome.db");
         // Read before the copy: the copy holds at least this much.
         let manifest = self.manifest(self.ledger_head().await?);
@@ -121,6 +124,18 @@ impl Ca {
         let pieces = pieces.clone();
         let sent = tokio::task::spawn_blocking(move || send_file(&path, manifest, &pieces)).await;
         sent.map_err(|cause| ApiError::Bug(format!("a backup was not sent whole: {cause}")))
+    }
+
+    /// Beside the data, which has room for its like and is on a disk: a copy in the system's temporary directory may
+    /// lie in memory. What a killed process left there is removed first; one backup is made at a time.
+    fn scratch_directory(&self) -> std::io::Result<tempfile::TempDir> {
+        let Some(scratch) = &self.settings.scratch else { return tempfile::tempdir() };
+        for entry in std::fs::read_dir(scratch)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(BACKING_UP) {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        tempfile::Builder::new().prefix(BACKING_UP).tempdir_in(scratch)
     }
 
     fn manifest(&self, head: wire::LedgerHead) -> wire::BackupManifest {
