@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use rhizome_id::{
-    AdminName, ClusterName, NodeName, ReplicaName, SpiffeId, SpiffeIdError, TokenId, TrustDomain,
+    AdminName, ClusterName, NodeName, ReplicaName, Serial, SpiffeId, SpiffeIdError, TokenId, TrustDomain,
 };
 use serde::{Deserialize, Serialize};
 
@@ -226,6 +226,7 @@ pub struct AttestedCaller {
     attributes: Attributes,
     scope: Scope,
     role: Option<Role>,
+    credential: Option<Serial>,
 }
 
 impl AttestedCaller {
@@ -233,7 +234,7 @@ impl AttestedCaller {
     /// labels from its record; for a token: cluster, node and method) and that it may vouch for `scope`. It holds no
     /// role. Only authentication code calls this.
     pub const fn assertion(principal: Principal, attributes: Attributes, scope: Scope) -> Self {
-        Self { principal, attributes, scope, role: None }
+        Self { principal, attributes, scope, role: None, credential: None }
     }
 
     /// The same caller, asserted to hold `role`; meaningful for administrators and local processes. Only
@@ -241,6 +242,12 @@ impl AttestedCaller {
     #[must_use]
     pub fn with_role(self, role: Role) -> Self {
         Self { role: Some(role), ..self }
+    }
+
+    /// The same caller, known by its certificate of that serial. Only authentication code calls this.
+    #[must_use]
+    pub fn with_credential(self, serial: Serial) -> Self {
+        Self { credential: Some(serial), ..self }
     }
 
     /// Who it is.
@@ -256,6 +263,11 @@ impl AttestedCaller {
     /// What it may vouch for.
     pub const fn scope(&self) -> &Scope {
         &self.scope
+    }
+
+    /// Serial of the certificate it is known by, if it is known by one.
+    pub const fn credential(&self) -> Option<&Serial> {
+        self.credential.as_ref()
     }
 
     /// The role it holds, if any.

@@ -31,6 +31,12 @@ pub enum IssueError {
         /// The id.
         id: String,
     },
+    /// The caller was banned, evicted, removed or revoked while its request was being recorded.
+    #[error("the caller lost its standing while the request was recorded: {0}")]
+    CallerGone(#[source] AuthError),
+    /// What the rules grant changed while the request was being recorded.
+    #[error("what the rules grant changed while the request was recorded; ask again")]
+    PolicyChanged,
     /// There is no active authority yet.
     #[error("no authority is active yet")]
     NoAuthority,

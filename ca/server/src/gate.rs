@@ -14,7 +14,7 @@ use rhizome_core::attributes::Attributes;
 use rhizome_core::caller::{AttestedCaller, Principal, Role, Scope, principal_of};
 use rhizome_core::nodes::NodeState;
 use rhizome_core::state::State;
-use rhizome_id::Timestamp;
+use rhizome_id::{Serial, Timestamp};
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response, header};
 use tower::{Layer, Service};
@@ -191,12 +191,30 @@ fn certified(
     if now > certificate.not_after {
         return Err(AuthError::Expired { id: id.to_string(), not_after: certificate.not_after, now });
     }
-    if state.is_revoked(&certificate.serial) {
-        return Err(AuthError::Revoked { id: id.to_string(), serial: certificate.serial.to_string() });
-    }
     let principal = principal_of(id, state.trust_domain());
     let principal = principal.ok_or_else(|| AuthError::NotAPrincipal { id: id.to_string() })?;
-    let who = || certificate.name.clone();
+    on_record(state, principal, &certificate.serial)
+}
+
+/// `caller` as `state` knows it: for work that was begun on an older state. Expiry is not asked again: the caller was
+/// in time when it asked.
+///
+/// # Errors
+/// [`AuthError`] when it is nobody any more.
+pub(crate) fn still(state: &State, caller: &AttestedCaller) -> Result<AttestedCaller, AuthError> {
+    match caller.credential() {
+        Some(serial) => on_record(state, caller.principal().clone(), serial),
+        // Local processes and bearers of tokens: the latter's token is claimed in the transaction itself.
+        None => Ok(caller.clone()),
+    }
+}
+
+/// Whoever presents certificate `serial` as `principal`, as the state knows it.
+fn on_record(state: &State, principal: Principal, serial: &Serial) -> Result<AttestedCaller, AuthError> {
+    let who = || principal.to_string();
+    if state.is_revoked(serial) {
+        return Err(AuthError::Revoked { id: who(), serial: serial.to_string() });
+    }
     match &principal {
         Principal::Node { cluster, method, name } => {
             let node = state.nodes().get(&format!("{cluster}/{method}/{name}"));
@@ -204,17 +222,19 @@ fn certified(
             if let NodeState::Banned { reason, .. } = &node.state {
                 return Err(AuthError::Banned { who: who(), reason: reason.clone() });
             }
-            if !node.may_present(&certificate.serial) {
-                return Err(AuthError::Superseded { who: who(), serial: certificate.serial.to_string() });
+            if !node.may_present(serial) {
+                return Err(AuthError::Superseded { who: who(), serial: serial.to_string() });
             }
-            Ok(AttestedCaller::assertion(principal, node.attributes.clone(), node.scope.clone()))
+            let caller = AttestedCaller::assertion(principal, node.attributes.clone(), node.scope.clone());
+            Ok(caller.with_credential(*serial))
         }
         Principal::Admin { name } => {
             let role = state.admins().get(name).ok_or_else(|| AuthError::Unknown { who: who() })?.value.role;
-            Ok(AttestedCaller::assertion(principal, Attributes::default(), Scope::none()).with_role(role))
+            let caller = AttestedCaller::assertion(principal, Attributes::default(), Scope::none());
+            Ok(caller.with_role(role).with_credential(*serial))
         }
         Principal::Local { .. } | Principal::Token { .. } | Principal::Server { .. } => {
-            Err(AuthError::NotAPrincipal { id: id.to_string() })
+            Err(AuthError::NotAPrincipal { id: who() })
         }
     }
 }

@@ -2,7 +2,7 @@
 //! only other leaf is this server's own (`serving`), which has no request and walks the same chain of evidence.
 //!
 //! Laws: the steps stand in the order of architecture §5 and each consumes the evidence of the one before. Nothing is
-//! signed whose ledger entry is not durable. The path reads one immutable state, never the database, and holds no
+//! signed whose ledger entry is not durable, and nothing that policy would refuse once it is. The path reads one immutable state, never the database, and holds no
 //! lock across a wait. A failure after the entry is durable leaves an entry without a certificate, and says so in a
 //! further entry when it can.
 //! Not here: who calls (`gate`), the decision (`rhizome_core::policy`), the bytes (`rhizome_x509`).
@@ -13,13 +13,15 @@ use rhizome_core::caller::AttestedCaller;
 use rhizome_core::documents::Transaction;
 use rhizome_core::issuance::{self, Circumstances, IssuanceError, IssuedLeaf, Recorded};
 use rhizome_core::ledger::{Entry, Event, Issuance, Profile};
-use rhizome_core::policy::{self, Facts, Wish};
+use rhizome_core::policy::{self, Facts, Grant, Wish};
 use rhizome_core::ports::{KeyRingError, StoreError};
+use rhizome_core::state::State;
 use rhizome_id::{RequestId, Serial, Timestamp};
 use rhizome_x509::VerifiedCsr;
 
 use crate::ca::Ca;
 use crate::error::IssueError;
+use crate::gate;
 use crate::system::Stopwatch;
 
 /// A certificate signing request as it arrived.
@@ -53,10 +55,14 @@ impl Ca {
         ask: Ask<'_>,
     ) -> Result<Arc<Recorded<IssuedLeaf>>, IssueError> {
         let csr = ask.csr.verify()?;
-        self.issue_with(caller, csr, ask.wish, ask.request, |_issuance| {
-            Transaction::named("issue certificate")
-        })
-        .await
+        let alone = |_issuance: &Issuance| Transaction::named("issue certificate");
+        if ask.request.is_none() {
+            return self.issue_with(caller, csr, ask.wish, None, alone).await;
+        }
+        // Who names its request may go away and ask again: what was begun is finished, so that there is an answer.
+        let (ca, caller, Ask { wish, request, .. }) = (Arc::clone(self), caller.clone(), ask);
+        let work = async move { ca.issue_with(&caller, csr, wish, request, alone).await };
+        self.to_the_end("issue", work).await
     }
 
     /// The whole of issuance, in order. `alongside` may add what must become true in the same transaction as the
@@ -74,23 +80,18 @@ impl Ca {
         let now = self.now()?;
         self.check_not_halted()?;
         let key = csr.public_key().digest();
-        // 3. May they, as whom, for how long.
-        let state = self.state();
-        let facts = Facts {
-            trust_domain: state.trust_domain(),
-            rules: state.rule_set(),
-            limits: &self.settings.policy,
-        };
-        let grant = policy::decide(caller, &wish, &facts, now)?;
-
-        // A retry gets the first answer, as long as that answer is still right: the same key, the same identity granted
-        // now as then, not yet due for renewal and not revoked.
-        let remember = request.as_ref().map(|id| (caller.principal().to_string(), id.to_string()));
         // Two of one name at once: the second waits for the first one's answer. Nobody else waits for either.
+        let remember = request.as_ref().map(|id| (caller.principal().to_string(), id.to_string()));
         let _turn = match &remember {
             Some(name) => Some(self.turns.get_with(name.clone(), Arc::default).lock_owned().await),
             None => None,
         };
+        // 3. May they, as whom, for how long.
+        let state = self.state();
+        let grant = self.decide(&state, caller, &wish, now)?;
+
+        // A retry gets the first answer, as long as that answer is still right: the same key, the same identity granted
+        // now as then, not yet due for renewal and not revoked.
         if let Some(known) = remember.as_ref().and_then(|name| self.recent.get(name)) {
             let first = known.issuance();
             if first.public_key != key || first.spiffe_id != *grant.spiffe_id() {
@@ -123,6 +124,12 @@ impl Ca {
             committed.receipts.last().ok_or_else(|| StoreError::Bug { cause: "no receipt".into() })?;
         let intent = prepared.recorded(receipt)?;
 
+        // What was decided before the wait must hold after it. From here on nothing waits but the signer.
+        if let Err(cause) = self.check_still_granted(&state, &grant, caller, &wish, now) {
+            self.note_unsigned(intent.serial(), now, &cause.to_string());
+            return Err(cause);
+        }
+
         // 7. Sign, check, and only then reply: the reply is made from `Recorded` alone.
         let signature = match self.ports.keys.sign(intent.key(), &intent.to_be_signed()).await {
             Ok(signature) => signature,
@@ -139,6 +146,43 @@ impl Ca {
         self.lately.note(&leaf);
         self.metrics.issued(leaf.issuance().profile, watch.elapsed());
         Ok(leaf)
+    }
+
+    fn decide(
+        &self,
+        state: &State,
+        caller: &AttestedCaller,
+        wish: &Wish,
+        now: Timestamp,
+    ) -> Result<Grant, IssueError> {
+        let facts = Facts {
+            trust_domain: state.trust_domain(),
+            rules: state.rule_set(),
+            limits: &self.settings.policy,
+        };
+        Ok(policy::decide(caller, wish, &facts, now)?)
+    }
+
+    /// Asks again when anything changed since `decided_on`: a ban or a changed rule that was answered before this gets
+    /// nothing signed. Costs one atomic load while nothing changes.
+    fn check_still_granted(
+        &self,
+        decided_on: &Arc<State>,
+        grant: &Grant,
+        caller: &AttestedCaller,
+        wish: &Wish,
+        now: Timestamp,
+    ) -> Result<(), IssueError> {
+        let state = self.state();
+        if Arc::ptr_eq(&state, decided_on) {
+            return Ok(());
+        }
+        let caller = gate::still(&state, caller).map_err(IssueError::CallerGone)?;
+        if self.decide(&state, &caller, wish, now)? == *grant {
+            Ok(())
+        } else {
+            Err(IssueError::PolicyChanged)
+        }
     }
 
     /// A signature that does not fit the bytes that were linted: a signer that errs, or one that lies. Nothing more is

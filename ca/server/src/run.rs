@@ -65,6 +65,11 @@ impl std::fmt::Debug for Running {
 }
 
 impl Running {
+    #[cfg(test)]
+    pub(crate) const fn ca(&self) -> &Arc<Ca> {
+        &self.ca
+    }
+
     /// Where gRPC over mTLS is served.
     pub const fn address(&self) -> SocketAddr {
         self.address

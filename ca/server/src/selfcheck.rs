@@ -65,3 +65,82 @@ impl Ca {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rhizome_core::attributes::Attributes;
+    use rhizome_core::authority::RotationPolicy;
+    use rhizome_core::caller::{AttestedCaller, Principal, Role, Scope};
+    use rhizome_core::policy::{PolicyLimits, Wish};
+    use rhizome_id::Ttl;
+    use rhizome_keys::MemoryKeyRing;
+    use rhizome_store::MemoryStore;
+    use rhizome_x509::{KeyAlgorithm, RequestKey, SigningAlgorithm, create_csr};
+
+    use super::*;
+    use crate::issue::{Ask, Csr};
+    use crate::{DoorLimits, Ports, Running, Settings, SystemClock, SystemEntropy};
+
+    async fn server() -> Running {
+        let settings = Settings {
+            trust_domain: "example.test".parse().unwrap(),
+            replica: "r1".parse().unwrap(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: Vec::new(),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            admin_socket: None,
+            admin_uids: BTreeMap::new(),
+            web: None,
+            policy: PolicyLimits::default(),
+            rotation: RotationPolicy { root_ttl: Ttl::hours(365 * 24), issuer_ttl: Ttl::hours(30 * 24) },
+            algorithm: SigningAlgorithm::default(),
+            refresh_hint: Ttl::hours(1),
+            token_ttl: Ttl::hours(1),
+            token_max_ttl: Ttl::hours(24),
+            limits: DoorLimits::default(),
+            believe_clock: false,
+            scratch: None,
+            workers: 1,
+            sealed_keys_dir: None,
+        };
+        let ports = Ports {
+            store: Arc::new(MemoryStore::new()),
+            keys: Arc::new(MemoryKeyRing::new()),
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy::default()),
+        };
+        crate::start(settings, ports).await.unwrap()
+    }
+
+    async fn issue(ca: &Arc<Ca>) {
+        let csr = create_csr(&RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap()).unwrap();
+        let root = Principal::Local { uid: 0, user: None };
+        let caller = AttestedCaller::assertion(root, Attributes::default(), Scope::none());
+        let wish = Wish::Admin { name: "alice".parse().unwrap(), ttl: None };
+        let ask = Ask { csr: Csr::Der(&csr), wish, request: None };
+        ca.issue(&caller.with_role(Role::Security), ask).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_planted_certificate_of_another_authority_is_found_by_the_self_check() {
+        let (ours, theirs) = (server().await, server().await);
+        let ca = ours.ca();
+        let counted = || (ca.metrics.self_checked.get(), ca.metrics.self_check_failures.get());
+        issue(ca).await;
+        ca.judge_lately();
+        assert_eq!(counted(), (2, 0));
+
+        issue(theirs.ca()).await;
+        theirs.ca().lately.take().iter().for_each(|planted| ca.lately.note(planted));
+        ca.judge_lately();
+        assert_eq!(counted(), (4, 2), "as a client and as a server");
+        let checks = ca.checks(None).await.unwrap();
+        let check = checks.iter().find(|it| it.name == "issuance.self_check").unwrap();
+        assert!(!check.ok && check.remedy.contains("stop issuing"), "{check:?}");
+        ours.stop().await;
+        theirs.stop().await;
+    }
+}

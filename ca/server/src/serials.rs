@@ -80,3 +80,39 @@ impl Serials {
         block.take().ok_or_else(|| StoreError::Bug { cause: "an empty block of serials".into() }.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use rhizome_core::entropy::EntropyError;
+    use rhizome_store::MemoryStore;
+
+    use super::*;
+
+    /// The worst randomness there is: uniqueness must not need any.
+    struct Zeros;
+
+    impl Entropy for Zeros {
+        fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
+            bytes.fill(0);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_million_serials_are_unique_over_restarts_and_without_any_randomness() {
+        let store = MemoryStore::new();
+        let mut seen = HashSet::with_capacity(1_000_000);
+        for process in 0..4 {
+            let serials = Serials::new(ReplicaNumber::new(0).unwrap());
+            for turn in 0..250_000 {
+                // The clock moves on, and back.
+                let now = Timestamp::from_unix(1_800_000_000 + (turn % 7) - process);
+                let (serial, _) = serials.next(&store, &Zeros, now).await.unwrap();
+                assert!(seen.insert(serial), "{serial}");
+            }
+        }
+        assert_eq!(seen.len(), 1_000_000);
+    }
+}

@@ -100,6 +100,8 @@ fn of_issue(error: &IssueError) -> Public {
         IssueError::RequestIdReused { .. } => {
             Public::new(Code::AlreadyExists, "request_id_reused", error.to_string())
         }
+        IssueError::CallerGone(_) => unauthenticated(),
+        IssueError::PolicyChanged => Public::new(Code::Aborted, "policy_changed", error.to_string()),
         IssueError::NoAuthority => {
             unavailable("no_authority", "the authority is starting", Duration::from_secs(1))
         }
@@ -239,6 +241,8 @@ mod tests {
             IssueError::Denied(Denial::from(DenialReason::NoRule)).into(),
             IssueError::Denied(Denial::from(DenialReason::WrongCaller)).into(),
             IssueError::RequestIdReused { id: "r-1".to_owned() }.into(),
+            IssueError::CallerGone(AuthError::Unknown { who: text() }).into(),
+            IssueError::PolicyChanged.into(),
             IssueError::NoAuthority.into(),
             IssueError::ClockWentBack { now: at, seen: at }.into(),
             IssueError::NoEntropy.into(),

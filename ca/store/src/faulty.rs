@@ -1,4 +1,5 @@
-//! A store that fails on demand: the tests' way to meet a full disk, a lost answer and an unknown outcome.
+//! A store that fails or stalls on demand: the tests' way to meet a full disk, a lost answer, an unknown outcome, and
+//! whatever happens while a commit takes its time.
 //!
 //! Laws: what it does not fail it hands to the store below, unchanged. Not here: what a caller does about it.
 //! Sources: attacks.md §1.3 (state durable before effect; fail the 1st, 2nd, … store call).
@@ -11,6 +12,7 @@ use rhizome_core::documents::{Document, DocumentKey, Kind, Transaction};
 use rhizome_core::ledger::{Head, Position, Record};
 use rhizome_core::ports::{Committed, Store, StoreError};
 use rhizome_id::{SerialCounter, Timestamp};
+use tokio::sync::oneshot;
 
 use crate::limits::RETRY_AFTER;
 
@@ -37,6 +39,27 @@ struct Plan {
     failing_commits: Vec<(u64, Moment, StoreError)>,
     failing_reservations: Vec<(u64, Moment, StoreError)>,
     failing_reads: Option<StoreError>,
+    held_commits: Vec<(u64, Moment, Hold)>,
+}
+
+#[derive(Debug)]
+struct Hold {
+    reached: oneshot::Sender<()>,
+    released: oneshot::Receiver<()>,
+}
+
+/// A commit that waits. Dropping this lets it go on.
+#[derive(Debug)]
+pub struct HeldCommit {
+    reached: oneshot::Receiver<()>,
+    _release: oneshot::Sender<()>,
+}
+
+impl HeldCommit {
+    /// Waits until the commit has come to where it is held; `false` when it never will.
+    pub async fn reached(&mut self) -> bool {
+        (&mut self.reached).await.is_ok()
+    }
 }
 
 impl<S: Store> FaultyStore<S> {
@@ -74,6 +97,17 @@ impl<S: Store> FaultyStore<S> {
         plan.failing_reservations.push((at, moment, unavailable()));
     }
 
+    /// Makes the `nth` commit from now wait, before it happens or after it happened, until the answer of this is
+    /// dropped; 1 is the next one.
+    pub fn hold_commit(&self, nth: u64, moment: Moment) -> HeldCommit {
+        let (reaching, reached) = oneshot::channel();
+        let (release, released) = oneshot::channel();
+        let mut plan = self.plan();
+        let at = plan.commits.saturating_add(nth);
+        plan.held_commits.push((at, moment, Hold { reached: reaching, released }));
+        HeldCommit { reached, _release: release }
+    }
+
     /// Makes every read, backup and check fail with `error`, until it is set to `None`.
     pub fn fail_reads(&self, error: Option<StoreError>) {
         self.plan().failing_reads = error;
@@ -92,6 +126,14 @@ fn unavailable() -> StoreError {
     StoreError::Unavailable { cause: "a test made it fail".to_owned(), retry_after: RETRY_AFTER }
 }
 
+impl Hold {
+    async fn wait(self) {
+        // Nobody may be listening; and whoever held it lets go by dropping the other end.
+        let _nobody = self.reached.send(());
+        let _released = self.released.await;
+    }
+}
+
 fn due(failing: &mut Vec<(u64, Moment, StoreError)>, now: u64) -> Option<(Moment, StoreError)> {
     let index = failing.iter().position(|(at, ..)| *at == now)?;
     let (_, moment, error) = failing.swap_remove(index);
@@ -101,17 +143,32 @@ fn due(failing: &mut Vec<(u64, Moment, StoreError)>, now: u64) -> Option<(Moment
 #[async_trait]
 impl<S: Store> Store for FaultyStore<S> {
     async fn commit(&self, transaction: Transaction) -> Result<Committed, StoreError> {
-        let fault = {
+        let (fault, held) = {
             let mut plan = self.plan();
             plan.commits = plan.commits.saturating_add(1);
             let now = plan.commits;
-            due(&mut plan.failing_commits, now)
+            let held = plan.held_commits.iter().position(|(at, ..)| *at == now);
+            let held = held.map(|index| plan.held_commits.swap_remove(index));
+            (due(&mut plan.failing_commits, now), held.map(|(_, moment, hold)| (moment, hold)))
         };
-        match fault {
+        let (mut before, mut after) = (None, None);
+        match held {
+            Some((Moment::Before, hold)) => before = Some(hold),
+            Some((Moment::After, hold)) => after = Some(hold),
+            None => {}
+        }
+        if let Some(hold) = before {
+            hold.wait().await;
+        }
+        let outcome = match fault {
             None => self.inner.commit(transaction).await,
             Some((Moment::Before, error)) => Err(error),
             Some((Moment::After, error)) => self.inner.commit(transaction).await.and(Err(error)),
+        };
+        if let Some(hold) = after {
+            hold.wait().await;
         }
+        outcome
     }
 
     async fn document(&self, key: &DocumentKey) -> Result<Option<Document>, StoreError> {

@@ -15,7 +15,7 @@ mod rules;
 mod sqlite;
 mod verify;
 
-pub use faulty::{FaultyStore, Moment};
+pub use faulty::{FaultyStore, HeldCommit, Moment};
 pub use limits::{MAX_DOCUMENT_BYTES, MAX_ENTRY_BYTES, MAX_ID_BYTES, MAX_TRANSACTION_PARTS};
 pub use memory::MemoryStore;
 pub use sqlite::{Options, SqliteStore, Statistics};

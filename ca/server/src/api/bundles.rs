@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use rhizome_core::documents::Transaction;
+use rhizome_core::documents::{Stored as _, Transaction};
+use rhizome_core::ports::StoreError;
 use rhizome_core::state::Subscriber;
 use rhizome_id::TrustDomain;
 use rhizome_proto::ca::v1 as wire;
@@ -18,10 +19,13 @@ use tonic::{Request, Response, Streaming};
 use super::sync::ASK_AGAIN;
 use super::{Api, convert};
 use crate::ca::Ca;
-use crate::error::{ApiError, IssueError};
+use crate::error::{ApiError, AuthError, IssueError};
 use crate::gate;
 use crate::peer::PeerInfo;
 use crate::status::{Answer, Broken, Outgoing};
+
+/// How often an acknowledgement is tried again when its node renews at the same moment.
+const TRIES: usize = 4;
 
 #[tonic::async_trait]
 impl BundleService for Api {
@@ -135,14 +139,30 @@ impl Ca {
             );
             return Err(ApiError::Invalid { field: "acknowledgement", problem });
         }
-        let state = self.state();
-        let known = state.subscribers().get(who);
-        if known.is_some_and(|it| it.value.sequence == published.sequence() && it.value.digest == digest) {
-            return Ok(());
-        }
         let at = self.ports.clock.now();
         let subscriber = Subscriber { principal: who.to_owned(), sequence: published.sequence(), digest, at };
-        self.commit(Transaction::named("acknowledge bundle").put(&subscriber)).await?;
+        for _ in 0..TRIES {
+            match self.try_to_acknowledge(&subscriber).await {
+                Err(ApiError::Store(StoreError::Conflict { .. })) => {}
+                outcome => return outcome,
+            }
+        }
+        self.try_to_acknowledge(&subscriber).await
+    }
+
+    /// An acknowledgement belongs to a node on record: one that was evicted while it spoke leaves nothing behind.
+    async fn try_to_acknowledge(self: &Arc<Self>, subscriber: &Subscriber) -> Result<(), ApiError> {
+        let state = self.state();
+        let who = subscriber.principal.as_str();
+        let node = who.strip_prefix("node:").and_then(|id| state.nodes().get(id));
+        let node = node.ok_or_else(|| AuthError::Unknown { who: who.to_owned() })?;
+        let known = state.subscribers().get(who).map(|it| (it.value.sequence, it.value.digest));
+        if known == Some((subscriber.sequence, subscriber.digest)) {
+            return Ok(());
+        }
+        let transaction = Transaction::named("acknowledge bundle");
+        let transaction = transaction.require_unchanged(node.value.key(), node.version);
+        self.commit(transaction.put(subscriber)).await?;
         Ok(())
     }
 }

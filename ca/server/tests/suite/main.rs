@@ -10,6 +10,7 @@ mod admins;
 mod authorities;
 mod clock;
 mod explain;
+mod faults;
 mod joining;
 mod nodes;
 mod roles;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use rhizome_proto::ca::v1::certificate_service_client::CertificateServiceClient;
 use rhizome_proto::node::v1 as node;
 use rhizome_proto::node::v1::node_service_client::NodeServiceClient;
 use rhizome_server::{DoorLimits, Ports, Running, Settings, SystemEntropy};
-use rhizome_store::MemoryStore;
+use rhizome_store::{FaultyStore, MemoryStore};
 use rhizome_tls::{ClientIdentity, ExpectedServer};
 use rhizome_x509::{Bundle, CaCertificate, KeyAlgorithm, RequestKey, TrustAnchors, create_csr};
 use tempfile::TempDir;
@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A server of `example.test`, replica `r1`.
 pub(crate) struct TestServer {
     pub(crate) clock: Arc<ManualClock>,
-    pub(crate) store: MemoryStore,
+    pub(crate) store: Arc<FaultyStore<MemoryStore>>,
     running: Running,
     socket: PathBuf,
     _scratch: TempDir,
@@ -61,9 +61,9 @@ impl TestServer {
         let scratch = TempDir::new().unwrap();
         let socket = scratch.path().join("admin.sock");
         let clock = Arc::new(ManualClock::new("2026-03-01T12:00:00Z".parse().unwrap()));
-        let store = MemoryStore::new();
+        let store = Arc::new(FaultyStore::new(MemoryStore::new()));
         let ports = Ports {
-            store: Arc::new(store.clone()),
+            store: Arc::<FaultyStore<MemoryStore>>::clone(&store),
             keys: Arc::new(MemoryKeyRing::new()),
             clock: Arc::<ManualClock>::clone(&clock),
             entropy: Arc::new(SystemEntropy::default()),
@@ -82,6 +82,11 @@ impl TestServer {
 
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// The administrators' socket.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// A channel on the administrators' socket: role security, by user id.
@@ -189,6 +194,8 @@ fn settings(socket: PathBuf) -> Settings {
         token_ttl: Ttl::hours(1),
         token_max_ttl: Ttl::hours(24),
         limits: DoorLimits { per_source_per_second: 10_000, ..DoorLimits::default() },
+        believe_clock: false,
+        scratch: None,
         workers: 2,
         sealed_keys_dir: None,
     }
