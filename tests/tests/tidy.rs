@@ -6,6 +6,9 @@
 //! Not here: what rustc and clippy check (`[workspace.lints]`, `.clippy.toml`).
 
 #[cfg(test)]
+#[path = "tidy/deps.rs"]
+mod deps;
+#[cfg(test)]
 #[path = "tidy/edges.rs"]
 mod edges;
 #[cfg(test)]
