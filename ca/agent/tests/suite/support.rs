@@ -106,6 +106,8 @@ impl Authority {
             token_ttl: Ttl::hours(1),
             token_max_ttl: Ttl::hours(24),
             limits: DoorLimits { per_source_per_second: 10_000, ..DoorLimits::default() },
+            believe_clock: false,
+            scratch: None,
             workers: 1,
             sealed_keys_dir: None,
         }

@@ -264,6 +264,9 @@ async fn the_health_probe_answers_while_the_server_is_saturated() {
     server.stop().await;
 }
 
+/// What a server says to who overdoes it (RFC 9113 §7).
+const ENHANCE_YOUR_CALM: u32 = 0xb;
+
 /// HTTP/2 frames (RFC 9113 §4.1): length, type, flags, stream, payload.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -284,11 +287,12 @@ fn call_of(path: &str) -> Vec<u8> {
 
 /// The error code of the GOAWAY frame among `bytes`, if there is one.
 fn goodbye(mut bytes: &[u8]) -> Option<u32> {
-    while let Some((head, rest)) = bytes.split_at_checked(9) {
-        let length = usize::try_from(u32::from_be_bytes([0, head[0], head[1], head[2]])).unwrap();
+    while let Some((&[a, b, c, kind, _flags, ..], rest)) = bytes.split_first_chunk::<9>() {
+        let length = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap();
         let (payload, rest) = rest.split_at_checked(length)?;
-        if head[3] == 7 {
-            return Some(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
+        if kind == 7 {
+            let (_last_stream, code) = payload.split_first_chunk::<4>()?;
+            return Some(u32::from_be_bytes(*code.first_chunk()?));
         }
         bytes = rest;
     }
@@ -313,7 +317,6 @@ async fn a_connection_that_resets_its_calls_without_end_is_closed_and_others_are
     let mut answer = Vec::new();
     drop(from.read_to_end(&mut answer).await);
     sent.await.unwrap();
-    const ENHANCE_YOUR_CALM: u32 = 0xb;
     assert_eq!(goodbye(&answer), Some(ENHANCE_YOUR_CALM));
     sign(&vm.channel, "shop", "web").await.unwrap();
     assert_eq!(health(&server.local().await).await, ServingStatus::Serving);
