@@ -58,6 +58,7 @@ pub async fn run(path: &Path, believe_clock: bool) -> Exit {
     for warning in warnings {
         tracing::warn!(file = %path.display(), line = warning.at.map(|at| at.line), "{}", warning.text);
     }
+    rhizome_agent::descriptors::raise_limit();
     let signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(cause) => return failed("cannot listen for signals", &cause),

@@ -12,6 +12,7 @@ mod bootstrap;
 mod cache;
 mod call;
 mod checkup;
+pub mod descriptors;
 mod fetch;
 pub mod holdings;
 mod link;

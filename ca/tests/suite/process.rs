@@ -72,7 +72,11 @@ impl Home {
 
     /// Starts the server and waits until it says that it is ready.
     pub(crate) fn serve(&self) -> Server {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rhizome"));
+        self.serve_by(Command::new(env!("CARGO_BIN_EXE_rhizome")))
+    }
+
+    /// As [`Self::serve`], by a command that ends with running the binary in its own place.
+    pub(crate) fn serve_by(&self, mut command: Command) -> Server {
         command.args(["server", "--config", &self.config()]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = child.unwrap();
@@ -102,6 +106,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());

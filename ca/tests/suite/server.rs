@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 
 use crate::deploy::metrics_in_alerts;
 use crate::process::{Home, rhizome, stderr};
@@ -25,6 +26,20 @@ fn it_founds_a_trust_domain_serves_drains_and_comes_back_the_same() {
     assert_eq!(again.ready["bundle_digest"], digest);
     assert!(!again.lines.concat().contains("back it up now"));
     assert!(again.stop().success());
+}
+
+#[test]
+fn it_may_open_as_many_files_as_the_system_allows_and_not_as_few_as_its_shell_does() {
+    let home = Home::new("");
+    let mut frugal = Command::new("sh");
+    frugal.args(["-c", r#"ulimit -Sn 256 && exec "$0" "$@""#, env!("CARGO_BIN_EXE_rhizome")]);
+    let server = home.serve_by(frugal);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.id())).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let [soft, hard, _unit] = line.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{line}") };
+    assert!(soft == hard && soft != "256", "{line}");
+    assert!(server.lines.concat().contains("raised the limit of open files"), "{:#?}", server.lines);
+    assert!(server.stop().success());
 }
 
 #[test]

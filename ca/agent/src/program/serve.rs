@@ -16,6 +16,7 @@ use crate::{Ports, Settings, SystemEntropy, start};
 
 /// Runs until SIGTERM or SIGINT.
 pub(super) async fn run(state: PathBuf, wish: Run, clock: Arc<dyn Clock>) -> Result<(), Failure> {
+    crate::descriptors::raise_limit();
     let join = wish.join_file.map(|path| decode(&read(Some(&path))?)).transpose()?;
     let ports = Ports { clock, entropy: Arc::new(SystemEntropy::default()) };
     let now = Arc::clone(&ports.clock);
