@@ -3,7 +3,7 @@
 //! Laws: the server is the real program in a process of its own, with full durability (SQLite, synchronous=FULL) and
 //! real mTLS; what raw verify and sign cost is measured in the same run, before and after, on the same machine; every
 //! ratio is printed with the numbers it came from. Nothing here passes or fails: figures are for reading.
-//! Usage: `cargo run --release -p rhizome-tests --bin bench -- [--seconds 5] [--quick]`
+//! Usage: `cargo run --release -p rhizome-tests --bin bench -- [--seconds 5] [--quick] [--only PART,PART]`
 
 #![expect(
     clippy::expect_used,
@@ -12,50 +12,114 @@
     reason = "a benchmark stops at the first surprise, and its figures are approximate anyway"
 )]
 
+mod agent;
+mod figures;
 mod growth;
 mod load;
+mod process;
 mod raw;
+mod republish;
 mod server;
+mod workload;
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
+use agent::Sizes;
 use load::{Load, Mode};
 use server::Server;
 
-const USAGE: &str = "bench [--seconds N] [--quick]\n\
-    --seconds N  how long each measurement runs (5)\n\
-    --quick      leave out growth with rules and ledger rows, and memory";
+const USAGE: &str = "bench [--seconds N] [--quick] [--only PART[,PART…]]\n\
+    --seconds N   how long each measurement of load runs (5)\n\
+    --quick       small: leaves out growth and memory of the server, and shrinks the fleets\n\
+    --only PARTS  ca: load, growth and memory of the server\n\
+    \x20             start: agent from its start to the first identity\n\
+    \x20             memory: of the agent; as root with 1,000 users\n\
+    \x20             change: a rule, a revocation, a bundle, until in force at 1,000 agents\n\
+    \x20             bundle: pushed to 10,000 agents\n\
+    \x20             herd: 10,000 agents stay, then restart at once\n\
+    \x20             agent: all of these but ca";
+
+/// The parts that `agent` stands for.
+const AGENT: [&str; 5] = ["start", "memory", "change", "bundle", "herd"];
+const CA: &str = "ca";
 
 /// What the command line says.
 struct Options {
     each: Duration,
     quick: bool,
+    parts: BTreeSet<String>,
 }
 
 fn main() {
-    let Some(options) = options() else {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.as_slice() {
+        // What this program is told by itself.
+        [verb, socket] if verb == workload::VERB => return workload::hold(Path::new(socket)),
+        [verb, config] if verb == republish::VERB => return republish::serve(Path::new(config)),
+        _as_people_use_it => {}
+    }
+    let Some(options) = options(words) else {
         eprintln!("{USAGE}");
         std::process::exit(2);
     };
+    make_room();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("a runtime").block_on(run(&options));
 }
 
-fn options() -> Option<Options> {
-    let mut options = Options { each: Duration::from_secs(5), quick: false };
-    let mut words = std::env::args().skip(1);
+fn options(words: Vec<String>) -> Option<Options> {
+    let every = || AGENT.into_iter().chain([CA]).map(str::to_owned).collect();
+    let mut options = Options { each: Duration::from_secs(5), quick: false, parts: every() };
+    let mut words = words.into_iter();
     while let Some(word) = words.next() {
         match word.as_str() {
             "--seconds" => options.each = Duration::from_secs(words.next()?.parse().ok()?),
             "--quick" => options.quick = true,
+            "--only" => {
+                let wanted = words.next()?.replace("agent", &AGENT.join(","));
+                options.parts = wanted.split(',').map(str::to_owned).collect();
+            }
             _ => return None,
         }
     }
-    Some(options)
+    options.parts.is_subset(&every()).then_some(options)
+}
+
+/// Room for as many connections as the machine allows: a fleet is in this one process, and what it starts inherits it.
+fn make_room() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let given = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: given.maximum, maximum: given.maximum };
+    setrlimit(Resource::Nofile, wanted).expect("a soft limit may be as high as the hard one");
 }
 
 async fn run(options: &Options) {
     machine();
+    let sizes = if options.quick { Sizes::QUICK } else { Sizes::FULL };
+    let wanted = |part: &str| options.parts.contains(part);
+    if wanted(CA) {
+        ca(options).await;
+    }
+    if wanted("start") {
+        agent::start(&sizes).await;
+    }
+    if wanted("memory") {
+        agent::memory(&sizes).await;
+    }
+    if wanted("change") {
+        agent::change(&sizes).await;
+    }
+    if wanted("bundle") {
+        agent::bundle(&sizes).await;
+    }
+    if wanted("herd") {
+        agent::herd(&sizes).await;
+    }
+}
+
+async fn ca(options: &Options) {
     let raw = raw::measure();
     println!(
         "raw, one thread:   verify {:.1} µs + sign {:.1} µs = {:.1} µs",

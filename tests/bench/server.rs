@@ -1,38 +1,60 @@
-//! The program under measurement, in a process of its own, and what the kernel says about it.
+//! The server under measurement, in a process of its own.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rhizome_id::Timestamp;
-use rhizome_tls::{ExpectedServer, IdentityDir, client_config};
+use rhizome_proto::admin::v1::token_service_client::TokenServiceClient;
+use rhizome_proto::admin::v1::{CreateTokenRequest, Scope};
+use rhizome_tls::{ExpectedServer, IdentityDir, JoinString, client_config};
 use rhizome_x509::TrustAnchors;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-/// Clock ticks a second in `/proc`: fixed for user space on Linux.
-const TICKS: f64 = 100.0;
+use crate::process::Process;
+
+pub(crate) const CLUSTER: &str = "bench";
+
+/// Which program serves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// The real one.
+    Rhizome,
+    /// This one, with the same parts wired the same way, which can publish its bundle anew (`republish`).
+    Republishing,
+}
 
 pub(crate) struct Server {
-    child: Child,
+    process: Process,
     port: u16,
     scratch: TempDir,
-    tls: Arc<rustls::ClientConfig>,
+    tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 impl Server {
-    /// Starts the program on an empty store, lets `fill` put things into its database while it is stopped, starts it
-    /// again and joins one node.
+    /// Starts the real program on an empty store, lets `fill` put things into its database while it is stopped, starts
+    /// it again and joins one node.
     pub(crate) fn start(fill: impl FnOnce(&Path)) -> Self {
+        let mut server = Self::launch(Program::Rhizome);
+        server.process.terminate();
+        fill(&server.scratch.path().join("data").join("rhizome.db"));
+        server.process = spawn(Program::Rhizome, server.scratch.path());
+        let identity = join(server.scratch.path());
+        server.tls = Some(tls(&identity));
+        server
+    }
+
+    /// Starts `program` on an empty store.
+    pub(crate) fn launch(program: Program) -> Self {
         let scratch = TempDir::new().expect("a scratch directory");
         let port =
             std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
-        let config = scratch.path().join("rhizome.yaml");
         let root = scratch.path().display();
         fs::write(
-            &config,
+            scratch.path().join("rhizome.yaml"),
             format!(
                 "trust_domain: bench.test\nlisten: 127.0.0.1:{port}\ndata: {root}/data\n\
                  admin: {{ socket: {root}/admin.sock }}\nkeys: {{ sealing_key_file: {root}/sealing.key }}\n\
@@ -42,89 +64,107 @@ impl Server {
         )
         .expect("the configuration");
         fs::create_dir(scratch.path().join("data")).expect("the data directory");
-        let mut child = spawn(&config, scratch.path());
-        stop(&mut child);
-        fill(&scratch.path().join("data").join("rhizome.db"));
-        let child = spawn(&config, scratch.path());
-        let identity = join(scratch.path());
-        let tls = tls(&identity);
-        Self { child, port, scratch, tls }
+        let process = spawn(program, scratch.path());
+        Self { process, port, scratch, tls: None }
+    }
+
+    /// Where agents connect.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// A new connection of the joined node.
     pub(crate) async fn connect(&self) -> Channel {
-        let address = format!("127.0.0.1:{}", self.port);
-        rhizome_tls::connect(&address, Some(Arc::clone(&self.tls))).await.expect("a connection")
+        let tls = self.tls.clone().expect("a joined node");
+        rhizome_tls::connect(&self.address(), Some(tls)).await.expect("a connection")
+    }
+
+    /// A new connection of an administrator, on the socket.
+    pub(crate) async fn admin(&self) -> Channel {
+        let socket = format!("unix://{}", self.scratch.path().join("admin.sock").display());
+        rhizome_tls::connect(&socket, None).await.expect("the administrators' socket")
+    }
+
+    /// A join string for a node of this name, which may vouch for everything.
+    pub(crate) async fn join_string(&self, admin: Channel, node: &str) -> JoinString {
+        let request = CreateTokenRequest {
+            cluster: CLUSTER.to_owned(),
+            node: node.to_owned(),
+            scope: Some(Scope { all_namespaces: true, namespaces: Vec::new() }),
+            ttl_seconds: 3_600,
+        };
+        let answer =
+            TokenServiceClient::new(admin).create_token(request).await.expect("a token").into_inner();
+        let digest =
+            |raw: &bytes::Bytes| rhizome_id::Digest::from_bytes(raw.as_ref().try_into().expect("32 bytes"));
+        let pins = answer.root_digests.iter().map(digest).collect();
+        let domain = answer.trust_domain.parse().expect("a trust domain");
+        JoinString::new(vec![self.address()], domain, pins, answer.secret).expect("a join string")
     }
 
     /// CPU time of the process so far, user and system, in seconds.
     pub(crate) fn cpu_seconds(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the process runs");
-        // Behind the name in parentheses: fields 14 and 15 of proc(5) are the 12th and 13th from there.
-        let rest = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        let ticks = |at: usize| fields[at].parse::<f64>().expect("ticks");
-        (ticks(11) + ticks(12)) / TICKS
+        self.process.cpu_seconds()
     }
 
     /// Resident memory, in MiB.
     pub(crate) fn memory_mib(&self) -> f64 {
-        let status =
-            fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the process runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-        line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+        self.process.memory().rss
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-        drop(fs::remove_dir_all(self.scratch.path()));
-    }
-}
-
-/// The program beside this one: both are built in release mode by the same command line.
-fn program() -> PathBuf {
+/// The program beside this one: built in release mode by the same command line.
+pub(crate) fn program(name: &str, package: &str) -> PathBuf {
     let here = std::env::current_exe().expect("this program's path");
-    let program = here.with_file_name("rhizome");
-    assert!(program.exists(), "build the server first: cargo build --release -p rhizome");
+    let program = here.with_file_name(name);
+    assert!(program.exists(), "build it first: cargo build --release -p {package}");
     program
 }
 
-fn spawn(config: &Path, scratch: &Path) -> Child {
-    let mut command = Command::new(program());
-    command.arg("server").arg("--config").arg(config).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the server starts");
-    let mut log = BufReader::new(child.stderr.take().expect("piped")).lines();
+fn spawn(which: Program, scratch: &Path) -> Process {
+    let mut command = match which {
+        Program::Rhizome => {
+            let mut command = Command::new(program("rhizome", "rhizome"));
+            command.args(["server", "--config"]);
+            command
+        }
+        Program::Republishing => {
+            let mut command = Command::new(std::env::current_exe().expect("this program's path"));
+            command.arg(crate::republish::VERB);
+            command
+        }
+    };
+    command.arg(scratch.join("rhizome.yaml")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut process = Process::spawn(&mut command);
+    pass_on("server", &mut process);
     let socket = scratch.join("admin.sock");
-    // The log is at `warn`: readiness shows at the socket. Whatever is logged is passed on.
-    std::thread::spawn(move || {
-        log.by_ref().map_while(Result::ok).for_each(|line| eprintln!("server: {line}"))
-    });
+    // The log is at `warn`: readiness shows at the socket.
     while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-        assert!(child.try_wait().expect("the process").is_none(), "the server stopped");
+        assert!(process.ended().is_none(), "the server stopped");
         std::thread::yield_now();
     }
-    child
+    process
 }
 
-fn stop(child: &mut Child) {
-    let id = child.id().to_string();
-    drop(Command::new("kill").args(["-TERM", &id]).status());
-    drop(child.wait());
+/// Passes on what a process logs.
+pub(crate) fn pass_on(who: &'static str, process: &mut Process) {
+    let mut log = BufReader::new(process.child().stderr.take().expect("piped")).lines();
+    std::thread::spawn(move || {
+        log.by_ref().map_while(Result::ok).for_each(|line| eprintln!("{who}: {line}"));
+    });
 }
 
 /// Joins a node through the program's own verbs; the directory of its identity.
 fn join(scratch: &Path) -> PathBuf {
+    let rhizome = program("rhizome", "rhizome");
     let server = format!("unix://{}", scratch.join("admin.sock").display());
     let words =
-        ["token", "create", "--cluster", "bench", "--node", "n1", "--namespace", "default", "--quiet"];
-    let created = Command::new(program()).args(words).args(["--server", &server]).output().expect("a token");
+        ["token", "create", "--cluster", CLUSTER, "--node", "n1", "--namespace", "default", "--quiet"];
+    let created = Command::new(&rhizome).args(words).args(["--server", &server]).output().expect("a token");
     assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
     let join_string = String::from_utf8_lossy(&created.stdout).trim().to_owned();
     let directory = scratch.join("node");
-    let joined = Command::new(program())
+    let joined = Command::new(&rhizome)
         .args(["node", "join", &join_string, "--out"])
         .arg(&directory)
         .output()
@@ -137,12 +177,12 @@ fn tls(identity: &Path) -> Arc<rustls::ClientConfig> {
     let stored = IdentityDir::new(identity).load().expect("the identity");
     let anchors = Arc::new(TrustAnchors::from_bundle(&stored.bundle));
     let expected = ExpectedServer::ServerOf(stored.bundle.trust_domain().clone());
-    let config = client_config(anchors, Some(stored.identity), expected, Arc::new(now));
+    let config = client_config(anchors, Some(stored.identity), expected, Arc::new(today));
     Arc::new(config.expect("a configuration"))
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark runs in real time")]
-fn now() -> Timestamp {
+pub(crate) fn today() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or_default())
 }
