@@ -95,7 +95,8 @@ pub fn start(settings: Settings, ports: Ports) -> Result<Agent, StartError> {
     let Some(domain) = domain else {
         return Err(StartError::NeverJoined(missing.map_or_else(String::new, |cause| cause.to_string())));
     };
-    let cache = Arc::new(Cache::new(domain, Arc::clone(&ports.clock)));
+    let spawner = Spawner::default();
+    let cache = Arc::new(Cache::new(domain, Arc::clone(&ports.clock), spawner.clone()));
     if let Some(Restored { node: id, snapshot, renewal }) = restored {
         tracing::info!(identities = snapshot.svids.len(), "state restored");
         cache.restore(snapshot);
@@ -115,8 +116,7 @@ pub fn start(settings: Settings, ports: Ports) -> Result<Agent, StartError> {
         }
     }
     let aside = sealed.aside().to_vec();
-    let agent =
-        Agent { cache, status: Arc::default(), nudge: Arc::default(), spawner: Spawner::default(), aside };
+    let agent = Agent { cache, status: Arc::default(), nudge: Arc::default(), spawner, aside };
     agent.status.set(|status| status.aside = agent.aside.len());
     let link = Link {
         state,

@@ -14,7 +14,7 @@ use rhizome_core::attributes::Attributes;
 use rhizome_core::caller::Principal;
 use rhizome_core::policy;
 use rhizome_core::rules::{Rule, RuleSet};
-use rhizome_id::{Digest, RuleName, Timestamp, TrustDomain};
+use rhizome_id::{Digest, RuleName, SpiffeId, Timestamp, TrustDomain};
 use rhizome_x509::Bundle;
 use tokio::sync::watch;
 
@@ -189,6 +189,12 @@ impl Book {
     /// Every certificate held.
     pub(crate) fn svids(&self) -> impl Iterator<Item = &Arc<Svid>> {
         self.holdings.values().filter_map(|holding| holding.svid.as_ref())
+    }
+
+    /// The identities that the rules give to somebody who is here.
+    pub(crate) fn granted(&self) -> BTreeSet<SpiffeId> {
+        let entitled = self.followers.values().flat_map(|follower| follower.entitled.iter().flatten());
+        entitled.map(|entitlement| entitlement.spiffe_id.clone()).collect()
     }
 
     // What workloads do.

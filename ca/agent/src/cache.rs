@@ -15,6 +15,8 @@ use tokio::sync::{Notify, watch};
 use crate::book::{Book, Failure, Offered, RuleChange, Snapshot};
 use crate::holdings::{Identities, NotYet, Standing, Svid, View};
 use crate::renewal::{Entitlement, Plan};
+use crate::spawn::Spawner;
+use crate::tokens::{TokenStore, Tokens};
 
 /// What the agent knows and holds, shared between the sockets and the connection to the authority.
 pub struct Cache {
@@ -29,13 +31,15 @@ pub struct Cache {
     served: watch::Sender<u64>,
     /// The bundle that may be acknowledged.
     acknowledgeable: watch::Sender<Option<(u64, Digest)>>,
+    tokens: TokenStore,
 }
 
 impl Cache {
-    pub(crate) fn new(domain: TrustDomain, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(domain: TrustDomain, clock: Arc<dyn Clock>, spawner: Spawner) -> Self {
         Self {
             book: Mutex::new(Book::new(domain.clone())),
             domain,
+            tokens: TokenStore::new(Arc::clone(&clock), spawner),
             clock,
             planning: Notify::new(),
             durable: watch::Sender::new(0),
@@ -65,6 +69,7 @@ impl Cache {
     pub(crate) fn restore(&self, snapshot: Snapshot) {
         let mut book = self.book();
         book.restore(snapshot, self.now());
+        self.tokens.set_bundle(book.bundle().cloned());
         self.look_at_acknowledgement(&book);
     }
 
@@ -73,7 +78,10 @@ impl Cache {
     }
 
     pub(crate) fn set_node(&self, node: Principal) {
-        self.book().set_node(node, self.now());
+        let mut book = self.book();
+        book.set_node(node, self.now());
+        self.tokens.keep_only(&book.granted());
+        drop(book);
         self.planning.notify_one();
     }
 
@@ -92,7 +100,10 @@ impl Cache {
     }
 
     pub(crate) fn apply(&self, change: RuleChange) {
-        self.book().apply(change, self.now());
+        let mut book = self.book();
+        book.apply(change, self.now());
+        self.tokens.keep_only(&book.granted());
+        drop(book);
         self.seal();
         self.planning.notify_one();
     }
@@ -100,6 +111,7 @@ impl Cache {
     pub(crate) fn offer(&self, bundle: Bundle) -> Offered {
         let mut book = self.book();
         let outcome = book.offer(bundle, self.now());
+        self.tokens.set_bundle(book.bundle().cloned());
         self.look_at_acknowledgement(&book);
         drop(book);
         if outcome == Offered::InForce {
@@ -110,7 +122,11 @@ impl Cache {
     }
 
     pub(crate) fn stop(&self, serials: &[String]) -> Vec<String> {
-        let stopped = self.book().stop(serials, self.now());
+        let mut book = self.book();
+        let revoked = book.svids().filter(|svid| serials.contains(&svid.serial));
+        self.tokens.forget(&revoked.map(|svid| svid.spiffe_id.clone()).collect());
+        let stopped = book.stop(serials, self.now());
+        drop(book);
         if !stopped.is_empty() {
             self.seal();
             self.changed_svids();
@@ -163,6 +179,11 @@ impl Cache {
         self.planning.notify_one();
     }
 
+    /// The tokens of the workloads.
+    pub(crate) const fn token_store(&self) -> &TokenStore {
+        &self.tokens
+    }
+
     /// Waits until something may be due for asking.
     pub(crate) async fn planning(&self) {
         self.planning.notified().await;
@@ -201,6 +222,10 @@ impl Identities for Cache {
 
     fn trust_domain(&self) -> &TrustDomain {
         &self.domain
+    }
+
+    fn tokens(&self) -> Option<Arc<dyn Tokens>> {
+        Some(Arc::new(self.tokens.clone()))
     }
 
     fn open(&self) -> u64 {

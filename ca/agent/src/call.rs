@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use rhizome_core::attributes::Attributes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -83,6 +84,30 @@ impl Session {
                 return Ok(view);
             }
         }
+    }
+
+    /// The call is not a stream of bundles: it holds up no acknowledgement while it waits for something else.
+    pub(crate) fn takes_nothing(&self) {
+        self.subscription.takes_nothing();
+    }
+
+    /// What the caller may have at this moment.
+    pub(crate) fn current(&self) -> Result<Arc<View>, Refusal> {
+        match self.subscription.current() {
+            Ok(view) => Ok(view),
+            Err(NotYet::Starting) => Err(Refusal::Starting),
+            Err(NotYet::Denied(reason)) => Err(self.denied(&reason)),
+        }
+    }
+
+    /// What was attested about the caller.
+    pub(crate) const fn attributes(&self) -> &Attributes {
+        &self.attested.attributes
+    }
+
+    /// The caller named an identity that it does not have; whether anybody has it is not said.
+    pub(crate) fn not_its_own(&self, id: &str) -> Refusal {
+        self.denied(&format!("it asked for {id:?}"))
     }
 
     /// Looks again at the caller; called directly before each answer.

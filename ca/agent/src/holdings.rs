@@ -16,6 +16,8 @@ use rhizome_x509::Bundle;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use crate::tokens::Tokens;
+
 /// What one workload may be given now. Immutable; replaced whole.
 #[derive(Debug)]
 pub struct View {
@@ -91,6 +93,11 @@ pub trait Identities: Send + Sync + 'static {
     /// Says where an open stream stands now.
     fn stands(&self, subscriber: u64, standing: Standing);
 
+    /// Where the workloads' tokens come from; `None` when this agent does not offer the JWT profile.
+    fn tokens(&self) -> Option<Arc<dyn Tokens>> {
+        None
+    }
+
     /// A subscriber has been given `view`: acknowledgement of a bundle counts only after every open stream was given it.
     fn delivered(&self, subscriber: u64, view_version: u64) {
         self.stands(subscriber, Standing::Given(view_version));
@@ -127,6 +134,16 @@ impl Subscription {
             self.identities.stands(self.subscriber, Standing::Nothing);
         }
         Some(value)
+    }
+
+    /// What the workload may have at this moment. It is not taken for being given.
+    pub fn current(&self) -> Result<Arc<View>, NotYet> {
+        self.receiver.borrow().clone()
+    }
+
+    /// The workload is given nothing that has to be acknowledged.
+    pub fn takes_nothing(&self) {
+        self.identities.stands(self.subscriber, Standing::Nothing);
     }
 
     /// The workload has been given the view of this version.

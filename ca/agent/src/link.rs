@@ -25,6 +25,7 @@ use crate::renewal::reconnect_after;
 use crate::status::StatusBoard;
 use crate::sync::Sync;
 use crate::system::random;
+use crate::tokens;
 use crate::wire::Nonsense;
 
 /// A connection that held for so long was a good one: the next attempt comes soon. One that breaks as soon as it is
@@ -87,6 +88,7 @@ impl Link {
             Ok(channel) => channel,
             Err(cause) => return Ended::Broken(cause),
         };
+        let _tokens = self.cache.token_store().connected(tokens::over(channel.clone()));
         let broken = |status: Status| Ended::Broken(rhizome_tls::cause_of(&status));
         tokio::select! {
             status = sync.run(channel.clone()) => broken(status),

@@ -34,6 +34,9 @@ pub(crate) enum Refusal {
     /// There is nothing to give yet.
     #[error("the agent has no identity for this workload yet; try again")]
     Starting,
+    /// The authority gives no token at the moment, and none is kept.
+    #[error("no token can be had from the authority at the moment; try again")]
+    Away,
     /// Too many streams are open.
     #[error("too many streams are open; try again later")]
     Busy,
@@ -62,7 +65,7 @@ impl Refusal {
         match self {
             Self::NoHeader | Self::Malformed(_) => Code::InvalidArgument,
             Self::NoIdentity | Self::NotTheCaller | Self::NoSecret(_) => Code::PermissionDenied,
-            Self::Attestation | Self::Starting | Self::Busy | Self::Stopping | Self::Slow(_) => {
+            Self::Attestation | Self::Starting | Self::Away | Self::Busy | Self::Stopping | Self::Slow(_) => {
                 Code::Unavailable
             }
             Self::NotOffered(_) => Code::Unimplemented,

@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rhizome_core::attributes::Attributes;
 use rhizome_core::caller::Principal;
 use rhizome_core::rules::{Rule, RuleDraft};
-use rhizome_id::{ReplicaNumber, Serial, SerialCounter, Timestamp, Ttl};
+use rhizome_id::{ReplicaNumber, Serial, SerialCounter, SpiffeId, Timestamp, Ttl};
+use rhizome_jwt::JwtSpec;
 use rhizome_x509::{
-    Bundle, CaCertificate, KeyAlgorithm, RequestKey, RootSpec, Signature, SigningAlgorithm, prepare_root,
+    Bundle, CaCertificate, JwtKey, KeyAlgorithm, RequestKey, RootSpec, Signature, SigningAlgorithm,
+    prepare_root,
 };
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use zeroize::Zeroizing;
 
 use crate::holdings::Svid;
 use crate::renewal::Entitlement;
@@ -53,6 +56,39 @@ pub(crate) fn root(generation: &str) -> CaCertificate {
 pub(crate) fn bundle(sequence: u64, anchors: &[&CaCertificate]) -> Bundle {
     let anchors = anchors.iter().copied().cloned().collect();
     Bundle::new("example.org".parse().unwrap(), sequence, Ttl::hours(1), anchors).unwrap()
+}
+
+/// A key that signs tokens.
+pub(crate) struct TokenKey {
+    pkcs8: Zeroizing<Vec<u8>>,
+    pub(crate) public: JwtKey,
+}
+
+impl TokenKey {
+    pub(crate) fn new(kid: &str) -> Self {
+        let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+        let public = JwtKey::new(kid.to_owned(), key.public_key().clone(), Timestamp::MAX).unwrap();
+        Self { pkcs8: key.pkcs8_der(), public }
+    }
+
+    /// A token from `from` on for five minutes.
+    #[expect(clippy::disallowed_methods, reason = "throw-away keys for tests")]
+    pub(crate) fn token(&self, id: &SpiffeId, audiences: &[String], from: Timestamp) -> String {
+        let spec = JwtSpec {
+            spiffe_id: id.clone(),
+            audiences: audiences.to_vec(),
+            issued_at: from,
+            expires_at: from.plus(300),
+            jti: "1".to_owned(),
+            key: self.public.clone(),
+        };
+        let token = rhizome_jwt::prepare(spec).unwrap();
+        let random = SystemRandom::new();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &self.pkcs8, &random).unwrap();
+        let signature = pair.sign(&random, token.as_bytes()).unwrap();
+        let sealed = token.seal(Signature::external(signature.as_ref().to_vec())).unwrap();
+        sealed.token().to_owned()
+    }
 }
 
 pub(crate) fn node() -> Principal {

@@ -14,8 +14,10 @@ use rhizome_proto::ca::v1 as wire;
 use rhizome_x509::{
     Bundle, CaCertificate, JwtKey, LeafFacts, PeerUsage, RequestKey, TrustAnchors, inspect, verify_peer,
 };
+use zeroize::Zeroizing;
 
 use crate::holdings::Svid;
+use crate::tokens::{Token, TokenWish};
 
 /// What a server sent makes no sense, or is not to be believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,4 +139,28 @@ pub(crate) fn read_svid(
         serial: hex::encode(&checked.facts.serial),
         hint: sent.rule.clone(),
     }))
+}
+
+/// A token that was signed for a workload, checked: it verifies against `bundle` and says what was asked for, no less
+/// and no more.
+pub(crate) fn read_token(
+    sent: wire::JwtSvid,
+    wish: &TokenWish,
+    bundle: &Bundle,
+    now: Timestamp,
+) -> Result<Token, Nonsense> {
+    let token = Zeroizing::new(sent.token);
+    let audience = wish.audiences.first().ok_or_else(|| Nonsense::of("no audience was asked for"))?;
+    let keys_of = |domain: &TrustDomain| (domain == bundle.trust_domain()).then(|| bundle.jwt_keys());
+    let valid = rhizome_jwt::validate(&token, audience, keys_of, now).map_err(Nonsense::of)?;
+    if *valid.spiffe_id() != wish.spiffe_id {
+        return Err(Nonsense::of(format!("asked for {}, got {}", wish.spiffe_id, valid.spiffe_id())));
+    }
+    let mut audiences = valid.audiences().to_vec();
+    audiences.sort_unstable();
+    if audiences != wish.audiences {
+        return Err(Nonsense::of("the token is for other audiences than asked for"));
+    }
+    let life = (valid.issued_at().unwrap_or(now), valid.expires_at());
+    Ok(Token::new(token, wish.spiffe_id.clone(), audiences, life))
 }

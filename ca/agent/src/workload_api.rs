@@ -1,11 +1,10 @@
-//! The SPIFFE Workload API: the caller's X.509 identities and bundles, streamed.
+//! The SPIFFE Workload API: the caller's identities and bundles of the X.509 and the JWT profile.
 //!
 //! Laws: every request carries the security header exactly once, checked in one interceptor before any method, known or
 //! not. The first message comes at once when there is anything to give; every message is the full state; a caller whose
 //! identities vanish is told `PermissionDenied`, which redacts what it was given. Bundle streams do not repeat
 //! themselves. Hints are unique in a message: of several the first keeps its.
-//! Not yet here: the JWT profile, which answers `Unimplemented` until the authority signs JWTs, and with it the JWT
-//! bundles; CRLs. The WIT profile is optional and not offered.
+//! Not here: the JWT profile's messages (`jwt`). Not yet here: CRLs. The WIT profile is optional and not offered.
 //! Key bytes leave in the answer's buffers, which nobody wipes; the keys behind them are wiped.
 //! Sources: SPIFFE Workload API §4, §5, §8; SPIFFE Workload Endpoint §6.
 
@@ -22,6 +21,8 @@ use crate::call::{Outlet, Session, caller_of, end, outlet};
 use crate::holdings::{Svid, View};
 use crate::refusal::{Answer, Outgoing, Refusal};
 use crate::socket::Doors;
+
+mod jwt;
 
 /// The metadata key that every request carries, with the value `true` (Workload Endpoint §6): a web page or a proxy that
 /// is tricked into talking to the socket cannot set it.
@@ -137,17 +138,21 @@ fn svid_response(view: &View, own: &TrustDomain) -> Result<wire::X509svidRespons
 }
 
 fn svid_message<'a>(svid: &'a Svid, bundle: Bytes, hints: &mut BTreeSet<&'a str>) -> wire::X509svid {
-    let hint = match svid.hint.as_str() {
-        hint if hint.is_empty() || hint.len() > HINT_BYTES => "",
-        hint if hints.insert(hint) => hint,
-        _taken => "",
-    };
     wire::X509svid {
         spiffe_id: svid.spiffe_id.to_string(),
         x509_svid: svid.chain_der.concat().into(),
         x509_svid_key: Bytes::copy_from_slice(&svid.key_pkcs8_der),
         bundle,
-        hint: hint.to_owned(),
+        hint: hint_of(svid, hints).to_owned(),
+    }
+}
+
+/// The hint of an identity in a message that has given `hints` already; none where it would be one of those.
+fn hint_of<'a>(svid: &'a Svid, hints: &mut BTreeSet<&'a str>) -> &'a str {
+    match svid.hint.as_str() {
+        hint if hint.is_empty() || hint.len() > HINT_BYTES => "",
+        hint if hints.insert(hint) => hint,
+        _taken => "",
     }
 }
 
@@ -168,7 +173,6 @@ pub(crate) fn check_header(request: Request<()>) -> Result<Request<()>, Status> 
     Ok(request)
 }
 
-const JWT: &str = "the JWT-SVID profile";
 const WIT: &str = "the WIT-SVID profile";
 
 #[tonic::async_trait]
@@ -191,24 +195,26 @@ impl SpiffeWorkloadApi for WorkloadApi {
         self.stream(request.extensions(), "FetchX509Bundles", X509Bundles::default()).await
     }
 
-    async fn fetch_jwtsvid(&self, _request: Request<wire::JwtsvidRequest>) -> Answer<wire::JwtsvidResponse> {
-        Err(Refusal::NotOffered(JWT).into())
+    async fn fetch_jwtsvid(&self, request: Request<wire::JwtsvidRequest>) -> Answer<wire::JwtsvidResponse> {
+        Ok(Response::new(Box::pin(jwt::fetch(&self.0, request)).await?))
     }
 
     type FetchJWTBundlesStream = Outgoing<wire::JwtBundlesResponse>;
 
     async fn fetch_jwt_bundles(
         &self,
-        _request: Request<wire::JwtBundlesRequest>,
+        request: Request<wire::JwtBundlesRequest>,
     ) -> Answer<Self::FetchJWTBundlesStream> {
-        Err(Refusal::NotOffered(JWT).into())
+        drop(jwt::tokens_of(&self.0)?);
+        let bundles = jwt::JwtBundles::new(Arc::clone(&self.0.clock));
+        self.stream(request.extensions(), "FetchJWTBundles", bundles).await
     }
 
     async fn validate_jwtsvid(
         &self,
-        _request: Request<wire::ValidateJwtsvidRequest>,
+        request: Request<wire::ValidateJwtsvidRequest>,
     ) -> Answer<wire::ValidateJwtsvidResponse> {
-        Err(Refusal::NotOffered(JWT).into())
+        Ok(Response::new(Box::pin(jwt::check(&self.0, request)).await?))
     }
 
     type FetchWITSVIDStream = Outgoing<wire::WitsvidResponse>;

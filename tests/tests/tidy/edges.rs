@@ -19,7 +19,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("rhizome-store", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
     ("rhizome-keys", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
     ("rhizome-server", &["rhizome-id", "rhizome-x509", "rhizome-core", "rhizome-proto", "rhizome-tls"]),
-    ("rhizome-agent", &["rhizome-id", "rhizome-x509", "rhizome-core", "rhizome-proto", "rhizome-tls"]),
+    (
+        "rhizome-agent",
+        &["rhizome-id", "rhizome-x509", "rhizome-jwt", "rhizome-core", "rhizome-proto", "rhizome-tls"],
+    ),
     ("rhizome-cli", &["rhizome-id", "rhizome-x509", "rhizome-proto", "rhizome-tls"]),
     (
         "rhizome",

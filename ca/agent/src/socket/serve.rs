@@ -5,6 +5,7 @@
 //! Workload API; it never lists what this socket does not serve.
 //! Sources: SPIFFE Workload Endpoint §6, §7; attacks.md §1.4 (CVE-2023-44487).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,12 +57,16 @@ pub struct DoorsSettings {
     pub sds: SdsSettings,
     /// What attestation looks at.
     pub unix: UnixSettings,
+    /// Claims that validated tokens of foreign trust domains show besides `sub`, `exp` and `aud`.
+    pub foreign_claims: BTreeSet<String>,
 }
 
 /// What every socket of the process shares.
 pub struct Doors {
     pub(crate) identities: Arc<dyn Identities>,
     pub(crate) attestor: UnixAttestor,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) foreign_claims: BTreeSet<String>,
     pub(crate) limits: Limits,
     pub(crate) sds: SdsSettings,
     pub(crate) spawner: Spawner,
@@ -77,10 +82,20 @@ impl Doors {
         spawner: Spawner,
         settings: DoorsSettings,
     ) -> Arc<Self> {
-        let DoorsSettings { limits, sds, unix } = settings;
-        let attestor = UnixAttestor::new(unix, clock);
+        let DoorsSettings { limits, sds, unix, foreign_claims } = settings;
+        let attestor = UnixAttestor::new(unix, Arc::clone(&clock));
         let (connections, streams) = (Arc::default(), Arc::default());
-        Arc::new(Self { identities, attestor, limits, sds, spawner, connections, streams })
+        Arc::new(Self {
+            identities,
+            attestor,
+            clock,
+            foreign_claims,
+            limits,
+            sds,
+            spawner,
+            connections,
+            streams,
+        })
     }
 
     /// Connections open now.

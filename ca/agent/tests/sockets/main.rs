@@ -4,6 +4,8 @@
 //! This program is also its own helper process: see [`processes`].
 
 #[cfg(test)]
+mod jwt;
+#[cfg(test)]
 mod processes;
 #[cfg(test)]
 mod sds;

@@ -6,21 +6,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::future::BoxFuture;
 use rhizome_agent::holdings::{Identities, NotYet, Standing, Svid, View};
 use rhizome_agent::socket::{Doors, DoorsSettings, Socket, serve};
+use rhizome_agent::tokens::{NoToken, Token, TokenWish, Tokens};
 use rhizome_agent::{Spawner, SystemClock};
 use rhizome_core::attributes::Attributes;
 use rhizome_id::{ReplicaNumber, Serial, SerialCounter, Timestamp, TrustDomain, Ttl};
 use rhizome_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use rhizome_x509::{
-    Bundle, CaCertificate, KeyAlgorithm, RequestKey, RootSpec, Signature, SigningAlgorithm, prepare_root,
+    Bundle, CaCertificate, JwtKey, KeyAlgorithm, RequestKey, RootSpec, Signature, SigningAlgorithm,
+    prepare_root,
 };
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use tokio::sync::watch;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
+use zeroize::Zeroizing;
 
 /// Longer than anything here takes; whoever waits that long waits for ever.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -71,6 +77,57 @@ pub(crate) fn svid(id: &str, leaf: &str, hint: &str) -> Arc<Svid> {
     })
 }
 
+/// A key that signs tokens.
+pub(crate) struct TokenKey {
+    pkcs8: Zeroizing<Vec<u8>>,
+    pub(crate) public: JwtKey,
+}
+
+impl TokenKey {
+    pub(crate) fn new(kid: &str) -> Self {
+        let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+        let public = JwtKey::new(kid.to_owned(), key.public_key().clone(), Timestamp::MAX).unwrap();
+        Self { pkcs8: key.pkcs8_der(), public }
+    }
+
+    /// A token with these claims.
+    #[expect(clippy::disallowed_methods, reason = "throw-away keys for tests")]
+    pub(crate) fn token(&self, claims: &serde_json::Value) -> String {
+        let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let header = serde_json::json!({ "alg": "ES256", "kid": self.public.kid() });
+        let input =
+            format!("{}.{}", encode(header.to_string().as_bytes()), encode(claims.to_string().as_bytes()));
+        let random = SystemRandom::new();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &self.pkcs8, &random).unwrap();
+        let signature = pair.sign(&random, input.as_bytes()).unwrap();
+        format!("{input}.{}", encode(signature.as_ref()))
+    }
+}
+
+/// Tokens that a test decides: by the path of the identity; the wishes are noted.
+#[derive(Default)]
+pub(crate) struct FakeTokens {
+    pub(crate) refusals: Mutex<BTreeMap<String, NoToken>>,
+    pub(crate) wishes: Mutex<Vec<TokenWish>>,
+    /// Nothing is answered while somebody holds it.
+    pub(crate) gate: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Tokens for FakeTokens {
+    fn token(&self, wish: TokenWish) -> BoxFuture<'static, Result<Arc<Token>, NoToken>> {
+        self.wishes.lock().unwrap().push(wish.clone());
+        let refusal = self.refusals.lock().unwrap().get(wish.spiffe_id.path()).cloned();
+        let gate = Arc::clone(&self.gate);
+        Box::pin(async move {
+            drop(gate.lock().await);
+            let life = (Timestamp::from_unix(0), Timestamp::from_unix(300));
+            let text = format!("token of {} for {}", wish.spiffe_id, wish.audiences.join(" and "));
+            let token = Token::new(text.into(), wish.spiffe_id, wish.audiences, life);
+            refusal.map_or(Ok(Arc::new(token)), Err)
+        })
+    }
+}
+
 pub(crate) type Value = Result<Arc<View>, NotYet>;
 
 /// Identities that a test decides: the same for every caller, whose attributes are noted.
@@ -80,6 +137,7 @@ pub(crate) struct Fake {
     pub(crate) asked: Mutex<Vec<Attributes>>,
     next: AtomicU64,
     pub(crate) standings: watch::Sender<BTreeMap<u64, Standing>>,
+    pub(crate) tokens: Mutex<Option<Arc<FakeTokens>>>,
 }
 
 impl Fake {
@@ -114,6 +172,11 @@ impl Identities for Fake {
         &self.domain
     }
 
+    fn tokens(&self) -> Option<Arc<dyn Tokens>> {
+        let tokens = self.tokens.lock().unwrap().clone()?;
+        Some(tokens)
+    }
+
     fn open(&self) -> u64 {
         let subscriber = self.next.fetch_add(1, Ordering::Relaxed);
         self.stands(subscriber, Standing::Taking);
@@ -134,6 +197,7 @@ pub(crate) struct Host {
     pub(crate) doors: Arc<Doors>,
     pub(crate) spawner: Spawner,
     pub(crate) roots: [CaCertificate; 2],
+    pub(crate) token_keys: [TokenKey; 2],
 }
 
 impl Host {
@@ -151,6 +215,7 @@ impl Host {
             asked: Mutex::default(),
             next: AtomicU64::new(1),
             standings: watch::Sender::default(),
+            tokens: Mutex::new(Some(Arc::default())),
         });
         let mut settings = DoorsSettings::default();
         // The test program is large and its digest nobody's concern here; one test turns it on.
@@ -160,7 +225,8 @@ impl Host {
         let followed = Arc::clone(&identities);
         let doors = Doors::new(followed, Arc::new(SystemClock), spawner.clone(), settings);
         let roots = [root("example.org"), root("other.example")];
-        Self { folder: tempfile::tempdir().unwrap(), identities, doors, spawner, roots }
+        let token_keys = [TokenKey::new("own"), TokenKey::new("foreign")];
+        Self { folder: tempfile::tempdir().unwrap(), identities, doors, spawner, roots, token_keys }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -187,6 +253,29 @@ impl Host {
             bundle("other.example", version, &self.roots[1]),
         ];
         Ok(Arc::new(View { svids, bundles: bundles.into(), crls: Arc::default(), version }))
+    }
+
+    /// One identity; the bundles carry these keys for tokens.
+    pub(crate) fn view_with_keys(&self, version: u64, own: Vec<JwtKey>, foreign: Vec<JwtKey>) -> Value {
+        let carrying = |name, root, keys| {
+            let (domain, bundle) = bundle(name, version, root);
+            (domain, Arc::new(Bundle::clone(&bundle).with_jwt_keys(keys).unwrap()))
+        };
+        let bundles = [
+            carrying("example.org", &self.roots[0], own),
+            carrying("other.example", &self.roots[1], foreign),
+        ];
+        Ok(Arc::new(View {
+            svids: vec![svid(WEB, "leaf", "")],
+            bundles: bundles.into(),
+            crls: Arc::default(),
+            version,
+        }))
+    }
+
+    /// Where the test decides about tokens.
+    pub(crate) fn tokens(&self) -> Arc<FakeTokens> {
+        self.identities.tokens.lock().unwrap().clone().unwrap()
     }
 
     pub(crate) async fn channel(&self) -> Channel {
