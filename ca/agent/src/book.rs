@@ -21,6 +21,10 @@ use tokio::sync::watch;
 use crate::holdings::{NotYet, Standing, Svid, View};
 use crate::renewal::{Candidate, DENIED_SECONDS, Entitlement, Plan, not_at_once, plan, retry_at};
 
+mod insight;
+
+pub(crate) use insight::Insight;
+
 /// Serials remembered as stopped, so that an answer that was overtaken by the order to stop is not served. An order
 /// overtakes an answer by milliseconds.
 const STOPPED: usize = 1_024;

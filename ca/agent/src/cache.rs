@@ -3,6 +3,7 @@
 //! Laws: the lock is held for the time of one entry and never across a wait; whoever sleeps until something changes is
 //! woken by the entry that changes it. Not here: any decision (`book`, `renewal`).
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rhizome_core::attributes::Attributes;
@@ -12,8 +13,9 @@ use rhizome_id::{Digest, Timestamp, TrustDomain};
 use rhizome_x509::Bundle;
 use tokio::sync::{Notify, watch};
 
-use crate::book::{Book, Failure, Offered, RuleChange, Snapshot};
+use crate::book::{Book, Failure, Insight, Offered, RuleChange, Snapshot};
 use crate::holdings::{Identities, NotYet, Standing, Svid, View};
+use crate::observe::Tallies;
 use crate::renewal::{Entitlement, Plan};
 use crate::spawn::Spawner;
 use crate::tokens::{TokenStore, Tokens};
@@ -32,6 +34,18 @@ pub struct Cache {
     /// The bundle that may be acknowledged.
     acknowledgeable: watch::Sender<Option<(u64, Digest)>>,
     tokens: TokenStore,
+    /// Whether anybody can be served.
+    ready: watch::Sender<bool>,
+    tally: Tally,
+}
+
+/// What came of asking, since the start.
+#[derive(Default)]
+struct Tally {
+    issued: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Cache {
@@ -45,6 +59,8 @@ impl Cache {
             durable: watch::Sender::new(0),
             served: watch::Sender::new(0),
             acknowledgeable: watch::Sender::new(None),
+            ready: watch::Sender::new(false),
+            tally: Tally::default(),
         }
     }
 
@@ -55,6 +71,11 @@ impl Cache {
     fn book(&self) -> MutexGuard<'_, Book> {
         // A panic inside cannot leave a half-written entry that matters: views are replaced whole.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look_at_readiness(&self, book: &Book) {
+        let found = book.can_serve();
+        self.ready.send_if_modified(|known| std::mem::replace(known, found) != found);
     }
 
     fn seal(&self) {
@@ -71,6 +92,7 @@ impl Cache {
         book.restore(snapshot, self.now());
         self.tokens.set_bundle(book.bundle().cloned());
         self.look_at_acknowledgement(&book);
+        self.look_at_readiness(&book);
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -81,6 +103,7 @@ impl Cache {
         let mut book = self.book();
         book.set_node(node, self.now());
         self.tokens.keep_only(&book.granted());
+        self.look_at_readiness(&book);
         drop(book);
         self.planning.notify_one();
     }
@@ -103,6 +126,7 @@ impl Cache {
         let mut book = self.book();
         book.apply(change, self.now());
         self.tokens.keep_only(&book.granted());
+        self.look_at_readiness(&book);
         drop(book);
         self.seal();
         self.planning.notify_one();
@@ -113,6 +137,7 @@ impl Cache {
         let outcome = book.offer(bundle, self.now());
         self.tokens.set_bundle(book.bundle().cloned());
         self.look_at_acknowledgement(&book);
+        self.look_at_readiness(&book);
         drop(book);
         if outcome == Offered::InForce {
             self.seal();
@@ -157,14 +182,33 @@ impl Cache {
     }
 
     pub(crate) fn issued(&self, entitlement: &Entitlement, svid: Arc<Svid>) {
+        self.tally.issued.fetch_add(1, Ordering::Relaxed);
         self.book().issued(entitlement, svid, self.now());
         self.seal();
         self.changed_svids();
     }
 
     pub(crate) fn failed(&self, entitlement: &Entitlement, failure: Failure, draw: u64) {
+        let tally = match &failure {
+            Failure::Denied(_) => &self.tally.refused,
+            Failure::Passing { .. } => &self.tally.failed,
+            Failure::Lost => &self.tally.lost,
+        };
+        tally.fetch_add(1, Ordering::Relaxed);
         self.book().failed(entitlement, failure, self.now(), draw);
         self.planning.notify_one();
+    }
+
+    /// What came of asking, since the start.
+    pub(crate) fn tallies(&self) -> Tallies {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Tally { issued, refused, failed, lost } = &self.tally;
+        Tallies { issued: read(issued), refused: read(refused), failed: read(failed), lost: read(lost) }
+    }
+
+    /// Why a workload with these attested attributes has what it has; `None` before the rules are known.
+    pub(crate) fn insight(&self, attributes: &Attributes) -> Option<Insight> {
+        self.book().insight(attributes)
     }
 
     /// The bundle of this sequence is safely on disk.
@@ -226,6 +270,10 @@ impl Identities for Cache {
 
     fn tokens(&self) -> Option<Arc<dyn Tokens>> {
         Some(Arc::new(self.tokens.clone()))
+    }
+
+    fn readiness(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
     }
 
     fn open(&self) -> u64 {

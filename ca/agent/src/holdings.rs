@@ -87,6 +87,11 @@ pub trait Identities: Send + Sync + 'static {
     /// The trust domain that the agent belongs to.
     fn trust_domain(&self) -> &TrustDomain;
 
+    /// Whether anybody can be served, now and after every change.
+    fn readiness(&self) -> watch::Receiver<bool> {
+        watch::channel(true).1
+    }
+
     /// A number for a new open stream, which stands at [`Standing::Taking`] until told otherwise.
     fn open(&self) -> u64;
 

@@ -63,7 +63,8 @@ impl Link {
         loop {
             let begun = Instant::now();
             let ended = Box::pin(self.once(&sync, &mut fetcher, turn)).await;
-            self.status.set(|status| status.connected = false);
+            let now = self.clock.now();
+            self.status.set(|status| status.disconnected(now));
             let cause = match ended {
                 Ended::Renewed => continue,
                 Ended::Broken(cause) => cause,

@@ -4,7 +4,7 @@
 //! failure is one sentence and an exit code with the same meaning as those of `rhizome`.
 //! Not here: anything that the agent does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
@@ -13,10 +13,12 @@ use rhizome_tls::{JoinString, MAX_JOIN_STRING_BYTES};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::{Checkup, SystemClock, checkup, join};
+use crate::{SystemClock, checkup, join};
 
+mod config;
 mod exit;
 mod logging;
+mod look;
 mod output;
 mod serve;
 
@@ -24,6 +26,7 @@ pub use exit::{EXIT_CODES_HELP, Exit};
 pub use logging::{LogFormat, LogLevel};
 pub use output::OutputFormat;
 
+use config::{Config, MetricsAddress};
 use exit::Failure;
 use output::{View, details};
 
@@ -49,20 +52,39 @@ pub struct Arguments {
     verb: Verb,
 }
 
-/// Options of every verb.
+/// Options of every verb. What is not given is as the configuration says.
 #[derive(Args, Clone, Debug)]
 struct AgentOptions {
-    /// The directory of this node's identity and sealed state
+    /// The configuration [default: /etc/rhizome/agent.yaml, if it is there]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "RHIZOME_AGENT_CONFIG",
+        hide_env_values = true,
+        value_hint = ValueHint::FilePath,
+        global = true
+    )]
+    config: Option<PathBuf>,
+
+    /// The directory of this node's identity and sealed state [default: /var/lib/rhizome-agent]
     #[arg(
         long,
         value_name = "DIR",
         env = "RHIZOME_AGENT_STATE",
         hide_env_values = true,
-        default_value = "/var/lib/rhizome-agent",
         value_hint = ValueHint::DirPath,
         global = true
     )]
-    state: PathBuf,
+    state: Option<PathBuf>,
+
+    /// The Unix socket on which workloads are served [default: /run/rhizome-agent/agent.sock]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, global = true)]
+    socket: Option<PathBuf>,
+
+    /// The Unix socket on which the agent tells its own user and root how it is [default: that of workloads, ending in
+    /// .admin.sock]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, global = true)]
+    admin_socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,27 +99,57 @@ enum Verb {
     },
     /// Keep identities and serve them
     Run(Run),
-    /// Say what this agent holds and what is wrong with it
+    /// Check the configuration and what this agent keeps, and say what is wrong
     Check,
+    /// Ask the running agent how it is: identities, expiry, bundle, sinks, problems
+    Status,
+    /// Ask the running agent why a process has the identities it has, or none
+    Explain {
+        /// Which process
+        #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+        pid: i32,
+    },
 }
 
 #[derive(Args, Debug)]
 struct Run {
-    /// The Unix socket on which workloads are served
-    #[arg(long, value_name = "PATH", default_value = "/run/rhizome/agent.sock", value_hint = ValueHint::FilePath)]
-    socket: PathBuf,
-
     /// A file with a join string, with which to join when there is no usable node certificate
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     join_file: Option<PathBuf>,
 
-    /// How log lines are written
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    log_format: LogFormat,
+    /// Serve Prometheus metrics and health over HTTP on this loopback address [default: off]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<MetricsAddress>,
 
-    /// From which level on lines are logged
-    #[arg(long, value_enum, default_value_t, value_name = "LEVEL")]
-    log_level: LogLevel,
+    /// How log lines are written [default: json]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+
+    /// From which level on lines are logged [default: info]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+}
+
+/// The configuration with the flags that override it.
+struct Place {
+    config: Config,
+    state: PathBuf,
+    socket: PathBuf,
+    admin_socket: PathBuf,
+}
+
+impl AgentOptions {
+    fn place(self) -> Result<Place, Failure> {
+        let config = config::load(self.config.as_deref())?;
+        let socket = self.socket.unwrap_or_else(|| config.socket());
+        let beside = || socket.with_extension("admin.sock");
+        Ok(Place {
+            state: self.state.unwrap_or_else(|| config.state()),
+            admin_socket: self.admin_socket.or_else(|| config.admin_socket()).unwrap_or_else(beside),
+            socket,
+            config,
+        })
+    }
 }
 
 impl Program {
@@ -124,70 +176,42 @@ async fn dispatch(
     output: OutputFormat,
     clock: Arc<dyn Clock>,
 ) -> Result<Exit, Failure> {
-    let Arguments { options: AgentOptions { state }, verb } = arguments;
+    let Arguments { options, verb } = arguments;
+    let place = options.place()?;
     match verb {
         Verb::Join { join_string, force } => {
             let text = if join_string == "-" { read(None)? } else { Zeroizing::new(join_string) };
-            let string = decode(&text)?;
-            if checkup(&state, &*clock).node.is_some() && !force {
-                let place = state.display();
-                let told = format!("{place} holds an identity already; replace it with --force");
-                return Err(Failure::new(Exit::Failed, "already_joined", told));
-            }
-            let node = join(&state, &string, &clock).await?;
-            let json =
-                json!({ "node_id": node, "trust_domain": string.trust_domain().as_str(), "state": state });
-            let text = details(&[
-                ("node", node),
-                ("trust domain", string.trust_domain().to_string()),
-                ("state", state.display().to_string()),
-                ("next", "rhizome-agent run".to_owned()),
-            ]);
-            output::show(output, &View { json, text })?;
-            Ok(Exit::Done)
+            become_node(&place.state, &decode(&text)?, force, output, &clock).await
         }
-        Verb::Run(wish) => {
-            logging::start(wish.log_format, wish.log_level);
-            Box::pin(serve::run(state, wish, clock)).await.map(|()| Exit::Done)
-        }
-        Verb::Check => {
-            let found = checkup(&state, &*clock);
-            output::show(output, &checked(&found))?;
-            Ok(if found.troubles.is_empty() { Exit::Done } else { Exit::CheckFailed })
-        }
+        Verb::Run(wish) => Box::pin(serve::run(place, wish, clock)).await.map(|()| Exit::Done),
+        Verb::Check => look::check(&place, output, &*clock).await,
+        Verb::Status => look::status(&place, output, &*clock).await,
+        Verb::Explain { pid } => look::explain(&place, pid, output).await,
     }
 }
 
-fn checked(found: &Checkup) -> View {
-    let Checkup { node, node_not_after, node_renew_at, servers, bundle, identities, troubles } = found;
-    let instant = |at: &Option<rhizome_id::Timestamp>| at.map(|at| at.to_string());
-    let rows = identities
-        .iter()
-        .map(|it| json!({ "spiffe_id": it.spiffe_id.as_str(), "expires": it.not_after.to_string() }));
-    let json = json!({
-        "node": node.as_ref().map(|id| id.as_str()),
-        "node_expires": instant(node_not_after),
-        "node_renew_at": instant(node_renew_at),
-        "servers": servers,
-        "bundle_sequence": bundle,
-        "identities": rows.collect::<Vec<_>>(),
-        "problems": troubles,
-    });
-    let mut text = details(&[
-        ("node", node.as_ref().map(ToString::to_string).unwrap_or_default()),
-        ("expires", instant(node_not_after).unwrap_or_default()),
-        ("renew at", instant(node_renew_at).unwrap_or_default()),
-        ("servers", servers.join(", ")),
-        ("bundle", bundle.map(|sequence| sequence.to_string()).unwrap_or_default()),
-        ("identities", identities.len().to_string()),
+async fn become_node(
+    state: &Path,
+    string: &JoinString,
+    force: bool,
+    output: OutputFormat,
+    clock: &Arc<dyn Clock>,
+) -> Result<Exit, Failure> {
+    if checkup(state, &**clock).node.is_some() && !force {
+        let told = format!("{} holds an identity already; replace it with --force", state.display());
+        return Err(Failure::new(Exit::Failed, "already_joined", told));
+    }
+    let node = join(state, string, clock).await?;
+    let domain = string.trust_domain();
+    let json = json!({ "node_id": node, "trust_domain": domain.as_str(), "state": state });
+    let text = details(&[
+        ("node", node),
+        ("trust domain", domain.to_string()),
+        ("state", state.display().to_string()),
+        ("next", "start the agent: `rhizome-agent run`, or its service".to_owned()),
     ]);
-    for it in identities {
-        text.push_str(&format!("  {} until {}\n", it.spiffe_id, it.not_after));
-    }
-    for trouble in troubles {
-        text.push_str(&format!("problem: {}\n", output::printable(trouble)));
-    }
-    View { json, text }
+    output::show(output, &View { json, text })?;
+    Ok(Exit::Done)
 }
 
 fn decode(text: &str) -> Result<JoinString, Failure> {

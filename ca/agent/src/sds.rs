@@ -23,7 +23,7 @@ use crate::refusal::{Answer, Outgoing, Refusal};
 use crate::socket::{Caller, Doors};
 
 mod delta;
-mod pem;
+pub(crate) mod pem;
 mod protocol;
 mod secrets;
 mod sotw;

@@ -31,6 +31,8 @@ pub use serve::{Doors, DoorsSettings, SERVICES, serve};
 const FOLDER_MODE: u32 = 0o755;
 /// Everybody may connect: connecting to a Unix socket needs write permission on it.
 const SOCKET_MODE: u32 = 0o777;
+/// Only the owner may connect.
+const PRIVATE_MODE: u32 = 0o600;
 /// Only the owner may lock.
 const LOCK_MODE: u32 = 0o600;
 /// The longest path a socket address holds on Linux (unix(7): 108 with the final zero).
@@ -105,6 +107,18 @@ impl Socket {
     /// # Errors
     /// [`SocketError`], with nothing removed that may belong to somebody else.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        Self::bind_with(path, SOCKET_MODE)
+    }
+
+    /// The same, but only the agent's own user and root may connect.
+    ///
+    /// # Errors
+    /// As for [`Self::bind`].
+    pub fn bind_private(path: &Path) -> Result<Self, SocketError> {
+        Self::bind_with(path, PRIVATE_MODE)
+    }
+
+    fn bind_with(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let bad = |problem| SocketError::Path { path: path.to_owned(), problem };
         if !path.is_absolute() {
             return Err(bad("it is not absolute"));
@@ -122,7 +136,7 @@ impl Socket {
         make_way(&unfinished)?;
         remove_if_there(&unfinished)?;
         let listener = UnixListener::bind(&unfinished).map_err(io_error("bind", &unfinished))?;
-        fs::set_permissions(&unfinished, Permissions::from_mode(SOCKET_MODE))
+        fs::set_permissions(&unfinished, Permissions::from_mode(mode))
             .map_err(io_error("set the mode of", &unfinished))?;
         let made = unfinished.symlink_metadata().map_err(io_error("look at", &unfinished))?;
         fs::rename(&unfinished, path).map_err(io_error("rename into place", path))?;

@@ -10,6 +10,8 @@ use tokio::sync::watch;
 pub struct Status {
     /// Whether the sync stream is open and has brought this node up to date.
     pub connected: bool,
+    /// When the authority was heard last, while not connected.
+    pub heard_at: Option<Timestamp>,
     /// How often it has been brought up to date by a new stream or a change.
     pub syncs: u64,
     /// The cursor of the last change.
@@ -31,6 +33,13 @@ pub struct Status {
 }
 
 impl Status {
+    /// The stream is closed. It was heard until now, if it was open.
+    pub(crate) fn disconnected(&mut self, now: Timestamp) {
+        if std::mem::take(&mut self.connected) {
+            self.heard_at = Some(now);
+        }
+    }
+
     pub(crate) const fn synced(&mut self, cursor: u64) {
         self.connected = true;
         self.failures = 0;

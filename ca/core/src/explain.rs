@@ -13,9 +13,9 @@ use rhizome_id::{RuleName, SpiffeId, Timestamp, TrustDomain, Ttl};
 use rhizome_x509::DnsName;
 
 use crate::attributes::{AttributeName, Attributes};
-use crate::caller::AttestedCaller;
+use crate::caller::{AttestedCaller, Principal};
 use crate::limits::NEAR_MISSES;
-use crate::policy::{self, Denial, Facts, Grant, Wish};
+use crate::policy::{self, Denial, Facts, Grant, Prospect, Wish};
 use crate::rules::{Rule, RuleSet};
 
 /// A decision and what led to it.
@@ -106,6 +106,30 @@ pub fn explain(caller: &AttestedCaller, wish: &Wish, facts: &Facts<'_>, now: Tim
         near: near_misses(facts.rules, &attributes),
         attributes,
     }
+}
+
+/// What a node can expect for one of its workloads, and why: for a node that explains itself. No decision: the authority
+/// decides, and may know more, such as the node's scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// What [`policy::identities`] says.
+    pub identities: Result<Vec<Prospect>, Denial>,
+    /// The attributes that the rules saw.
+    pub attributes: Attributes,
+    /// The rules whose conditions hold, by name.
+    pub matched: Vec<RuleName>,
+    /// The rules that came nearest, fewest unmet conditions first, at most 10.
+    pub near: Vec<NearMiss>,
+}
+
+/// Explains what [`policy::identities`] answers to the same arguments. Looks at every rule, so it is for people.
+pub fn outlook(node: &Principal, attributes: &Attributes, rules: &RuleSet, domain: &TrustDomain) -> Outlook {
+    let identities = policy::identities(node, attributes, rules, domain);
+    let Ok(known) = policy::known_to_node(node, attributes) else {
+        return Outlook { identities, attributes: attributes.clone(), matched: Vec::new(), near: Vec::new() };
+    };
+    let matched = rules.matching(&known).into_iter().map(|rule| rule.name().clone()).collect();
+    Outlook { identities, matched, near: near_misses(rules, &known), attributes: known }
 }
 
 fn near_misses(rules: &RuleSet, attributes: &Attributes) -> Vec<NearMiss> {

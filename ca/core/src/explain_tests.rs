@@ -139,3 +139,23 @@ fn a_dry_run_shows_who_gains_who_loses_and_who_changes() {
     assert_eq!(seen, expected);
     assert_eq!(diff.changes[3].before, BTreeSet::from([id("/lose")]));
 }
+
+#[test]
+fn a_node_explains_itself_with_the_matching_by_which_it_asks() {
+    let rules = RuleSet::new([
+        rule("a", &[("unix.uid", "33"), ("cluster", "prod")], "/web"),
+        rule("b", &[("unix.uid", "33"), ("systemd.unit", "nginx.service")], "/nginx"),
+    ]);
+    let caller = node();
+    let known = attributes(&[("unix.uid", "33")]);
+    let found = outlook(caller.principal(), &known, &rules, &domain());
+    assert_eq!(found.identities, policy::identities(caller.principal(), &known, &rules, &domain()));
+    assert_eq!(found.identities.unwrap()[0].spiffe_id, id("/web"));
+    assert_eq!(found.matched, ["a".parse().unwrap()]);
+    assert_eq!(found.near[0].rule.to_string(), "b");
+    assert_eq!(found.near[0].missing[0].attribute, AttributeName::SystemdUnit);
+    assert!(found.attributes.contains(&AttributeName::Node, "vm-1"), "with what is known of the node");
+    let none = outlook(caller.principal(), &attributes(&[("unix.uid", "7")]), &rules, &domain());
+    assert_eq!(none.identities.unwrap_err().code(), "no_rule");
+    assert_eq!(none.near.len(), 2);
+}

@@ -26,7 +26,7 @@ use crate::template::{TemplateError, is_reserved};
 
 mod prospect;
 
-pub use prospect::{Prospect, identities};
+pub use prospect::{Prospect, identities, known_to_node};
 
 /// What a caller asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -36,12 +36,14 @@ fn rules() -> Vec<Value> {
 #[test]
 fn no_file_is_without_a_test() {
     let known = [
+        "config/rhizome-agent.yaml",
         "config/rhizome.yaml",
         "container/Containerfile",
         // Real proxies run on these two: tests/tests/e2e/proxies.rs.
         "envoy/client.yaml",
         "envoy/server.yaml",
         "prometheus/alerts.yaml",
+        "systemd/rhizome-agent.service",
         "systemd/rhizome.service",
     ];
     let mut found = Vec::new();
@@ -62,9 +64,8 @@ fn the_sample_configuration_is_valid_and_without_warnings() {
     assert_eq!(loaded.warnings, []);
 }
 
-#[test]
-fn the_service_starts_the_binary_as_the_sample_configuration_expects() {
-    let unit = read("systemd/rhizome.service");
+/// The settings of a unit, whose sections must be those of a service.
+fn settings(unit: &str) -> Vec<(&str, &str)> {
     let mut sections = Vec::new();
     let mut settings = Vec::new();
     for line in unit.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -74,6 +75,35 @@ fn the_service_starts_the_binary_as_the_sample_configuration_expects() {
         }
     }
     assert_eq!(sections, ["Unit", "Service", "Install"]);
+    settings
+}
+
+#[test]
+fn the_agents_service_starts_the_agent_where_its_defaults_are() {
+    let unit = read("systemd/rhizome-agent.service");
+    let settings = settings(&unit);
+    let of = |name: &str| settings.iter().find(|(it, _)| *it == name).map_or("", |(_, value)| *value);
+    // Its words are those of both binaries.
+    rhizome_agent::program::Program::try_parse_from(of("ExecStart").split_whitespace()).unwrap();
+    let words = of("ExecStart").split_whitespace().skip(1);
+    Arguments::try_parse_from(["rhizome", "agent"].into_iter().chain(words)).unwrap();
+    let sample = read("config/rhizome-agent.yaml");
+    for path in
+        [format!("/var/lib/{}", of("StateDirectory")), format!("/run/{}/agent.sock", of("RuntimeDirectory"))]
+    {
+        assert!(sample.contains(&path), "{path}");
+    }
+    // The socket's directory must be closed to others, and open to programs that connect.
+    assert_eq!(of("RuntimeDirectoryMode"), "0755");
+    let files: usize = of("LimitNOFILE").parse().unwrap();
+    assert!(files > 2 * rhizome_agent::socket::Limits::default().connections);
+    assert_eq!(of("RestartPreventExitStatus"), rhizome_agent::program::Exit::Usage.code().to_string());
+}
+
+#[test]
+fn the_service_starts_the_binary_as_the_sample_configuration_expects() {
+    let unit = read("systemd/rhizome.service");
+    let settings = settings(&unit);
     let of = |name: &str| {
         settings.iter().filter(|(it, _)| *it == name).map(|(_, value)| *value).collect::<Vec<_>>()
     };

@@ -107,7 +107,7 @@ impl Sample {
     fn read(name: &str, agent: &Path) -> Self {
         let text = fs::read_to_string(workspace().join("deploy/envoy").join(name)).unwrap();
         Self(text)
-            .with("/run/rhizome/agent.sock", agent.to_str().unwrap())
+            .with("/run/rhizome-agent/agent.sock", agent.to_str().unwrap())
             .with("example.org", "example.test")
             .with("port_value: 9901", "port_value: 0")
     }

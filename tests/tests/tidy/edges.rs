@@ -65,25 +65,26 @@ const TEST_ARROWS: &[(&str, &[&str])] = &[
 
 /// Heavy libraries and the crates that may name them. `rhizome-tests` may name any.
 const HOMES: &[(&str, &[&str])] = &[
-    ("axum", &["rhizome-server"]),
+    ("axum", &["rhizome-server", "rhizome-agent"]),
     ("clap", &["rhizome-agent", "rhizome-cli", "rhizome"]),
     ("clap_complete", &["rhizome-cli", "rhizome"]),
     ("comfy-table", &["rhizome-cli"]),
     ("envoy-types", &["rhizome-agent"]),
     ("governor", &["rhizome-server"]),
+    ("hyper", &["rhizome-agent"]),
     ("imbl", &["rhizome-core"]),
     ("indicatif", &["rhizome-cli"]),
     ("moka", &["rhizome-server"]),
     ("nix", &["rhizome-agent"]),
     ("pem", &["rhizome-x509"]),
-    ("prometheus-client", &["rhizome-server"]),
+    ("prometheus-client", &["rhizome-server", "rhizome-agent"]),
     ("protox", &["rhizome-proto"]),
     ("rcgen", &["rhizome-x509"]),
     ("refinery", &["rhizome-store"]),
     ("rusqlite", &["rhizome-store"]),
     ("rustls", &["rhizome-tls", "rhizome-server"]),
     ("rustls-webpki", &["rhizome-x509"]),
-    ("serde-saphyr", &["rhizome-cli", "rhizome"]),
+    ("serde-saphyr", &["rhizome-agent", "rhizome-cli", "rhizome"]),
     ("tokio-rustls", &["rhizome-tls", "rhizome-server"]),
     ("tonic", &["rhizome-proto", "rhizome-tls", "rhizome-server", "rhizome-agent", "rhizome-cli"]),
     ("tonic-health", &["rhizome-server", "rhizome-agent"]),
@@ -96,6 +97,25 @@ const HOMES: &[(&str, &[&str])] = &[
 /// What the pure crates must not reach over normal dependencies, at any distance.
 const PURE: &[&str] = &["rhizome-id", "rhizome-x509", "rhizome-jwt", "rhizome-core"];
 const IMPURE: &[&str] = &["tokio", "tonic", "rusqlite", "hyper", "axum", "tracing-subscriber"];
+
+/// What the agent on every machine must not carry, at any distance: databases, clusters, the server, its stores.
+const SMALL: &[&str] = &["rhizome-agent"];
+const LARGE: &[&str] = &[
+    "rhizome",
+    "rhizome-cli",
+    "rhizome-keys",
+    "rhizome-server",
+    "rhizome-store",
+    "governor",
+    "k8s-openapi",
+    "kube",
+    "libsqlite3-sys",
+    "moka",
+    "postgres",
+    "refinery",
+    "rusqlite",
+    "tokio-postgres",
+];
 
 const TESTS: &str = "rhizome-tests";
 
@@ -260,6 +280,13 @@ fn the_decisions_reach_no_runtime_no_wire_and_no_database() {
     let (graph, _) = resolved(&metadata());
     assert!(graph.contains_key("rhizome-core"), "the graph has our crates");
     assert_eq!(pure_crates_that_reach(&graph, PURE, IMPURE), [""; 0]);
+}
+
+#[test]
+fn the_agent_carries_no_database_no_cluster_and_no_server() {
+    let (graph, _) = resolved(&metadata());
+    assert!(graph["rhizome-agent"].contains("tonic"), "the graph has the agent");
+    assert_eq!(pure_crates_that_reach(&graph, SMALL, LARGE), [""; 0]);
 }
 
 #[test]

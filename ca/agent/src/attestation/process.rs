@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -89,6 +89,34 @@ impl PeerProcess {
         peer.started = peer.folder()?.start_time()?;
         peer.check()?;
         Ok(peer)
+    }
+
+    /// Names the process that has this number now: for an administrator who asks about it, never for a caller. Call it
+    /// inside a runtime.
+    ///
+    /// # Errors
+    /// [`PeerError`] when there is no such process or it cannot be seen.
+    pub(crate) fn of_pid(pid: i32) -> Result<Self, PeerError> {
+        let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(PeerError::Gone)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|_no_such_process| PeerError::Gone)?;
+        let pidfd = watched(pidfd).map_err(PeerError::Credentials)?;
+        let mut peer = Self { pid, uid: 0, gid: 0, pidfd, certain: false, started: 0 };
+        let folder = peer.folder()?;
+        peer.started = folder.start_time()?;
+        let status = folder.text("status")?;
+        let ids = effective(&status, "Uid:").zip(effective(&status, "Gid:"));
+        (peer.uid, peer.gid) =
+            ids.ok_or_else(|| folder.unreadable("status", io::ErrorKind::InvalidData.into()))?;
+        peer.check()?;
+        Ok(peer)
+    }
+
+    /// Sends it a signal: to this very process, whatever its number means by now.
+    ///
+    /// # Errors
+    /// The operating system's reason.
+    pub(crate) fn send(&self, signal: Signal) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.pidfd, signal)?)
     }
 
     /// Its number when it connected, for logs: never for looking anything up.

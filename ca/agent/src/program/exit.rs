@@ -4,6 +4,8 @@
 
 use tonic::{Code, Status};
 
+use super::config::ConfigError;
+use crate::observe::AskError;
 use crate::socket::SocketError;
 use crate::{BootstrapError, NodeError, StartError};
 
@@ -100,6 +102,25 @@ impl From<StartError> for Failure {
 impl From<SocketError> for Failure {
     fn from(error: SocketError) -> Self {
         Self::new(Exit::Failed, "socket", error)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, "configuration", error)
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        let (exit, code) = match &error {
+            AskError::Nobody { .. } => (Exit::Unavailable, "no_agent"),
+            AskError::Stranger { .. } => (Exit::Denied, "denied"),
+            AskError::Refused(refused) if refused.code == "not_found" => (Exit::NotFound, "not_found"),
+            AskError::Refused(_) => (Exit::Unavailable, "unavailable"),
+            AskError::Answer(_) => (Exit::Failed, "answer"),
+        };
+        Self::new(exit, code, error)
     }
 }
 

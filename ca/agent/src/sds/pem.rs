@@ -4,12 +4,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-pub(super) const CERTIFICATE: &str = "CERTIFICATE";
-pub(super) const PRIVATE_KEY: &str = "PRIVATE KEY";
+pub(crate) const CERTIFICATE: &str = "CERTIFICATE";
+pub(crate) const PRIVATE_KEY: &str = "PRIVATE KEY";
+pub(crate) const CRL: &str = "X509 CRL";
 const COLUMNS: usize = 64;
 
 /// Appends one block to `out`. What is in between is wiped: it may be a private key.
-pub(super) fn append(out: &mut Vec<u8>, label: &str, der: &[u8]) {
+pub(crate) fn append(out: &mut Vec<u8>, label: &str, der: &[u8]) {
     let text = Zeroizing::new(STANDARD.encode(der));
     out.extend_from_slice(format!("-----BEGIN {label}-----\n").as_bytes());
     for line in text.as_bytes().chunks(COLUMNS) {

@@ -210,15 +210,29 @@ fn incoming<'a>(
     })
 }
 
+/// Serving, unless nobody can be served; the empty name is the whole process.
+async fn tell_health(reporter: &tonic_health::server::HealthReporter, ready: bool) {
+    let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in SERVICES.into_iter().chain([""]) {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
 async fn routes(doors: &Arc<Doors>) -> Routes {
     let workload_api = SpiffeWorkloadApiServer::new(WorkloadApi::new(Arc::clone(doors)))
         .max_decoding_message_size(WORKLOAD_MESSAGE_BYTES);
     let sds = SecretDiscoveryServiceServer::new(Sds::new(Arc::clone(doors)))
         .max_decoding_message_size(SDS_MESSAGE_BYTES);
     let (reporter, health) = tonic_health::server::health_reporter();
-    for service in SERVICES {
-        reporter.set_service_status(service, ServingStatus::Serving).await;
-    }
+    let mut ready = doors.identities.readiness();
+    let is_ready = *ready.borrow_and_update();
+    tell_health(&reporter, is_ready).await;
+    doors.spawner.spawn_until_stop("health", async move {
+        while ready.changed().await.is_ok() {
+            let is_ready = *ready.borrow_and_update();
+            tell_health(&reporter, is_ready).await;
+        }
+    });
     let mut routes =
         Routes::new(InterceptedService::new(workload_api, check_header)).add_service(sds).add_service(health);
     let reflection = || {

@@ -7,6 +7,7 @@
 )]
 
 mod bundles;
+mod disk;
 mod joining;
 mod outages;
 mod process;

@@ -1,6 +1,8 @@
 //! The program as it is run: joining, checking, serving a workload on its socket, stopping when told.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
@@ -79,6 +81,8 @@ async fn one_pasted_string_is_all_it_takes_to_serve_a_workload() {
     assert_eq!(run(program(&state, &["join", "rhz1.AAAA"]), String::new()).await.0, Some(2));
 
     let agent = Running::start(program(&state, &["run", "--socket", socket.to_str().unwrap()])).await;
+    let mode = |name: &str| folder.path().join(name).metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode("agent.sock"), mode("agent.admin.sock")), (0o777, 0o600));
     let channel = rhizome_tls::connect(&format!("unix://{}", socket.display()), None).await.unwrap();
     let mut request = Request::new(X509svidRequest {});
     request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
@@ -92,4 +96,119 @@ async fn one_pasted_string_is_all_it_takes_to_serve_a_workload() {
     assert!(!socket.exists());
     let (code, said) = run(program(&state, &["check"]), String::new()).await;
     assert!(code == Some(0) && said.contains("spiffe://example.test/unix/me until"), "{said}");
+}
+
+/// A page of the admin socket, with its head.
+fn page(socket: &Path, path: &str) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// This very process is explained: what it has, and, once the rule is for somebody else, what that rule lacks.
+async fn explains(authority: &Authority, with_config: &impl Fn(&[&str]) -> Command) {
+    let uid = getuid().as_raw();
+    let own = std::process::id().to_string();
+    let (code, said) = run(with_config(&["explain", "--pid", &own]), String::new()).await;
+    assert!(
+        code == Some(0) && said.contains("granted: spiffe://example.test/unix/me by rule me; held"),
+        "{said}"
+    );
+    let (code, said) = run(with_config(&["explain", "--pid", "2147483647"]), String::new()).await;
+    assert!(code == Some(3), "{said}");
+    authority.delete_rule("me").await;
+    authority.put_rule("me", "4294967294").await;
+    let denied = async {
+        loop {
+            let (code, said) = run(with_config(&["explain", "--pid", &own]), String::new()).await;
+            if code == Some(4) && said.contains(&format!("unix.uid should be 4294967294, is {uid}")) {
+                return said;
+            }
+        }
+    };
+    let said = tokio::time::timeout(std::time::Duration::from_secs(60), denied).await.unwrap();
+    assert!(said.contains("rules that nearly match:\n") && said.contains("[no_rule]"), "{said}");
+}
+
+#[tokio::test]
+async fn the_program_says_how_it_is_and_why_and_writes_files_as_configured() {
+    let mut authority = Authority::start_at(SystemClock.now()).await;
+    let uid = getuid().as_raw();
+    authority.put_rule("me", &uid.to_string()).await;
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (state, socket) = (at("state"), at("agent.sock"));
+    let told = at("told");
+    let config = format!(
+        "socket: {socket}\nsinks:\n  - name: web\n    attributes: {{unix.uid: {uid}}}\n    file: {file}\n    \
+         reload: {{command: {{argv: [/bin/sh, -c, 'echo x >> {told}']}}}}\n  - name: other\n    attributes: \
+         {{unix.uid: 4294967294}}\n    file: {other}\n",
+        socket = socket.display(),
+        file = at("web.pem").display(),
+        other = at("other.pem").display(),
+        told = told.display(),
+    );
+    std::fs::write(at("agent.yaml"), &config).unwrap();
+    let file = at("agent.yaml").to_str().unwrap().to_owned();
+    let with_config = |words: &[&str]| program(&state, &[words, &["--config", &file]].concat());
+    let string = authority.join_string("vm-1", &[]).await.encode().unwrap();
+    let (code, said) = run(with_config(&["join", "-", "--output", "json"]), string).await;
+    assert!(code == Some(0) && said.contains("\"node_id\": \"prod/join_token/vm-1\""), "{said}");
+    let (code, said) = run(with_config(&["status"]), String::new()).await;
+    assert!(code == Some(5) && said.contains("no agent answers"), "{said}");
+    let (code, said) = run(with_config(&["check"]), String::new()).await;
+    assert!(code == Some(0) && said.contains("not running"), "{said}");
+
+    let agent = Running::start(with_config(&["run"])).await;
+    let admin = at("agent.admin.sock");
+    // Until the file is in force the bundle is not acknowledged.
+    authority.acknowledges("vm-1", 1).await;
+    assert!(told.exists() && at("web.pem").exists() && !at("other.pem").exists());
+    let (code, said) = run(with_config(&["status"]), String::new()).await;
+    assert!(code == Some(0) && said.contains("web: in force") && said.contains("other: denied"), "{said}");
+    let (code, said) = run(with_config(&["status", "--output", "json"]), String::new()).await;
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &report["bundle_acknowledged"], &report["ready"]), (Some(0), &1.into(), &true.into()));
+    let (code, said) = run(with_config(&["check"]), String::new()).await;
+    assert!(code == Some(6) && said.contains("problem: sink other: no identity"), "{said}");
+
+    explains(&authority, &with_config).await;
+
+    authority.stop_server().await;
+    let page = tokio::task::spawn_blocking(move || {
+        let ready = page(&admin, "/readyz");
+        assert!(ready.starts_with("HTTP/1.0 200"), "an outage of the authority is no reason: {ready}");
+        page(&admin, "/metrics")
+    });
+    let page = page.await.unwrap();
+    for metric in [
+        "rhizome_agent_ready 1",
+        "rhizome_agent_sink_in_force{sink=\"web\"}",
+        "rhizome_agent_bundle_sequence 1",
+    ] {
+        assert!(page.contains(metric), "{metric}: {page}");
+    }
+    assert!(agent.terminate().await.success());
+    assert!(!socket.exists() && !at("agent.admin.sock").exists());
+}
+
+#[tokio::test]
+async fn a_configuration_with_a_fault_starts_nothing_and_ends_with_2() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("agent.yaml");
+    std::fs::write(&path, "sockett: /x\n").unwrap();
+    for verb in ["check", "run"] {
+        let command = program(folder.path(), &[verb, "--config", path.to_str().unwrap()]);
+        let (code, said) = run(command, String::new()).await;
+        assert!(
+            code == Some(2)
+                && said.contains("agent.yaml:1:1: `sockett`: unknown field; did you mean `socket`?"),
+            "{said}"
+        );
+    }
+    let (code, said) =
+        run(program(folder.path(), &["check", "--config", "/nonexistent/x.yaml"]), String::new()).await;
+    assert!(code == Some(2) && said.contains("cannot be read"), "{said}");
 }

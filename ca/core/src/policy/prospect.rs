@@ -26,6 +26,14 @@ pub struct Prospect {
     pub rule: RuleName,
 }
 
+/// The attributes that rules see when a node asks for one of its workloads: its own word, with what is known of it.
+///
+/// # Errors
+/// As for [`identities`].
+pub fn known_to_node(node: &Principal, attributes: &Attributes) -> Result<Attributes, Denial> {
+    Ok(combined(node, &Attributes::new(), &Scope::ALL, attributes)?)
+}
+
 /// The identities that `rules` give to a workload of `node` with these attributes, the narrowest rule's first: what
 /// [`decide`](super::decide) would choose from, as far as a node can know it (not its own scope, nor attributes of it besides its
 /// name).
@@ -39,7 +47,7 @@ pub fn identities(
     rules: &RuleSet,
     domain: &TrustDomain,
 ) -> Result<Vec<Prospect>, Denial> {
-    let known = combined(node, &Attributes::new(), &Scope::ALL, attributes)?;
+    let known = known_to_node(node, attributes)?;
     let offers = Offers::collect(&rules.matching(&known), domain, &known, &Scope::ALL);
     if offers.identities.is_empty() {
         return Err(offers.refusal.unwrap_or_else(|| DenialReason::NoRule.into()));
