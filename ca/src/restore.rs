@@ -3,7 +3,8 @@
 //! Laws: the database appears at its place whole, verified and marked, or not at all, whenever the process dies: it
 //! is put together in a directory of its own and linked into place at the end, which fails when something is there.
 //! A restored authority never gives a serial out twice (the store raises its counter), revokes every join token that
-//! was outstanding, raises the bundle's sequence above all that was ever served, and says so in the ledger.
+//! was outstanding, raises the bundle's sequence above all that was ever served, drops the revocation lists so that the
+//! server signs new ones, and says so in the ledger.
 //! Not here: copying and verifying (`rhizome_store`). Sources: attacks.md §2 (22).
 
 use std::fs;
@@ -210,6 +211,11 @@ async fn mark(
     let bundle = raised_bundle(store, now).await?;
     if let Some((before, after)) = &bundle {
         transaction = transaction.require_unchanged(after.key(), before.version).put(after);
+    }
+    // Nodes hold lists with higher numbers than these; without them the server signs new ones before it serves, with
+    // numbers of that second, above all that were ever given out.
+    for crl in store.documents(Kind::Crl, None, PAGE).await? {
+        transaction = transaction.require_unchanged(crl.key.clone(), crl.version).delete(crl.key);
     }
     let raised = bundle.map(|(before, after)| (before.value.sequence, after.sequence));
     let sequences = raised.map_or_else(String::new, |(from, to)| format!(", bundle sequence {from} -> {to}"));

@@ -15,10 +15,12 @@ use rhizome_core::caller::Principal;
 use rhizome_core::policy;
 use rhizome_core::rules::{Rule, RuleSet};
 use rhizome_id::{Digest, RuleName, SpiffeId, Timestamp, TrustDomain};
+use rhizome_proto::node::v1::CrlSet;
 use rhizome_x509::Bundle;
 use tokio::sync::watch;
 
-use crate::holdings::{NotYet, Standing, Svid, View};
+use crate::crls::{Crls, Taken, issuer_of};
+use crate::holdings::{NotYet, Standing, Svid, View, differs};
 use crate::renewal::{Candidate, DENIED_SECONDS, Entitlement, Plan, not_at_once, plan, retry_at};
 
 mod insight;
@@ -39,6 +41,9 @@ pub(crate) struct Book {
     rules: Option<RuleSet>,
     cursor: u64,
     bundle: Option<Arc<Bundle>>,
+    crls: Crls,
+    /// Those of them that may be handed out, in DER.
+    shown_crls: Arc<Vec<Vec<u8>>>,
     /// Views from this version on have the bundle in force.
     bundle_since: u64,
     /// Sequence of the bundle that is safely on disk.
@@ -62,6 +67,8 @@ struct Follower {
 #[derive(Default)]
 struct Holding {
     svid: Option<Arc<Svid>>,
+    /// Authority key identifier of that certificate, if it has one.
+    issuer: Option<Vec<u8>>,
     /// The certificate's own instant, or an earlier one by the server's order.
     renew_at: Option<Timestamp>,
     followers: BTreeSet<u64>,
@@ -118,6 +125,7 @@ pub(crate) struct Snapshot {
     pub(crate) cursor: u64,
     pub(crate) rules: Option<Vec<Arc<Rule>>>,
     pub(crate) bundle: Option<Arc<Bundle>>,
+    pub(crate) crls: Crls,
     pub(crate) svids: Vec<(Entitlement, Arc<Svid>)>,
 }
 
@@ -129,6 +137,8 @@ impl Book {
             rules: None,
             cursor: 0,
             bundle: None,
+            crls: Crls::default(),
+            shown_crls: Arc::default(),
             bundle_since: 0,
             sealed: 0,
             version: 0,
@@ -147,11 +157,14 @@ impl Book {
         self.rules = snapshot.rules.map(RuleSet::new);
         self.sealed = snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence());
         self.bundle = snapshot.bundle;
+        self.crls = snapshot.crls;
         for (entitlement, svid) in snapshot.svids.into_iter().filter(|(_, svid)| svid.not_after >= now) {
             let holding = self.holdings.entry(entitlement).or_default();
             holding.renew_at = Some(svid.renew_at);
+            holding.issuer = issuer_of(&svid);
             holding.svid = Some(svid);
         }
+        self.choose_crls();
         self.rules_changed(now);
     }
 
@@ -165,6 +178,7 @@ impl Book {
             cursor: self.cursor,
             rules: self.rules.as_ref().map(|rules| rules.iter().map(Arc::clone).collect()),
             bundle: self.bundle.clone(),
+            crls: self.crls.clone(),
             svids: svids.collect(),
         }
     }
@@ -279,6 +293,32 @@ impl Book {
         Offered::InForce
     }
 
+    /// Takes the revocation lists that the server sent in place of those before. They come after their bundle.
+    pub(crate) fn take_crls(&mut self, sent: &CrlSet, now: Timestamp) -> Taken {
+        let Some(bundle) = self.bundle.clone() else {
+            return Taken {
+                changed: false,
+                refused: vec!["there is no bundle to verify lists with".to_owned()],
+            };
+        };
+        let taken = self.crls.take(sent, &bundle);
+        if taken.changed && self.choose_crls() {
+            self.show_everyone(now);
+        }
+        taken
+    }
+
+    /// Decides anew which lists may be handed out. Whether that is something else than before.
+    fn choose_crls(&mut self) -> bool {
+        let serving = self.holdings.values().filter(|it| it.svid.is_some());
+        let shown = self.crls.shown(serving.filter_map(|it| it.issuer.as_deref()));
+        let changed = *self.shown_crls != shown;
+        if changed {
+            self.shown_crls = Arc::new(shown);
+        }
+        changed
+    }
+
     /// Stops serving certificates at once; a new key is asked for where the rules still grant one. The serials that
     /// were served.
     pub(crate) fn stop(&mut self, serials: &[String], now: Timestamp) -> Vec<String> {
@@ -298,6 +338,9 @@ impl Book {
             stopped.push(svid.serial.clone());
             // Another entitlement may have lent it.
             affected.extend(self.followers.iter().filter(|(_, it)| it.sees(&svid)).map(|(id, _)| *id));
+        }
+        if self.choose_crls() {
+            affected.extend(self.followers.keys());
         }
         self.show(affected, now);
         stopped
@@ -358,9 +401,15 @@ impl Book {
             return;
         }
         holding.renew_at = Some(not_at_once(svid.renew_at, now, svid.not_after));
+        holding.issuer = issuer_of(&svid);
         holding.svid = Some(svid);
         let followers = holding.followers.clone();
-        self.show(followers, now);
+        // A certificate of an issuer whose list is not here: better no lists than some.
+        if self.choose_crls() {
+            self.show_everyone(now);
+        } else {
+            self.show(followers, now);
+        }
     }
 
     /// No certificate has come. `draw` is 64 random bits.
@@ -407,6 +456,9 @@ impl Book {
             }
         }
         self.holdings.retain(|_, holding| holding.is_of_use());
+        if expired && self.choose_crls() {
+            affected.extend(self.followers.keys());
+        }
         self.show(affected, now);
         expired
     }
@@ -501,7 +553,7 @@ impl Book {
             return Err(reason.map_or(NotYet::Starting, |reason| NotYet::Denied((*reason).clone())));
         }
         let bundles = BTreeMap::from([(self.domain.clone(), Arc::clone(bundle))]);
-        Ok(Arc::new(View { svids, bundles, crls: Arc::default(), version }))
+        Ok(Arc::new(View { svids, bundles, crls: Arc::clone(&self.shown_crls), version }))
     }
 
     /// When a rule changed an entitlement's lifetime or DNS names, its holder keeps the certificate that it has until
@@ -538,18 +590,6 @@ fn entitlements(
         Entitlement { spiffe_id, dns_names, ttl }
     };
     Ok(found.into_iter().map(entitlement).collect())
-}
-
-fn differs(one: &Seen, other: &Seen) -> bool {
-    match (one, other) {
-        (Ok(one), Ok(other)) => {
-            let same_svids = one.svids.len() == other.svids.len()
-                && one.svids.iter().zip(&other.svids).all(|(a, b)| Arc::ptr_eq(a, b));
-            !same_svids || one.bundles != other.bundles
-        }
-        (Err(one), Err(other)) => one != other,
-        (Ok(_), Err(_)) | (Err(_), Ok(_)) => true,
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! Tests of the book: what each follower sees after each thing that can happen.
 
 use super::*;
-use crate::testing::{at, attributes, bundle, entitlement, node, root, rule, svid, valid};
+use crate::testing::{
+    TestIssuer, at, attributes, bundle, crl_set, entitlement, node, root, rule, svid, valid,
+};
 
 const WEB: [(&str, &str); 1] = [("unix.uid", "1000")];
 
@@ -241,4 +243,51 @@ fn a_machine_that_becomes_another_node_waits_for_that_nodes_rules() {
     let other = "spiffe://example.org/rhizome/node/prod/join_token/vm-2".parse().unwrap();
     book.set_node(rhizome_core::caller::principal_of(&other, &domain).unwrap(), at(2));
     assert_eq!((book.cursor(), paths(&web)), (0, Err(NotYet::Starting)));
+}
+
+#[test]
+fn revocation_lists_are_shown_with_the_bundle_and_withheld_rather_than_incomplete() {
+    let (first, second) = (TestIssuer::new("g1"), TestIssuer::new("g2"));
+    let mut book = book();
+    book.offer(bundle(2, &[&first.root, &second.root]), at(0));
+    let web = book.follow(attributes(&WEB), at(0));
+    let issued = |book: &mut Book, issuer: &TestIssuer, serial: &str, now| {
+        let plan = book.plan(now, 100);
+        for entitlement in &plan.ask {
+            book.ask(entitlement).unwrap();
+            let path = entitlement.spiffe_id.path();
+            let svid = Svid { chain_der: vec![issuer.leaf(path)], ..copy(&svid(path, serial, now)) };
+            book.issued(entitlement, Arc::new(svid), now);
+        }
+    };
+    let shown = |seen: &watch::Receiver<Seen>| seen.borrow().as_ref().unwrap().crls.len();
+    issued(&mut book, &first, "a1", at(0));
+    assert_eq!(shown(&web), 0);
+    let before = version(&web);
+    assert!(book.take_crls(&crl_set(&[&first], vec![first.crl(1, 0)]), at(1)).changed);
+    assert!(shown(&web) == 1 && version(&web) > before);
+    let before = version(&web);
+    assert!(!book.take_crls(&crl_set(&[&first], vec![first.crl(1, 0)]), at(2)).refused.is_empty());
+    assert_eq!(version(&web), before, "what was refused is nothing new to anybody");
+
+    issued(&mut book, &second, "a2", at(1_900));
+    assert_eq!(shown(&web), 0, "this node serves certificates of an issuer without a list");
+    let both = crl_set(&[&first, &second], vec![first.crl(2, 0), second.crl(2, 1)]);
+    book.take_crls(&both, at(1_901));
+    assert_eq!(shown(&web), 2);
+
+    let mut again = Book::new("example.org".parse().unwrap());
+    again.restore(book.snapshot(), at(1_902));
+    assert_eq!(again.take_crls(&both, at(1_903)), Taken::default(), "they come back from the disk");
+}
+
+fn copy(svid: &Svid) -> Svid {
+    Svid {
+        spiffe_id: svid.spiffe_id.clone(),
+        chain_der: Vec::new(),
+        key_pkcs8_der: svid.key_pkcs8_der.clone(),
+        serial: svid.serial.clone(),
+        hint: svid.hint.clone(),
+        ..*svid
+    }
 }

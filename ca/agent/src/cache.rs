@@ -10,10 +10,12 @@ use rhizome_core::attributes::Attributes;
 use rhizome_core::caller::Principal;
 use rhizome_core::ports::Clock;
 use rhizome_id::{Digest, Timestamp, TrustDomain};
+use rhizome_proto::node::v1::CrlSet;
 use rhizome_x509::Bundle;
 use tokio::sync::{Notify, watch};
 
 use crate::book::{Book, Failure, Insight, Offered, RuleChange, Snapshot};
+use crate::crls::Taken;
 use crate::holdings::{Identities, NotYet, Standing, Svid, View};
 use crate::observe::Tallies;
 use crate::renewal::{Entitlement, Plan};
@@ -144,6 +146,14 @@ impl Cache {
             self.planning.notify_one();
         }
         outcome
+    }
+
+    pub(crate) fn take_crls(&self, sent: &CrlSet) -> Taken {
+        let taken = self.book().take_crls(sent, self.now());
+        if taken.changed {
+            self.seal();
+        }
+        taken
     }
 
     pub(crate) fn stop(&self, serials: &[String]) -> Vec<String> {

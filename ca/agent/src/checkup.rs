@@ -9,7 +9,7 @@ use rhizome_core::ports::Clock;
 use rhizome_id::{SpiffeId, Timestamp};
 
 use crate::bootstrap::servers;
-use crate::node::Node;
+use crate::node::{self, Node};
 use crate::sealed::{NodeRenewal, Sealed};
 
 /// What was found.
@@ -25,6 +25,8 @@ pub struct Checkup {
     pub servers: Vec<String>,
     /// Sequence of the sealed bundle; `None` without sealed state.
     pub bundle: Option<u64>,
+    /// How many revocation lists are sealed.
+    pub revocation_lists: usize,
     /// The sealed identities of workloads.
     pub identities: Vec<SealedIdentity>,
     /// What is wrong, and what to do.
@@ -56,12 +58,16 @@ pub fn checkup(directory: &Path, clock: &dyn Clock) -> Checkup {
         }
         Err(cause) => found.troubles.push(cause.to_string()),
     }
+    if let Some(cause) = node::refused(directory) {
+        found.troubles.push(cause);
+    }
     match servers(directory) {
         Ok(addresses) => found.servers = addresses,
         Err(cause) => found.troubles.push(cause.to_string()),
     }
     match Sealed::peek(directory, found.node.as_ref()) {
         Ok(Some(restored)) => {
+            found.revocation_lists = restored.snapshot.crls.len();
             found.bundle = Some(restored.snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence()));
             let identity = |svid: &crate::holdings::Svid| SealedIdentity {
                 spiffe_id: svid.spiffe_id.clone(),

@@ -64,6 +64,19 @@ pub enum NotYet {
     Starting,
 }
 
+/// Whether a follower that sees `other` must be told of `one`.
+pub(crate) fn differs(one: &Result<Arc<View>, NotYet>, other: &Result<Arc<View>, NotYet>) -> bool {
+    match (one, other) {
+        (Ok(one), Ok(other)) => {
+            let same_svids = one.svids.len() == other.svids.len()
+                && one.svids.iter().zip(&other.svids).all(|(a, b)| Arc::ptr_eq(a, b));
+            !same_svids || one.bundles != other.bundles || !Arc::ptr_eq(&one.crls, &other.crls)
+        }
+        (Err(one), Err(other)) => one != other,
+        (Ok(_), Err(_)) | (Err(_), Ok(_)) => true,
+    }
+}
+
 /// What the sockets know about what one open stream holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {

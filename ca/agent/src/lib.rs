@@ -12,6 +12,7 @@ mod bootstrap;
 mod cache;
 mod call;
 mod checkup;
+mod crls;
 pub mod descriptors;
 mod fetch;
 pub mod holdings;

@@ -14,14 +14,14 @@ use rhizome_tls::{ExpectedServer, JoinString};
 use rhizome_x509::TrustAnchors;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::bootstrap::{self, servers};
 use crate::cache::Cache;
 use crate::fetch::{Fetcher, until};
 use crate::node::{Node, NodeError};
-use crate::renewal::reconnect_after;
+use crate::renewal::{reconnect_after, refused_pace};
 use crate::status::StatusBoard;
 use crate::sync::Sync;
 use crate::system::random;
@@ -49,8 +49,10 @@ pub(crate) struct Link {
 enum Ended {
     /// The node has a new certificate: connect anew with it.
     Renewed,
-    /// It broke, or was refused.
+    /// It broke.
     Broken(String),
+    /// The authority does not take this node's certificate (any more).
+    Refused(String),
 }
 
 impl Link {
@@ -68,6 +70,11 @@ impl Link {
             let cause = match ended {
                 Ended::Renewed => continue,
                 Ended::Broken(cause) => cause,
+                Ended::Refused(cause) => {
+                    turn = turn.wrapping_add(1);
+                    self.wait_refused(&cause).await;
+                    continue;
+                }
             };
             turn = turn.wrapping_add(1);
             failures = if begun.elapsed() < SETTLED { failures.saturating_add(1) } else { 1 };
@@ -81,6 +88,26 @@ impl Link {
         }
     }
 
+    /// The authority said no to this node: it was evicted, banned or revoked, and asking at full pace would change
+    /// nothing. What is held is served until it expires (the server ordered away what it revoked).
+    async fn wait_refused(&self, cause: &str) {
+        let advice = format!(
+            "the authority refuses this node ({cause}): it was evicted, banned or its certificate revoked; an \
+             administrator sees why with `rhizome node show`; join again with a new join string"
+        );
+        self.node.note_refusal(Some(&advice));
+        self.status.set(|status| {
+            status.refused = true;
+            status.failures = status.failures.saturating_add(1);
+        });
+        let wait = refused_pace(random(&*self.entropy));
+        tracing::error!(?wait, "{advice}");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.nudge.notified() => {}
+        }
+    }
+
     async fn once(&self, sync: &Sync, fetcher: &mut Fetcher, turn: usize) -> Ended {
         if let Err(cause) = self.become_a_node().await {
             return Ended::Broken(cause);
@@ -90,7 +117,11 @@ impl Link {
             Err(cause) => return Ended::Broken(cause),
         };
         let _tokens = self.cache.token_store().connected(tokens::over(channel.clone()));
-        let broken = |status: Status| Ended::Broken(rhizome_tls::cause_of(&status));
+        let broken = |status: Status| {
+            let cause = rhizome_tls::cause_of(&status);
+            // After a handshake that succeeded: it knows the certificate and does not take it.
+            if status.code() == Code::Unauthenticated { Ended::Refused(cause) } else { Ended::Broken(cause) }
+        };
         tokio::select! {
             status = sync.run(channel.clone()) => broken(status),
             status = fetcher.run(channel.clone()) => broken(status),
@@ -110,6 +141,17 @@ impl Link {
                 }
                 self.cache.set_node(certificate.principal);
                 self.post_node();
+                if self.is_refused(&certificate.serial)
+                    && let Some(join) = &self.join
+                {
+                    // Whoever evicted this node may have left it a new join string; otherwise the old certificate is
+                    // tried again, in case that the server's clock was wrong.
+                    match bootstrap::join_as(&self.node, &self.state, join, &self.clock).await {
+                        Ok(node) => tracing::warn!(node, "joined anew after the authority refused this node"),
+                        Err(cause) => tracing::warn!(%cause, "joining anew failed, too"),
+                    }
+                    self.post_node();
+                }
                 return Ok(());
             }
             Ok((certificate, _)) => format!("this node's certificate expired at {}", certificate.not_after),
@@ -131,6 +173,12 @@ impl Link {
         }
         self.post_node();
         Ok(())
+    }
+
+    fn is_refused(&self, serial: &str) -> bool {
+        let status = self.status.follow();
+        let status = status.borrow();
+        status.refused && status.node_serial == serial
     }
 
     /// Tells and keeps which certificate the node has now.

@@ -28,6 +28,8 @@ use crate::wire::{self, Nonsense};
 
 /// Where the identity lies below the state directory.
 const IDENTITY: &str = "identity";
+/// There while the authority refuses this node; what it says is for people.
+const REFUSED: &str = "refused";
 /// A key that may have been sent and has no certificate yet; PKCS #8 in DER, mode 0600.
 const PENDING_KEY: &str = "key.pending.der";
 /// An EC key takes some 150 bytes.
@@ -221,6 +223,22 @@ impl Node {
         Ok(key)
     }
 
+    /// Notes, for `check`, that the authority refuses this node, or that it does no more. Blocks on the disk.
+    pub(crate) fn note_refusal(&self, cause: Option<&str>) {
+        let noted = match cause {
+            Some(cause) => sealed::write(&self.state, REFUSED, &[cause.as_bytes(), b"\n"]),
+            None => match std::fs::remove_file(self.state.join(REFUSED)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(failed("remove", self.state.join(REFUSED), &error))
+                }
+                Ok(()) | Err(_) => Ok(()),
+            },
+        };
+        if let Err(cause) = noted {
+            tracing::warn!(%cause, "that the authority refuses this node could not be noted");
+        }
+    }
+
     /// Lets go of a pending key: it has its certificate, or the server will never take it.
     pub(crate) fn forget_pending_key(&self) -> Result<(), SealedError> {
         let path = self.state.join(PENDING_KEY);
@@ -229,6 +247,12 @@ impl Node {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+}
+
+/// What was noted when the authority last refused this node, if it still does. Blocks on the disk.
+pub(crate) fn refused(state: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(state.join(REFUSED)).ok()?;
+    Some(text.trim_end().chars().take(1_024).collect())
 }
 
 fn failed(action: &'static str, path: PathBuf, error: &io::Error) -> SealedError {

@@ -24,6 +24,9 @@ const RECONNECT_FIRST: Duration = Duration::from_millis(200);
 /// Longest wait between two attempts to connect.
 const RECONNECT_LONGEST: Duration = Duration::from_secs(30);
 
+/// Longest wait of a node that the authority refuses: an administrator who lets it in again waits no longer.
+const REFUSED_LONGEST: Duration = Duration::from_secs(300);
+
 /// What one certificate is for. Workloads with equal entitlements share a certificate; those that differ in any of
 /// this never do, because its DNS names and its lifetime are grants, too.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -111,6 +114,13 @@ pub fn reconnect_after(failures: u32, draw: u64) -> Duration {
     let half = ceiling / 2;
     let width = u64::try_from(half.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
     half.saturating_add(Duration::from_millis(draw.checked_rem(width).unwrap_or(0)))
+}
+
+/// How long a node that the authority refuses waits before it asks again: half of the longest wait, and up to that much
+/// more by `draw`.
+pub fn refused_pace(draw: u64) -> Duration {
+    let half = REFUSED_LONGEST / 2;
+    half.saturating_add(Duration::from_secs(draw.checked_rem(half.as_secs().saturating_add(1)).unwrap_or(0)))
 }
 
 /// The renewal instant of a certificate about which the server said nothing (usable): drawn from its fingerprint, so

@@ -24,6 +24,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use crate::book::Snapshot;
+use crate::crls::Crls;
 use crate::holdings::Svid;
 use crate::renewal::Entitlement;
 
@@ -215,6 +216,8 @@ struct Stored {
     cursor: u64,
     rules: Option<Vec<Arc<Rule>>>,
     bundle: Option<StoredBundle>,
+    #[serde(default)]
+    crls: Crls,
     svids: Vec<StoredSvid>,
 }
 
@@ -255,7 +258,7 @@ impl<'de> Deserialize<'de> for Secret {
 
 impl Stored {
     fn of(node: &SpiffeId, snapshot: &Snapshot, renewal: &NodeRenewal) -> Self {
-        let Snapshot { cursor, rules, bundle, svids } = snapshot;
+        let Snapshot { cursor, rules, bundle, crls, svids } = snapshot;
         let bundle = bundle.as_ref().map(|it| StoredBundle {
             trust_domain: it.trust_domain().clone(),
             sequence: it.sequence(),
@@ -276,6 +279,7 @@ impl Stored {
             cursor: *cursor,
             rules: rules.clone(),
             bundle,
+            crls: crls.clone(),
             svids: svids.iter().map(svid).collect(),
         }
     }
@@ -289,6 +293,7 @@ impl Stored {
         chains
             .saturating_add(jwt_keys.saturating_mul(2_048))
             .saturating_add(anchors.saturating_mul(2))
+            .saturating_add(self.crls.room())
             .saturating_add(self.svids.len().saturating_mul(4_096))
             .saturating_add(rules.saturating_mul(2_048))
             .saturating_add(8_192)
@@ -300,7 +305,7 @@ impl Stored {
         });
         let bundle = bundle.transpose().map_err(|error| error.to_string())?.map(Arc::new);
         let svids: Result<Vec<_>, String> = self.svids.into_iter().map(StoredSvid::svid).collect();
-        Ok(Snapshot { cursor: self.cursor, rules: self.rules, bundle, svids: svids? })
+        Ok(Snapshot { cursor: self.cursor, rules: self.rules, bundle, crls: self.crls, svids: svids? })
     }
 }
 

@@ -28,6 +28,7 @@ fn snapshot() -> Snapshot {
         hint: "web".to_owned(),
     };
     Snapshot {
+        crls: Crls::default(),
         cursor: 42,
         rules: Some(vec![valid(rule("web", ("unix.uid", "1000"), "/web"))]),
         bundle: Some(Arc::new(bundle(3, &[&root("a"), &root("b")]))),

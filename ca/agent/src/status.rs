@@ -20,10 +20,16 @@ pub struct Status {
     pub acknowledged: Option<u64>,
     /// Bundles refused: of a lower sequence, of another trust domain, or other than the one of the same sequence.
     pub refused_bundles: u64,
+    /// Revocation lists, or issuers of lists, that were refused: not signed by an issuer under the bundle, or with a lower
+    /// number than the list held.
+    pub refused_crls: u64,
     /// Serial of the node's own certificate; empty before the first join.
     pub node_serial: String,
     /// Last second of the node's own certificate.
     pub node_not_after: Option<Timestamp>,
+    /// Whether the authority refuses this node's certificate: it was evicted, banned or revoked. What is held is served
+    /// until it expires; nothing is renewed, and the authority is asked only every few minutes.
+    pub refused: bool,
     /// Attempts to connect, join or renew that failed in a row.
     pub failures: u32,
     /// Writes of the sealed state that failed in a row.
@@ -42,6 +48,7 @@ impl Status {
 
     pub(crate) const fn synced(&mut self, cursor: u64) {
         self.connected = true;
+        self.refused = false;
         self.failures = 0;
         self.cursor = cursor;
         self.syncs = self.syncs.saturating_add(1);

@@ -24,6 +24,7 @@ use tonic::transport::Channel;
 
 use crate::book::{Offered, RuleChange};
 use crate::cache::Cache;
+use crate::crls::Taken;
 use crate::fetch::offer;
 use crate::holdings::Svid;
 use crate::node::Node;
@@ -32,6 +33,10 @@ use crate::wire::read_rule;
 
 /// Messages to the server that may wait: an acknowledgement and a report.
 const WAITING: usize = 8;
+/// Most bytes of one change of the rules, over all its messages: 2 000 of the largest rules, 100 000 usual ones.
+const BATCH_BYTES: usize = 64 * 1024 * 1024;
+/// What keeping a rule costs besides its text, roughly.
+const ENTRY_BYTES: usize = 256;
 /// Issuers in one report; the protocol's limit.
 const ISSUERS: usize = 64;
 
@@ -64,8 +69,10 @@ impl Sync {
         say(&requests, Message::Hello(hello)).await?;
         let stream = NodeServiceClient::new(channel).sync(ReceiverStream::new(outgoing)).await;
         let mut answers = stream?.into_inner();
+        // The stream was let in.
+        self.node.note_refusal(None);
         let (mut bundle, mut served) = (self.cache.acknowledgeable(), self.cache.served());
-        let mut batch = RuleChange::default();
+        let mut batch = Batch::default();
         // The server may have forgotten what an earlier stream said.
         bundle.mark_changed();
         served.mark_changed();
@@ -74,7 +81,7 @@ impl Sync {
                 // Orders come before anything that is said back.
                 biased;
                 answer = answers.message() => match answer? {
-                    Some(answer) => self.take(answer, &mut batch),
+                    Some(answer) => self.take(answer, &mut batch)?,
                     None => return Ok(()),
                 },
                 changed = bundle.changed() => {
@@ -103,18 +110,20 @@ impl Sync {
         Ok(())
     }
 
-    fn take(&self, answer: wire::SyncResponse, batch: &mut RuleChange) {
+    fn take(&self, answer: wire::SyncResponse, batch: &mut Batch) -> Result<(), Status> {
         if answer.full {
-            *batch = RuleChange { full: true, ..RuleChange::default() };
+            *batch = Batch { change: RuleChange { full: true, ..RuleChange::default() }, bytes: 0 };
         }
+        batch.weigh(&answer)?;
+        let change = &mut batch.change;
         for rule in &answer.upserts {
             match read_rule(rule) {
-                Ok(rule) => batch.upserts.push(Arc::new(rule)),
+                Ok(rule) => change.upserts.push(Arc::new(rule)),
                 // A newer server's rule: without it this node grants less, never more.
                 Err(cause) => tracing::error!(rule = rule.name, %cause, "a rule was left out"),
             }
         }
-        batch.removed.extend(answer.removed_rules.iter().filter_map(|name| name.parse().ok()));
+        change.removed.extend(answer.removed_rules.iter().filter_map(|name| name.parse().ok()));
         for directive in answer.directives {
             match directive.order {
                 Some(Order::StopServing(order)) => self.stop_serving(&order),
@@ -132,10 +141,26 @@ impl Sync {
                 Err(cause) => tracing::error!(%cause, "a bundle was left out"),
             }
         }
+        if let Some(sent) = &answer.crls {
+            self.take_crls(sent);
+        }
         if answer.cursor > 0 {
-            let change = RuleChange { cursor: answer.cursor, ..std::mem::take(batch) };
-            self.cache.apply(change);
+            let Batch { change, bytes: _ } = std::mem::take(batch);
+            self.cache.apply(RuleChange { cursor: answer.cursor, ..change });
             self.status.set(|status| status.synced(answer.cursor));
+        }
+        Ok(())
+    }
+
+    fn take_crls(&self, sent: &wire::CrlSet) {
+        let Taken { changed, refused } = self.cache.take_crls(sent);
+        if changed {
+            tracing::info!(lists = sent.crls_der.len(), "new revocation lists are in force");
+        }
+        if !refused.is_empty() {
+            tracing::error!(refused = refused.join("; "), "revocation lists were refused");
+            let count = u64::try_from(refused.len()).unwrap_or(u64::MAX);
+            self.status.set(|status| status.refused_crls = status.refused_crls.saturating_add(count));
         }
     }
 
@@ -172,6 +197,31 @@ impl Sync {
         if concerns(issuer_of(node.as_ref())) {
             self.node.renew_by(begin);
         }
+    }
+}
+
+/// What has come of a batch whose last message, the one with the cursor, has not come yet.
+#[derive(Default)]
+struct Batch {
+    change: RuleChange,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Counts what would have to be remembered until the cursor comes; a server that never sends one is left.
+    fn weigh(&mut self, answer: &wire::SyncResponse) -> Result<(), Status> {
+        let rules: usize = answer.upserts.iter().map(prost::Message::encoded_len).sum();
+        let names: usize = answer.removed_rules.iter().map(String::len).sum();
+        let entries = answer.upserts.len().saturating_add(answer.removed_rules.len());
+        let more = rules.saturating_add(names).saturating_add(entries.saturating_mul(ENTRY_BYTES));
+        self.bytes = self.bytes.saturating_add(more);
+        if self.bytes <= BATCH_BYTES {
+            return Ok(());
+        }
+        let problem =
+            format!("a change of the rules takes more than {BATCH_BYTES} bytes; the stream was left");
+        tracing::error!("{problem}");
+        Err(Status::resource_exhausted(problem))
     }
 }
 

@@ -8,9 +8,11 @@ use rhizome_core::caller::Principal;
 use rhizome_core::rules::{Rule, RuleDraft};
 use rhizome_id::{ReplicaNumber, Serial, SerialCounter, SpiffeId, Timestamp, Ttl};
 use rhizome_jwt::JwtSpec;
+use rhizome_proto::node::v1::CrlSet;
 use rhizome_x509::{
-    Bundle, CaCertificate, JwtKey, KeyAlgorithm, RequestKey, RootSpec, Signature, SigningAlgorithm,
-    prepare_root,
+    Bundle, CaCertificate, CrlSpec, IntermediateSpec, Issuer, JwtKey, KeyAlgorithm, LeafSpec, RequestKey,
+    RevocationCode, Revoked, RootSpec, Signature, SigningAlgorithm, prepare_crl, prepare_intermediate,
+    prepare_leaf, prepare_root,
 };
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -33,24 +35,117 @@ fn serial() -> Serial {
 }
 
 /// A self-signed root of `example.org`, valid for thirty days around now.
-#[expect(clippy::disallowed_methods, reason = "throw-away keys for tests")]
 pub(crate) fn root(generation: &str) -> CaCertificate {
-    let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
-    let random = SystemRandom::new();
-    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.pkcs8_der(), &random).unwrap();
+    root_of(&SigningPair::new(), generation)
+}
+
+fn root_of(pair: &SigningPair, generation: &str) -> CaCertificate {
     let linted = prepare_root(&RootSpec {
         trust_domain: &"example.org".parse().unwrap(),
         generation: &generation.parse().unwrap(),
-        public_key: key.public_key(),
+        public_key: pair.key.public_key(),
         algorithm: SigningAlgorithm::EcdsaP256Sha256,
         serial: serial(),
         not_before: at(-86_400),
         not_after: at(30 * 86_400),
     });
     let linted = linted.unwrap();
-    let signature = pair.sign(&random, linted.to_be_signed().as_bytes()).unwrap();
-    let sealed = linted.seal(Signature::external(signature.as_ref().to_vec())).unwrap();
-    CaCertificate::parse(sealed.der()).unwrap()
+    let signature = pair.sign(linted.to_be_signed().as_bytes());
+    CaCertificate::parse(linted.seal(signature).unwrap().der()).unwrap()
+}
+
+/// A key that signs.
+struct SigningPair {
+    key: RequestKey,
+    pair: EcdsaKeyPair,
+}
+
+impl SigningPair {
+    #[expect(clippy::disallowed_methods, reason = "throw-away keys for tests")]
+    fn new() -> Self {
+        let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+        let random = SystemRandom::new();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key.pkcs8_der(), &random);
+        Self { pair: pair.unwrap(), key }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "throw-away keys for tests")]
+    fn sign(&self, message: &[u8]) -> Signature {
+        let signature = self.pair.sign(&SystemRandom::new(), message).unwrap();
+        Signature::external(signature.as_ref().to_vec())
+    }
+}
+
+/// An issuer under a root, with lists and leaves of its own.
+pub(crate) struct TestIssuer {
+    pair: SigningPair,
+    pub(crate) root: CaCertificate,
+    pub(crate) certificate: CaCertificate,
+}
+
+impl TestIssuer {
+    pub(crate) fn new(generation: &str) -> Self {
+        let (above, pair) = (SigningPair::new(), SigningPair::new());
+        let root = root_of(&above, generation);
+        let spec = IntermediateSpec {
+            trust_domain: &"example.org".parse().unwrap(),
+            generation: &generation.parse().unwrap(),
+            public_key: pair.key.public_key(),
+            algorithm: SigningAlgorithm::EcdsaP256Sha256,
+            serial: serial(),
+            not_before: at(-3_600),
+            not_after: at(20 * 86_400),
+        };
+        let linted = prepare_intermediate(&spec, &root, SigningAlgorithm::EcdsaP256Sha256).unwrap();
+        let signature = above.sign(linted.to_be_signed().as_bytes());
+        let certificate = CaCertificate::parse(linted.seal(signature).unwrap().der()).unwrap();
+        Self { pair, root, certificate }
+    }
+
+    /// Its list with that number and so many entries, in DER.
+    pub(crate) fn crl(&self, number: u64, entries: u64) -> Vec<u8> {
+        let revoked: Vec<Revoked> = (0..entries)
+            .map(|_| Revoked { serial: serial(), at: at(-60), code: RevocationCode::Unspecified })
+            .collect();
+        let linted = prepare_crl(&CrlSpec {
+            issuer: &self.certificate,
+            number,
+            this_update: at(-60),
+            next_update: self.certificate.not_after(),
+            revoked: &revoked,
+        });
+        let linted = linted.unwrap();
+        let signature = self.pair.sign(linted.to_be_signed().as_bytes());
+        linted.seal(signature).unwrap().der().to_vec()
+    }
+
+    /// A leaf of it, for an hour.
+    pub(crate) fn leaf(&self, path: &str) -> Vec<u8> {
+        let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+        let issuer = Issuer::new(vec![self.certificate.clone()], self.root.clone()).unwrap();
+        let linted = prepare_leaf(
+            &LeafSpec {
+                spiffe_id: &entitlement(path).spiffe_id,
+                dns_names: &[],
+                public_key: key.public_key(),
+                serial: serial(),
+                not_before: at(0),
+                not_after: at(3_599),
+            },
+            &issuer,
+        );
+        let linted = linted.unwrap();
+        let signature = self.pair.sign(linted.to_be_signed().as_bytes());
+        linted.seal(signature).unwrap().der().to_vec()
+    }
+}
+
+/// What a server would send for these issuers and lists.
+pub(crate) fn crl_set(issuers: &[&TestIssuer], crls: Vec<Vec<u8>>) -> CrlSet {
+    CrlSet {
+        crls_der: crls.into_iter().map(Into::into).collect(),
+        issuers_der: issuers.iter().map(|it| it.certificate.der().to_vec().into()).collect(),
+    }
 }
 
 pub(crate) fn bundle(sequence: u64, anchors: &[&CaCertificate]) -> Bundle {

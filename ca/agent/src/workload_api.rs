@@ -4,7 +4,7 @@
 //! not. The first message comes at once when there is anything to give; every message is the full state; a caller whose
 //! identities vanish is told `PermissionDenied`, which redacts what it was given. Bundle streams do not repeat
 //! themselves. Hints are unique in a message: of several the first keeps its.
-//! Not here: the JWT profile's messages (`jwt`). Not yet here: CRLs. The WIT profile is optional and not offered.
+//! Not here: the JWT profile's messages (`jwt`). The WIT profile is optional and not offered.
 //! Key bytes leave in the answer's buffers, which nobody wipes; the keys behind them are wiped.
 //! Sources: SPIFFE Workload API §4, §5, §8; SPIFFE Workload Endpoint §6.
 
@@ -95,7 +95,10 @@ impl Answers<wire::X509svidResponse> for X509Svids {
 
 /// Bundles: a view with the same ones is not sent again (compare the bytes: a sequence alone changes nothing here).
 #[derive(Default)]
-struct X509Bundles(Option<BTreeMap<String, Bytes>>);
+struct X509Bundles {
+    bundles: BTreeMap<String, Bytes>,
+    crls: Arc<Vec<Vec<u8>>>,
+}
 
 impl Answers<wire::X509BundlesResponse> for X509Bundles {
     fn answer(
@@ -108,11 +111,11 @@ impl Answers<wire::X509BundlesResponse> for X509Bundles {
         if !bundles.contains_key(SpiffeId::of_trust_domain(own).as_str()) {
             return Err(Refusal::Starting);
         }
-        if self.0.as_ref() == Some(&bundles) {
+        if self.bundles == bundles && self.crls == view.crls {
             return Ok(None);
         }
-        self.0 = Some(bundles.clone());
-        Ok(Some(wire::X509BundlesResponse { crl: Vec::new(), bundles: bundles.into_iter().collect() }))
+        *self = Self { bundles: bundles.clone(), crls: Arc::clone(&view.crls) };
+        Ok(Some(wire::X509BundlesResponse { crl: crls(view), bundles: bundles.into_iter().collect() }))
     }
 }
 
@@ -134,7 +137,7 @@ fn svid_response(view: &View, own: &TrustDomain) -> Result<wire::X509svidRespons
     }
     let own = SpiffeId::of_trust_domain(own);
     let foreign = bundles(view).into_iter().filter(|(domain, _)| domain != own.as_str());
-    Ok(wire::X509svidResponse { svids, crl: Vec::new(), federated_bundles: foreign.collect() })
+    Ok(wire::X509svidResponse { svids, crl: crls(view), federated_bundles: foreign.collect() })
 }
 
 fn svid_message<'a>(svid: &'a Svid, bundle: Bytes, hints: &mut BTreeSet<&'a str>) -> wire::X509svid {
@@ -154,6 +157,11 @@ fn hint_of<'a>(svid: &'a Svid, hints: &mut BTreeSet<&'a str>) -> &'a str {
         hint if hints.insert(hint) => hint,
         _taken => "",
     }
+}
+
+/// Every revocation list of a view, one element each.
+fn crls(view: &View) -> Vec<Bytes> {
+    view.crls.iter().map(|der| Bytes::copy_from_slice(der)).collect()
 }
 
 /// Every bundle of a view, concatenated DER by trust-domain ID.

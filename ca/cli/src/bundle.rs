@@ -1,4 +1,4 @@
-//! `rhizome bundle`: the trust bundle and who holds it.
+//! `rhizome bundle`: the trust bundle, who holds it, and the revocation lists.
 //!
 //! Laws: what is written out was checked to be the bundle whose digest the server states. Not here: fetching a bundle
 //! from a server that has not been verified (`join.rs`).
@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use rhizome_id::Timestamp;
+use rhizome_id::{AuthorityId, Timestamp};
 use rhizome_proto::admin::v1::bundle_admin_service_client::BundleAdminServiceClient;
-use rhizome_proto::admin::v1::{BundleSubscriber, ShowBundleRequest};
+use rhizome_proto::admin::v1::{BundleSubscriber, Crl, ListCrlsRequest, ShowBundleRequest};
 use rhizome_proto::ca::v1::GetBundleRequest;
 use rhizome_proto::ca::v1::bundle_service_client::BundleServiceClient;
 use rhizome_x509::{Bundle, CaCertificate};
@@ -19,10 +19,11 @@ use crate::exit::{Exit, Failure};
 use crate::files;
 use crate::issued::bundle_of;
 use crate::output::{View, details, relative, table, yes_no};
+use crate::pem;
 use crate::session::{Session, call};
 use crate::wire;
 
-/// See and fetch the trust bundle
+/// See and fetch the trust bundle and the revocation lists
 #[derive(Subcommand, Clone, Debug)]
 pub enum BundleVerb {
     /// Show the bundle, and who has acknowledged it
@@ -33,6 +34,33 @@ pub enum BundleVerb {
     },
     /// Fetch the bundle, for verifiers
     Get(FetchBundle),
+    /// Show or fetch the certificate revocation lists, one for each issuer
+    Crl(FetchCrls),
+}
+
+/// How to write the revocation lists.
+#[derive(Args, Clone, Debug)]
+pub struct FetchCrls {
+    /// The form to write them in; without it they are listed
+    #[arg(long, value_enum)]
+    format: Option<CrlFormat>,
+
+    /// The file to write [default: standard output]
+    #[arg(long, value_name = "FILE", requires = "format")]
+    out: Option<PathBuf>,
+
+    /// Only the list of this issuer
+    #[arg(long, value_name = "AUTHORITY")]
+    issuer: Option<AuthorityId>,
+}
+
+/// Forms of revocation lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CrlFormat {
+    /// PEM, one after the other
+    Pem,
+    /// DER of one list; name the --issuer when there are several
+    Der,
 }
 
 /// How to write the bundle.
@@ -63,6 +91,7 @@ pub(crate) async fn run(verb: BundleVerb, session: &mut Session<'_, '_>) -> Resu
     match verb {
         BundleVerb::Show { limit } => show(limit, session).await?,
         BundleVerb::Get(wish) => fetch(&wish, session).await?,
+        BundleVerb::Crl(wish) => crls(&wish, session).await?,
     }
     Ok(Exit::Done)
 }
@@ -118,6 +147,77 @@ async fn fetch(wish: &FetchBundle, session: &mut Session<'_, '_>) -> Result<(), 
         ("written to", path.display().to_string()),
     ]);
     session.show(&View::new(&json, text)?)
+}
+
+async fn crls(wish: &FetchCrls, session: &mut Session<'_, '_>) -> Result<(), Failure> {
+    let mut client = BundleAdminServiceClient::new(session.channel().await?);
+    let mut found = client.list_crls(call(ListCrlsRequest {})).await?.into_inner().crls;
+    if let Some(issuer) = &wish.issuer {
+        found.retain(|it| it.issuer_id == issuer.as_str());
+        if found.is_empty() {
+            return Err(Failure::usage(format!("there is no revocation list of {issuer}"))
+                .hint("`rhizome bundle crl` lists them"));
+        }
+    }
+    let Some(format) = wish.format else {
+        return session.show(&listed_crls(&found, session.now())?);
+    };
+    let bytes = match (format, found.as_slice()) {
+        (CrlFormat::Pem, all) => all
+            .iter()
+            .map(|it| pem::encode(pem::CRL, &it.crl_der).to_string())
+            .collect::<String>()
+            .into_bytes(),
+        (CrlFormat::Der, [_]) if wish.out.is_none() && session.terminal() => {
+            return Err(Failure::usage("DER is binary and would garble the terminal")
+                .hint("give --out FILE, or redirect"));
+        }
+        (CrlFormat::Der, [only]) => only.crl_der.to_vec(),
+        (CrlFormat::Der, _) => {
+            return Err(Failure::usage("DER holds one list, and there are several; name the --issuer")
+                .hint("`rhizome bundle crl` lists them"));
+        }
+    };
+    let Some(path) = &wish.out else {
+        return session.write(&bytes);
+    };
+    files::write(path, &bytes, files::PUBLIC)?;
+    let json = json!({ "lists": found.len(), "file": path.display().to_string() });
+    let text = details([("lists", found.len().to_string()), ("written to", path.display().to_string())]);
+    session.show(&View::new(&json, text)?)
+}
+
+#[derive(Serialize)]
+struct CrlRow {
+    issuer: String,
+    number: u64,
+    signed_at: Option<Timestamp>,
+    next_update: Option<Timestamp>,
+    revoked_count: u64,
+    pem: String,
+}
+
+fn listed_crls(found: &[Crl], now: Timestamp) -> Result<View, Failure> {
+    let row = |it: &Crl| CrlRow {
+        issuer: it.issuer_id.clone(),
+        number: it.number,
+        signed_at: wire::instant(it.signed_at.as_ref()),
+        next_update: wire::instant(it.next_update.as_ref()),
+        revoked_count: it.revoked_count,
+        pem: pem::encode(pem::CRL, &it.crl_der).to_string(),
+    };
+    let rows: Vec<CrlRow> = found.iter().map(row).collect();
+    let cells = rows.iter().map(|row| {
+        vec![
+            row.issuer.clone(),
+            row.number.to_string(),
+            row.revoked_count.to_string(),
+            relative(row.signed_at, now),
+            relative(row.next_update, now),
+        ]
+    });
+    let text = table(&["ISSUER", "NUMBER", "REVOKED", "SIGNED", "NEXT UPDATE"], cells, "no revocation lists");
+    View::list("crls", &rows, false, text)
 }
 
 #[derive(Clone, Copy)]

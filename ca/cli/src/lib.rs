@@ -33,7 +33,7 @@ use clap::Subcommand;
 pub use admin::{AddAdmin, AdminVerb, RoleArgument};
 pub use authority::{AuthorityVerb, RotateIssuer};
 pub use backup::BackupVerb;
-pub use bundle::{BundleFormat, BundleVerb, FetchBundle};
+pub use bundle::{BundleFormat, BundleVerb, CrlFormat, FetchBundle, FetchCrls};
 pub use cert::{CertVerb, ListCertificates, RevocationTarget, RevokeCertificates, ShowCertificate};
 pub use check::CheckVerb;
 pub use exit::{EXIT_CODES_HELP, Exit, Failure};

@@ -13,6 +13,9 @@ const LINE: usize = 64;
 /// Label of certificates.
 pub(crate) const CERTIFICATE: &str = "CERTIFICATE";
 
+/// Label of certificate revocation lists (RFC 7468 §6).
+pub(crate) const CRL: &str = "X509 CRL";
+
 /// Label of private keys in PKCS #8.
 pub(crate) const PRIVATE_KEY: &str = "PRIVATE KEY";
 

@@ -32,6 +32,8 @@ pub enum Kind {
     Admin,
     /// A revoked certificate.
     Revocation,
+    /// An issuer's revocation list.
+    Crl,
     /// Who holds which bundle.
     Subscriber,
     /// A single setting of this authority, such as its trust domain.
@@ -40,7 +42,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which a store is loaded.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Setting,
         Self::Authority,
         Self::Bundle,
@@ -48,6 +50,7 @@ impl Kind {
         Self::Admin,
         Self::Node,
         Self::Revocation,
+        Self::Crl,
         Self::Subscriber,
         Self::Token,
     ];
@@ -62,6 +65,7 @@ impl Kind {
             Self::Bundle => "bundle",
             Self::Admin => "admin",
             Self::Revocation => "revocation",
+            Self::Crl => "crl",
             Self::Subscriber => "subscriber",
             Self::Setting => "setting",
         }

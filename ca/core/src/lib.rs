@@ -15,6 +15,7 @@ pub mod authority;
 pub mod caller;
 pub mod clock;
 pub mod clock_guard;
+pub mod crl;
 pub mod documents;
 pub mod entropy;
 pub mod explain;

@@ -14,11 +14,12 @@ use rhizome_id::{
     AdminName, AuthorityId, Digest, ReplicaName, RuleName, Serial, SerialCounter, SpiffeId, Timestamp,
     TrustDomain, Ttl,
 };
-use rhizome_x509::{Bundle, BundleError, CaCertificate, Issuer, JwtKey, TrustAnchors};
+use rhizome_x509::{Bundle, BundleError, CaCertificate, Issuer, JwtKey, RevocationCode, TrustAnchors};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{Authority, AuthorityKind, AuthorityState};
 use crate::caller::Role;
+use crate::crl::CrlRecord;
 use crate::documents::{BadDocument, Document, DocumentKey, Kind, Stored, Version, Versioned};
 use crate::issuance::ActiveIssuer;
 use crate::nodes::NodeRecord;
@@ -84,6 +85,12 @@ pub struct Revocation {
     pub spiffe_id: SpiffeId,
     /// Who had asked for it: the stable text of a principal, so that the right agent is told to stop serving it.
     pub holder: String,
+    /// Whose certificate it is, and in whose list it therefore stands. `None`: recorded by an earlier release.
+    #[serde(default)]
+    pub issuer: Option<AuthorityId>,
+    /// Why, in the words of revocation lists.
+    #[serde(default)]
+    pub code: RevocationCode,
 }
 
 /// Whoever verifies or presents on behalf of workloads, and which bundle it holds, as a document.
@@ -159,6 +166,9 @@ pub struct State {
     nodes: OrdMap<String, Versioned<Arc<NodeRecord>>>,
     admins: OrdMap<AdminName, Versioned<Arc<AdminRecord>>>,
     revocations: OrdMap<SerialCounter, Versioned<Arc<Revocation>>>,
+    crls: OrdMap<AuthorityId, Versioned<Arc<CrlRecord>>>,
+    /// Grows whenever a list or an authority changes.
+    crl_generation: u64,
     subscribers: OrdMap<String, Versioned<Arc<Subscriber>>>,
     tombstones: OrdMap<DocumentKey, Version>,
     /// What followers must hear, by the order in which this process took it in.
@@ -201,6 +211,8 @@ impl State {
             nodes: OrdMap::new(),
             admins: OrdMap::new(),
             revocations: OrdMap::new(),
+            crls: OrdMap::new(),
+            crl_generation: 0,
             subscribers: OrdMap::new(),
             tombstones: OrdMap::new(),
             journal: OrdMap::new(),
@@ -241,6 +253,10 @@ impl State {
             Kind::Revocation => {
                 let revocation = shared(document.read::<Revocation>()?);
                 self.revocations.insert(revocation.value.serial.counter(), revocation);
+            }
+            Kind::Crl => {
+                let crl = shared(document.read::<CrlRecord>()?);
+                self.crls.insert(crl.value.issuer.clone(), crl);
             }
             Kind::Subscriber => {
                 self.subscribers.insert(document.key.id.clone(), shared(document.read::<Subscriber>()?));
@@ -298,6 +314,11 @@ impl State {
                     self.revocations.remove(&serial.counter());
                 }
             }
+            Kind::Crl => {
+                if let Ok(name) = id.parse::<AuthorityId>() {
+                    self.crls.remove(&name);
+                }
+            }
             Kind::Subscriber => drop(self.subscribers.remove(id)),
             Kind::Token | Kind::Setting => {}
         }
@@ -312,7 +333,10 @@ impl State {
     /// Puts a change into the journal, when followers must hear of it: nodes and subscribers come and go by the
     /// thousand and concern nobody but themselves (a ban and an eviction also write revocations, which do).
     fn note(&mut self, key: &DocumentKey) {
-        if !matches!(key.kind, Kind::Rule | Kind::Revocation | Kind::Bundle | Kind::Authority) {
+        if matches!(key.kind, Kind::Crl | Kind::Authority) {
+            self.crl_generation = self.crl_generation.saturating_add(1);
+        }
+        if !matches!(key.kind, Kind::Rule | Kind::Revocation | Kind::Crl | Kind::Bundle | Kind::Authority) {
             return;
         }
         self.taken_in = self.taken_in.saturating_add(1);
@@ -372,6 +396,9 @@ impl State {
             Kind::Revocation => {
                 let counter = id.parse::<Serial>().ok().map(|serial| serial.counter());
                 counter.and_then(|counter| self.revocations.get(&counter).map(|it| it.version))
+            }
+            Kind::Crl => {
+                id.parse::<AuthorityId>().ok().and_then(|name| self.crls.get(&name).map(|it| it.version))
             }
             Kind::Subscriber => self.subscribers.get(id).map(|it| it.version),
             Kind::Token | Kind::Setting => None,
@@ -434,6 +461,21 @@ impl State {
         self.revocations.get(&serial.counter()).is_some_and(|it| it.value.serial == *serial)
     }
 
+    /// Revocation lists by issuer.
+    pub const fn crls(&self) -> &OrdMap<AuthorityId, Versioned<Arc<CrlRecord>>> {
+        &self.crls
+    }
+
+    /// Another number after every change of a list or an authority: what nodes must hear of both.
+    pub const fn crl_generation(&self) -> u64 {
+        self.crl_generation
+    }
+
+    /// As which replica this is seen.
+    pub const fn replica(&self) -> &ReplicaName {
+        &self.replica
+    }
+
     /// Subscribers by principal.
     pub const fn subscribers(&self) -> &OrdMap<String, Versioned<Arc<Subscriber>>> {
         &self.subscribers
@@ -463,106 +505,5 @@ fn issuer_of(
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::documents::Write;
-
-    fn state() -> State {
-        State::empty("example.org".parse().unwrap(), "r1".parse().unwrap())
-    }
-
-    fn rule(name: &str, path: &str) -> Rule {
-        let text =
-            format!(r#"{{"name":"{name}","when":{{"namespace":["*"]}},"identity":"/{path}/{{namespace}}"}}"#);
-        serde_json::from_str(&text).unwrap()
-    }
-
-    /// What happened to three rules, in the order in which the store committed it.
-    fn history(steps: &[(usize, bool)]) -> Vec<(Version, Write)> {
-        let names = ["a", "b", "c"];
-        let step = |(at, (which, put)): (usize, &(usize, bool))| {
-            let name = names[which % 3];
-            let rule = rule(name, &format!("v{at}"));
-            let body = serde_json::to_string(&rule).unwrap().into();
-            let write = if *put { Write::Put(rule.key(), body) } else { Write::Delete(rule.key()) };
-            (Version(u64::try_from(at).unwrap() + 1), write)
-        };
-        steps.iter().enumerate().map(step).collect()
-    }
-
-    fn apply(state: &mut State, (version, write): &(Version, Write)) {
-        match write {
-            Write::Put(key, body) => {
-                state.put(&Document { key: key.clone(), version: *version, body: Arc::clone(body) }).unwrap();
-            }
-            Write::Delete(key) => state.delete(key, *version).unwrap(),
-        }
-    }
-
-    fn rules_in(state: &State) -> Vec<String> {
-        state.rules().values().map(|it| serde_json::to_string(&*it.value).unwrap()).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn changes_that_arrive_in_any_order_give_the_same_state(
-            steps in proptest::collection::vec((0usize..3, any::<bool>()), 1..12),
-            order in proptest::collection::vec(any::<u32>(), 12),
-        ) {
-            let history = history(&steps);
-            let mut in_order = state();
-            history.iter().for_each(|change| apply(&mut in_order, change));
-            let mut shuffled: Vec<_> = history.iter().zip(order).collect();
-            shuffled.sort_by_key(|(_, draw)| *draw);
-            let mut out_of_order = state();
-            shuffled.iter().for_each(|(change, _)| apply(&mut out_of_order, change));
-            prop_assert_eq!(rules_in(&in_order), rules_in(&out_of_order));
-            prop_assert_eq!(in_order.rule_set().len(), out_of_order.rule_set().len());
-        }
-    }
-
-    #[test]
-    fn a_deleted_rule_is_told_to_whoever_knew_it() {
-        let mut state = state();
-        history(&[(0, true), (1, true), (0, false)]).iter().for_each(|change| apply(&mut state, change));
-        let heard = |cursor| {
-            state.changes_since(cursor).map(|keys| keys.map(|key| key.id.clone()).collect::<Vec<_>>())
-        };
-        assert_eq!(heard(2), Some(vec!["a".to_owned()]));
-        assert_eq!(heard(3), Some(Vec::new()));
-        assert_eq!(heard(4), None, "a future that this process does not know");
-        assert_eq!((state.version(), state.cursor()), (Version(3), 3));
-    }
-
-    #[test]
-    fn a_change_that_is_taken_in_late_is_still_heard() {
-        let history = history(&[(0, true), (1, true)]);
-        let mut state = state();
-        apply(&mut state, &history[1]);
-        let cursor = state.cursor();
-        apply(&mut state, &history[0]);
-        let late: Vec<_> = state.changes_since(cursor).unwrap().map(|key| key.id.as_str()).collect();
-        assert_eq!(late, ["a"], "though its version is lower than one that was heard before");
-    }
-
-    #[test]
-    fn after_loading_only_cursors_of_this_process_can_be_followed() {
-        let mut state = state();
-        history(&[(0, true), (1, true)]).iter().for_each(|change| apply(&mut state, change));
-        state.begin_journal(1_000);
-        assert!(state.changes_since(2).is_none());
-        assert_eq!(state.changes_since(1_000).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_document_that_cannot_be_read_changes_nothing_and_names_itself() {
-        let mut state = state();
-        let key = DocumentKey::new(Kind::Rule, "a");
-        let broken = Document { key, version: Version(1), body: "{}".into() };
-        let error = state.put(&broken).unwrap_err();
-        assert!(error.to_string().contains("rule a"), "{error}");
-        assert_eq!((state.version(), state.rules().len()), (Version(0), 0));
-    }
-}
+#[path = "state_tests.rs"]
+mod tests;

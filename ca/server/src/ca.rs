@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::convert;
 use crate::clock::GuardedClock;
+use crate::crl::WireCrls;
 use crate::error::{ApiError, IssueError};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
@@ -63,6 +64,8 @@ pub(crate) struct Ca {
     pub(crate) started_at: Timestamp,
     state: ArcSwap<State>,
     wire_bundle: ArcSwap<Option<Arc<wire::Bundle>>>,
+    wire_crls: ArcSwap<WireCrls>,
+    pub(crate) signing_crls: tokio::sync::Mutex<()>,
     changes: watch::Sender<u64>,
     newest: AtomicI64,
     /// Of how many returns of the clock (`GuardedClock::returns`) `newest` knows.
@@ -97,6 +100,8 @@ impl Ca {
             turns: Cache::builder().max_capacity(REQUESTS_AT_ONCE).time_to_idle(REMEMBERED_FOR).build(),
             started_at: ports.clock.now(),
             wire_bundle: ArcSwap::from_pointee(wire_bundle(&state)),
+            wire_crls: ArcSwap::from_pointee(WireCrls::of(&state)),
+            signing_crls: tokio::sync::Mutex::default(),
             state: ArcSwap::from_pointee(state),
             newest: AtomicI64::new(newest.unix()),
             newest_after: AtomicU64::new(0),
@@ -125,6 +130,11 @@ impl Ca {
     /// The current bundle as it goes over the wire.
     pub(crate) fn wire_bundle(&self) -> Option<Arc<wire::Bundle>> {
         self.wire_bundle.load().as_ref().clone()
+    }
+
+    /// The current revocation lists as they go over the wire.
+    pub(crate) fn wire_crls(&self) -> Arc<WireCrls> {
+        self.wire_crls.load_full()
     }
 
     /// The current bundle.
@@ -277,6 +287,11 @@ impl Ca {
             let sequence = |it: &Option<Arc<wire::Bundle>>| it.as_ref().map(|bundle| bundle.sequence);
             if sequence(&fresh) > sequence(old) { Arc::new(fresh.clone()) } else { Arc::clone(old) }
         });
+        if self.wire_crls.load().generation < state.crl_generation() {
+            let fresh = Arc::new(WireCrls::of(&state));
+            self.wire_crls
+                .rcu(|old| Arc::clone(if fresh.generation > old.generation { &fresh } else { old }));
+        }
         self.changes.send_if_modified(|cursor| {
             let newer = state.cursor() > *cursor;
             *cursor = state.cursor().max(*cursor);

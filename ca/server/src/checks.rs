@@ -34,6 +34,8 @@ impl Ca {
         checks.extend(self.check_keys().await?);
         checks.push(self.check_store().await);
         checks.push(self.check_subscribers());
+        checks.push(self.check_crls(now));
+        checks.push(self.check_crl_lead());
         Ok(checks)
     }
 
@@ -147,6 +149,32 @@ impl Ca {
         };
         let remedy = "stop the server, keep the files, and restore a backup (`rhizome restore`)";
         check("store.integrity", CheckSeverity::Critical, ok, summary, remedy)
+    }
+
+    fn check_crls(&self, now: Timestamp) -> Check {
+        let behind = self.crls_behind(&self.state(), now);
+        let summary = if behind.is_empty() {
+            "every issuer's revocation list has its newest revocation".to_owned()
+        } else {
+            format!("revocation lists to be signed: {}", behind.join("; "))
+        };
+        let remedy = "it is signed within seconds; otherwise read the server's log";
+        check("crl.current", CheckSeverity::Warning, behind.is_empty(), summary, remedy)
+    }
+
+    /// A node that was away since before an issuer was prepared must hold no valid certificate when it signs (ADR 0013).
+    fn check_crl_lead(&self) -> Check {
+        let life = self.settings.rotation.issuer_ttl.seconds();
+        let lead = authority::activate_at(Timestamp::EPOCH, Timestamp::EPOCH.plus(life))
+            .since(authority::prepare_at(Timestamp::EPOCH, Timestamp::EPOCH.plus(life)));
+        let longest = self.settings.policy.workload.max.seconds();
+        let summary = format!(
+            "an issuer's revocation list is out {} before it signs; certificates live for {} at most",
+            in_words(lead),
+            in_words(longest)
+        );
+        let remedy = "make issuers live three times as long as the longest workload certificate, or more";
+        check("crl.lead", CheckSeverity::Warning, lead >= longest, summary, remedy)
     }
 
     fn check_subscribers(&self) -> Check {

@@ -10,6 +10,7 @@ mod ca;
 mod checks;
 mod clock;
 mod connection;
+mod crl;
 mod error;
 mod gate;
 mod health;

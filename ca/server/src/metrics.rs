@@ -49,6 +49,10 @@ pub(crate) struct Metrics {
     pub(crate) root_expiry: Gauge,
     pub(crate) issuer_expiry: Gauge,
     pub(crate) server_certificate_expiry: Gauge,
+    pub(crate) crls_signed: Counter,
+    pub(crate) crl_failures: Counter,
+    pub(crate) crl_entries: Gauge,
+    pub(crate) crls_behind: Gauge,
     pub(crate) self_check_failures: Counter,
     pub(crate) self_checked: Counter,
     pub(crate) clock_behind: Gauge<f64, AtomicU64>,
@@ -75,12 +79,17 @@ impl Metrics {
             root_expiry: Gauge::default(),
             issuer_expiry: Gauge::default(),
             server_certificate_expiry: Gauge::default(),
+            crls_signed: Counter::default(),
+            crl_failures: Counter::default(),
+            crl_entries: Gauge::default(),
+            crls_behind: Gauge::default(),
             self_check_failures: Counter::default(),
             self_checked: Counter::default(),
             clock_behind: Gauge::default(),
             clock_ahead: Gauge::default(),
         };
         metrics.register();
+        metrics.register_crls();
         metrics
     }
 
@@ -128,6 +137,18 @@ impl Metrics {
         it.register_with_unit("clock_behind", help, Unit::Seconds, self.clock_behind.clone());
         let help = "How far the machine's clock is ahead of what is believed; 0 while it is believed";
         it.register_with_unit("clock_ahead", help, Unit::Seconds, self.clock_ahead.clone());
+    }
+
+    fn register_crls(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let it = &mut *registry;
+        it.register("crls_signed", "Revocation lists signed", self.crls_signed.clone());
+        let help = "Times that a revocation list could not be signed";
+        it.register("crl_signing_failures", help, self.crl_failures.clone());
+        it.register("crl_entries", "Entries of all revocation lists", self.crl_entries.clone());
+        let help =
+            "Issuers without a revocation list, or with one older than their newest revocation; must be 0";
+        it.register("crls_behind", help, self.crls_behind.clone());
     }
 
     pub(crate) fn issued(&self, profile: Profile, took: Duration) {

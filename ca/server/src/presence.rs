@@ -22,6 +22,8 @@ pub(crate) struct Present {
     pub(crate) agent_version: String,
     /// Issuers of the certificates it serves, as it last reported.
     pub(crate) serves: Vec<ServedIssuer>,
+    /// The generation of revocation lists that its newest stream was told.
+    pub(crate) crls: u64,
 }
 
 /// Everybody connected, by the stable text of the principal.
@@ -40,10 +42,13 @@ impl Presence {
             last_seen: now,
             agent_version: String::new(),
             serves: Vec::new(),
+            crls: 0,
         });
         entry.streams = entry.streams.saturating_add(1);
         entry.last_seen = now;
         entry.agent_version = agent_version.chars().take(64).collect();
+        // The new stream has been told nothing yet.
+        entry.crls = 0;
         PresenceGuard { callers: Arc::clone(&self.callers), who: who.to_owned() }
     }
 
@@ -58,6 +63,12 @@ impl Presence {
     /// What is known about `who`, if it is connected.
     pub(crate) fn of(&self, who: &str) -> Option<Present> {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner).get(who).cloned()
+    }
+
+    /// Whether anybody connected was not told of the revocation lists of this generation.
+    pub(crate) fn any_not_told(&self, generation: u64) -> bool {
+        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        callers.values().any(|present| present.crls < generation)
     }
 
     /// How many callers are connected.
@@ -90,6 +101,16 @@ impl PresenceGuard {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(present) = callers.get_mut(&self.who) {
             present.last_seen = now;
+        }
+    }
+}
+
+impl PresenceGuard {
+    /// Notes that revocation lists of this generation were handed to the stream.
+    pub(crate) fn told_crls(&self, generation: u64) {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = callers.get_mut(&self.who) {
+            present.crls = present.crls.max(generation);
         }
     }
 }

@@ -60,7 +60,8 @@ impl Ca {
             }
         }
         self.keep_authorities().await?;
-        Ok(())
+        // A store of an earlier release has issuers without lists.
+        self.sign_crls().await
     }
 
     /// Keeps authorities in order until the process stops.
@@ -124,8 +125,14 @@ impl Ca {
     async fn perform(self: &Arc<Self>, effect: &Effect, now: Timestamp) -> Result<(), ApiError> {
         match effect {
             Effect::MakeRoot { reason } => self.make_root(now, &reason.to_string()).await,
-            Effect::MakeIssuer { reason } => self.make_issuer(now, &reason.to_string()).await.map(drop),
+            Effect::MakeIssuer { reason } => {
+                self.make_issuer(now, &reason.to_string()).await?;
+                // Long before it signs: nodes that are away now have until then to hear of it.
+                self.sign_crls().await
+            }
             Effect::Activate { id, reason } => {
+                // It signs nothing before its list is stored.
+                self.sign_crls().await?;
                 self.apply(effect, now, "authority.activate", id, reason).await
             }
             Effect::Retire { id, reason } => self.apply(effect, now, "authority.retire", id, reason).await,
@@ -170,8 +177,11 @@ impl Ca {
                 }
                 Change::Delete { id, key } => {
                     let document = DocumentKey::new(Kind::Authority, id.to_string());
-                    transaction =
-                        transaction.require_unchanged(document.clone(), version(&id)).delete(document);
+                    let crl = DocumentKey::new(Kind::Crl, id.to_string());
+                    transaction = transaction
+                        .require_unchanged(document.clone(), version(&id))
+                        .delete(document)
+                        .delete(crl);
                     to_destroy.push(key);
                 }
             }
@@ -196,6 +206,16 @@ impl Ca {
     ) -> Result<AuthorityId, ApiError> {
         let now = self.now()?;
         let id = self.make_issuer(now, &format!("{by} rotates by hand: {reason}")).await?;
+        self.sign_crls().await?;
+        let missed = self.nodes_without_crls().await;
+        if !missed.is_empty() {
+            tracing::warn!(
+                authority = %id,
+                nodes = missed.join(", "),
+                "these nodes have not heard of the new issuer's revocation list: until they do, proxies there that \
+                 check lists refuse its certificates"
+            );
+        }
         // The machine's reasons are about time; this one stands in the entry below.
         let effect = Effect::Activate { id: id.clone(), reason: authority::Reason::ActivationDue };
         let Some((transaction, _none_to_destroy)) = self.change_of(&effect, now) else {

@@ -136,6 +136,7 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     let (senders, threads) = listen::start_workers(&ca, &tls, count).map_err(StartError::Workers)?;
     ca.spawner.spawn("accept", listen::accept(Arc::clone(&ca), listener, senders));
     ca.spawner.spawn_until_stop("rotate", Arc::clone(&ca).rotate_forever());
+    ca.spawner.spawn_until_stop("revocation lists", Arc::clone(&ca).keep_crls());
     ca.spawner.spawn_until_stop("self-check", Arc::clone(&ca).check_itself());
     ca.spawner.spawn_until_stop("record refusals", Arc::clone(&ca).record_refusals(refusals));
     ca.spawner.spawn_until_stop("probe store", Arc::clone(&ca).probe_store());

@@ -28,7 +28,7 @@ pub(crate) const CONTEXT_3: u8 = 0xa3;
 pub(crate) enum DerError {
     /// The bytes end inside an element.
     Truncated,
-    /// A length that is indefinite, not minimal, or above 65535.
+    /// A length that is indefinite, not minimal, or above 16777215.
     Length,
     /// Another element than expected.
     Tag,
@@ -118,12 +118,17 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// X.690 §10.1: the shortest definite form. Two length octets are enough for everything we accept (limits ≤ 64 KiB).
+/// X.690 §10.1: the shortest definite form. Three length octets are enough for everything we accept (revocation lists
+/// have at most 512 KiB, everything else less than 64).
 fn read_length(bytes: &[u8]) -> Result<(usize, &[u8]), DerError> {
     match bytes {
         [short @ 0..=0x7f, rest @ ..] => Ok((usize::from(*short), rest)),
         [0x81, length @ 0x80..=0xff, rest @ ..] => Ok((usize::from(*length), rest)),
         [0x82, high @ 1..=0xff, low, rest @ ..] => Ok((usize::from(u16::from_be_bytes([*high, *low])), rest)),
+        [0x83, high @ 1..=0xff, middle, low, rest @ ..] => {
+            let length = u32::from_be_bytes([0, *high, *middle, *low]);
+            Ok((usize::try_from(length).map_err(|_too_long| DerError::Length)?, rest))
+        }
         [] | [0x81] | [0x82] | [0x82, _] => Err(DerError::Truncated),
         _ => Err(DerError::Length),
     }
@@ -195,6 +200,10 @@ pub(crate) fn write(out: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) {
         0x100..=0xffff => {
             out.push(0x82);
             out.extend(octets.last_chunk::<2>().into_iter().flatten());
+        }
+        0x1_0000..=0xff_ffff => {
+            out.push(0x83);
+            out.extend(octets.last_chunk::<3>().into_iter().flatten());
         }
         _ => {
             out.push(0x84);
@@ -268,11 +277,7 @@ mod tests {
             let value = vec![7u8; length];
             let der = encode(tag, &[&value]);
             let read = Reader::new(&der).value(tag);
-            if length <= 0xffff {
-                prop_assert_eq!(read, Ok(&value[..]));
-            } else {
-                prop_assert_eq!(read, Err(DerError::Length));
-            }
+            prop_assert_eq!(read, Ok(&value[..]));
         }
 
         #[test]

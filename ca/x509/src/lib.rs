@@ -3,7 +3,8 @@
 //! Laws: a request contributes a public key and nothing else ([`VerifiedCsr`]); the bytes that are linted are the bytes
 //! that are signed ([`Linted`] → [`ToBeSigned`]); a signature from outside this process is verified before the
 //! certificate exists ([`Linted::seal`]); every parser refuses what it does not understand and what is left over.
-//! Not here: who may have which certificate (`rhizome-core`), private keys of authorities (`rhizome-keys`), revocation.
+//! Not here: who may have which certificate (`rhizome-core`), private keys of authorities (`rhizome-keys`), what is
+//! revoked and when (`rhizome-core`).
 //! Sources: RFC 5280, RFC 2986, SPIFFE X509-SVID, SPIFFE Trust Domain and Bundle.
 //!
 //! The way of a leaf certificate, DER in, DER out:
@@ -14,6 +15,7 @@
 
 mod bundle;
 mod certificate;
+mod crl;
 mod csr;
 mod der;
 mod inspect;
@@ -32,6 +34,10 @@ mod verify;
 
 pub use bundle::{Bundle, BundleError, JwtKey, JwtKeyError, SpiffeDocument};
 pub use certificate::{CaCertificate, CaCertificateError, Certificate, MAX_CERTIFICATE_DER_BYTES};
+pub use crl::{
+    Crl, CrlError, CrlSpec, LintedCrl, MAX_CRL_DER_BYTES, MAX_CRL_ENTRIES, RevocationCode, Revoked,
+    issuers_under, prepare_crl,
+};
 pub use csr::{CsrError, MAX_CSR_DER_BYTES, PemError, VerifiedCsr};
 pub use inspect::{InspectError, LeafFacts, inspect, split_certificates};
 pub use issuer::{Issuer, IssuerError, MAX_CHAIN_ABOVE_LEAF};

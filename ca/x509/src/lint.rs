@@ -121,7 +121,7 @@ fn check_validity(mut validity: Reader<'_>, expected: &Expected<'_>) -> Result<(
 }
 
 /// RFC 5280 §4.1.2.5: UTCTime until 2049, GeneralizedTime from 2050, both in seconds and with `Z`.
-fn read_time(reader: &mut Reader<'_>) -> Result<Timestamp, LintError> {
+pub(crate) fn read_time(reader: &mut Reader<'_>) -> Result<Timestamp, LintError> {
     let element = reader.any().map_err(unreadable(CertificateField::Validity))?;
     let (century, digits) = match (element.tag, element.value) {
         (der::UTC_TIME, [digits @ .., b'Z']) if digits.len() == 12 => (0, digits),

@@ -17,6 +17,7 @@ use rhizome_id::{AuthorityId, Serial, SpiffeId, Timestamp, TrustDomain};
 use time::OffsetDateTime;
 
 use crate::certificate::CaCertificate;
+use crate::crl::CrlError;
 use crate::der;
 use crate::issuer::{Issuer, IssuerError, IssuerNames};
 use crate::key::{KeyAlgorithm, PublicKey, SigningAlgorithm};
@@ -315,7 +316,7 @@ fn uri(spiffe_id: &SpiffeId) -> Result<SanType, PrepareError> {
     Ok(SanType::URI(spiffe_id.as_str().try_into().map_err(PrepareError::encoder)?))
 }
 
-fn date_time(instant: Timestamp) -> Result<OffsetDateTime, PrepareError> {
+pub(crate) fn date_time(instant: Timestamp) -> Result<OffsetDateTime, PrepareError> {
     OffsetDateTime::from_unix_timestamp(instant.unix())
         .map_err(|error| PrepareError::Encoder(error.to_string()))
 }
@@ -335,18 +336,27 @@ pub(crate) fn encode(
     issuer: &CertificateParams,
     algorithm: SigningAlgorithm,
 ) -> Result<Vec<u8>, PrepareError> {
-    let capture =
-        Capture { algorithm: encoder_algorithm(algorithm.key_algorithm()), tbs: RefCell::new(Vec::new()) };
+    let capture = Capture::new(algorithm);
     let issuer = rcgen::Issuer::from_params(issuer, &capture);
     params.signed_by(&Subject(public_key), &issuer).map_err(PrepareError::encoder)?;
     drop(issuer);
-    Ok(capture.tbs.into_inner())
+    Ok(capture.into_bytes())
 }
 
-/// A signing key that signs nothing: it keeps the TBSCertificate that the encoder hands it.
-struct Capture {
+/// A signing key that signs nothing: it keeps the bytes that the encoder hands it.
+pub(crate) struct Capture {
     algorithm: &'static SignatureAlgorithm,
     tbs: RefCell<Vec<u8>>,
+}
+
+impl Capture {
+    pub(crate) fn new(algorithm: SigningAlgorithm) -> Self {
+        Self { algorithm: encoder_algorithm(algorithm.key_algorithm()), tbs: RefCell::new(Vec::new()) }
+    }
+
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.tbs.into_inner()
+    }
 }
 
 impl PublicKeyData for Capture {
@@ -405,6 +415,9 @@ pub enum PrepareError {
         /// The algorithm asked for.
         algorithm: SigningAlgorithm,
     },
+    /// The revocation list would break a rule.
+    #[error("the revocation list would break a rule: {0}")]
+    Crl(#[from] CrlError),
     /// The encoder refused: a fault of ours.
     #[error("the encoder refused: {0}")]
     Encoder(String),
@@ -412,7 +425,7 @@ pub enum PrepareError {
 
 impl PrepareError {
     #[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
-    fn encoder(error: rcgen::Error) -> Self {
+    pub(crate) fn encoder(error: rcgen::Error) -> Self {
         Self::Encoder(error.to_string())
     }
 }

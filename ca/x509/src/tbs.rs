@@ -27,6 +27,11 @@ pub struct ToBeSigned<'a> {
 }
 
 impl<'a> ToBeSigned<'a> {
+    /// Only for bytes that passed a lint of this crate.
+    pub(crate) const fn linted(bytes: &'a [u8], algorithm: SigningAlgorithm) -> Self {
+        Self { bytes, algorithm }
+    }
+
     /// The message.
     pub const fn as_bytes(&self) -> &'a [u8] {
         self.bytes
@@ -145,7 +150,7 @@ impl Linted {
 }
 
 /// `SEQUENCE { r INTEGER, s INTEGER }`, both positive and no longer than the curve's order.
-fn check_shape(signature: &[u8], algorithm: SigningAlgorithm) -> Result<(), SealError> {
+pub(crate) fn check_shape(signature: &[u8], algorithm: SigningAlgorithm) -> Result<(), SealError> {
     let longest = match algorithm {
         SigningAlgorithm::EcdsaP256Sha256 => 33,
         SigningAlgorithm::EcdsaP384Sha384 => 49,

@@ -1240,6 +1240,38 @@ pub struct ShowBundleResponse {
     #[prost(uint64, tag = "5")]
     pub behind_count: u64,
 }
+/// A certificate revocation list.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Crl {
+    /// The issuer whose certificates it speaks of, and which signed it.
+    #[prost(string, tag = "1")]
+    pub issuer_id: ::prost::alloc::string::String,
+    /// Its number; only grows for one issuer.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// When it was signed.
+    #[prost(message, optional, tag = "3")]
+    pub signed_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Until when it may be used: its issuer's end.
+    #[prost(message, optional, tag = "4")]
+    pub next_update: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many certificates it lists.
+    #[prost(uint64, tag = "5")]
+    pub revoked_count: u64,
+    /// The list (X.509 CRL version 2) in DER.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub crl_der: ::prost::bytes::Bytes,
+}
+/// Asks for the revocation lists.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCrlsRequest {}
+/// The revocation lists.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCrlsResponse {
+    /// One for each issuer whose certificates may be alive.
+    #[prost(message, repeated, tag = "1")]
+    pub crls: ::prost::alloc::vec::Vec<Crl>,
+}
 /// Generated client implementations.
 pub mod bundle_admin_service_client {
     #![allow(
@@ -1359,6 +1391,33 @@ pub mod bundle_admin_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Answers with the certificate revocation list of every issuer.
+        pub async fn list_crls(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCrlsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCrlsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.BundleAdminService/ListCrls",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.BundleAdminService", "ListCrls"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1380,6 +1439,14 @@ pub mod bundle_admin_service_server {
             request: tonic::Request<super::ShowBundleRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ShowBundleResponse>,
+            tonic::Status,
+        >;
+        /// Answers with the certificate revocation list of every issuer.
+        async fn list_crls(
+            &self,
+            request: tonic::Request<super::ListCrlsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCrlsResponse>,
             tonic::Status,
         >;
     }
@@ -1491,6 +1558,51 @@ pub mod bundle_admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ShowBundleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.BundleAdminService/ListCrls" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCrlsSvc<T: BundleAdminService>(pub Arc<T>);
+                    impl<
+                        T: BundleAdminService,
+                    > tonic::server::UnaryService<super::ListCrlsRequest>
+                    for ListCrlsSvc<T> {
+                        type Response = super::ListCrlsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCrlsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BundleAdminService>::list_crls(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCrlsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

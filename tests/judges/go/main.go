@@ -1,6 +1,9 @@
 // Judge: Go's crypto/x509, for a leaf that may be both a TLS client and a TLS server.
 //
-// usage: go run . DIRECTORY      prints one line, "ACCEPTED <facts>" or "REFUSED <reason>"
+// usage: go run . DIRECTORY          judges chain.pem against bundle.pem
+//        go run . DIRECTORY crl      judges crl.pem, signed by the second certificate of chain.pem
+//
+// prints one line, "ACCEPTED <facts>" or "REFUSED <reason>"
 package main
 
 import (
@@ -14,7 +17,11 @@ import (
 )
 
 func main() {
-	facts, refusal := judge(os.Args[1])
+	ask := judge
+	if len(os.Args) > 2 && os.Args[2] == "crl" {
+		ask = judgeList
+	}
+	facts, refusal := ask(os.Args[1])
 	if refusal != nil {
 		fmt.Println("REFUSED", strings.ReplaceAll(refusal.Error(), "\n", " "))
 		return
@@ -46,6 +53,33 @@ func judge(directory string) (string, error) {
 		}
 	}
 	return fmt.Sprintf("chain of %d for %v", len(chain), chain[0].URIs), nil
+}
+
+func judgeList(directory string) (string, error) {
+	chain, err := read(filepath.Join(directory, "chain.pem"))
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(filepath.Join(directory, "crl.pem"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "X509 CRL" {
+		log.Fatal("crl.pem: no revocation list")
+	}
+	list, err := x509.ParseRevocationList(block.Bytes)
+	if err != nil {
+		return "", err
+	}
+	if err := list.CheckSignatureFrom(chain[1]); err != nil {
+		return "", err
+	}
+	listed := false
+	for _, entry := range list.RevokedCertificateEntries {
+		listed = listed || entry.SerialNumber.Cmp(chain[0].SerialNumber) == 0
+	}
+	return fmt.Sprintf("number %v entries %d leaf listed %v", list.Number, len(list.RevokedCertificateEntries), listed), nil
 }
 
 // read parses every certificate of a PEM file. A file that cannot be read is the caller's mistake and no verdict.

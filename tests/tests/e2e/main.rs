@@ -41,6 +41,8 @@ mod proxies;
 #[cfg(test)]
 mod restore;
 #[cfg(test)]
+mod revocation_lists;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod stories;

@@ -35,7 +35,16 @@ pub(super) async fn check(place: &Place, output: OutputFormat, clock: &dyn Clock
 }
 
 fn checked(found: &Checkup, running: &str, sinks: usize) -> View {
-    let Checkup { node, node_not_after, node_renew_at, servers, bundle, identities, troubles } = found;
+    let Checkup {
+        node,
+        node_not_after,
+        node_renew_at,
+        servers,
+        bundle,
+        revocation_lists,
+        identities,
+        troubles,
+    } = found;
     let instant = |at: &Option<Timestamp>| at.map(|at| at.to_string());
     let row = |it: &crate::SealedIdentity| json!({ "spiffe_id": it.spiffe_id.as_str(), "expires": it.not_after.to_string() });
     let json = json!({
@@ -44,6 +53,7 @@ fn checked(found: &Checkup, running: &str, sinks: usize) -> View {
         "node_renew_at": instant(node_renew_at),
         "servers": servers,
         "bundle_sequence": bundle,
+        "revocation_lists": revocation_lists,
         "identities": identities.iter().map(row).collect::<Vec<_>>(),
         "sinks_configured": sinks,
         "agent": running,
@@ -57,6 +67,7 @@ fn checked(found: &Checkup, running: &str, sinks: usize) -> View {
         ("bundle", bundle.map(|sequence| sequence.to_string()).unwrap_or_default()),
         ("agent", running.to_owned()),
         ("sinks", sinks.to_string()),
+        ("revocation lists", revocation_lists.to_string()),
         ("identities", identities.len().to_string()),
     ]);
     for it in identities {

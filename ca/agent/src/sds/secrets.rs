@@ -159,11 +159,13 @@ impl Catalogue<'_> {
     fn roots(&self, name: &str, domain: &TrustDomain) -> Result<Resource, Unserved> {
         let pem = self.root_pem(domain).ok_or(Unserved::NoBundle)?;
         Ok(match self.form {
-            Form::Spiffe => validation(name, spiffe_validator(vec![(domain.clone(), pem)])),
-            Form::Plain => validation(
-                name,
-                CertificateValidationContext { trusted_ca: inline(pem), ..Default::default() },
-            ),
+            Form::Spiffe => {
+                validation(name, self.with_crls(domain, spiffe_validator(vec![(domain.clone(), pem)])))
+            }
+            Form::Plain => {
+                let context = CertificateValidationContext { trusted_ca: inline(pem), ..Default::default() };
+                validation(name, self.with_crls(domain, context))
+            }
         })
     }
 
@@ -178,7 +180,24 @@ impl Catalogue<'_> {
         if roots.is_empty() {
             return Err(Unserved::NoBundle);
         }
-        Ok(validation(name, spiffe_validator(roots)))
+        Ok(validation(name, self.with_crls(self.own, spiffe_validator(roots))))
+    }
+
+    /// Adds the revocation lists, which are those of the own trust domain. Leaves only: our lists speak of leaves, and
+    /// Envoy wants one of every CA of a chain otherwise. Its SPIFFE validator ignores the field (`divergences.md`).
+    fn with_crls(
+        &self,
+        domain: &TrustDomain,
+        context: CertificateValidationContext,
+    ) -> CertificateValidationContext {
+        if domain != self.own || self.view.crls.is_empty() {
+            return context;
+        }
+        let mut pem = Vec::new();
+        for der in self.view.crls.iter() {
+            pem::append(&mut pem, pem::CRL, der);
+        }
+        CertificateValidationContext { crl: inline(pem), only_verify_leaf_cert_crl: true, ..context }
     }
 
     fn root_pem(&self, domain: &TrustDomain) -> Option<Vec<u8>> {

@@ -11,5 +11,6 @@ mod disk;
 mod joining;
 mod outages;
 mod process;
+mod revocation;
 mod serving;
 mod support;

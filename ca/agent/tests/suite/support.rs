@@ -18,7 +18,9 @@ use rhizome_core::state::{BundleRecord, Subscriber};
 use rhizome_id::{Timestamp, Ttl};
 use rhizome_keys::MemoryKeyRing;
 use rhizome_proto::admin::v1 as admin;
+use rhizome_proto::admin::v1::authority_service_client::AuthorityServiceClient;
 use rhizome_proto::admin::v1::certificate_admin_service_client::CertificateAdminServiceClient;
+use rhizome_proto::admin::v1::node_admin_service_client::NodeAdminServiceClient;
 use rhizome_proto::admin::v1::revoke_certificates_request::Target;
 use rhizome_proto::admin::v1::rule_service_client::RuleServiceClient;
 use rhizome_proto::admin::v1::token_service_client::TokenServiceClient;
@@ -170,6 +172,24 @@ impl Authority {
             dry_run: false,
         };
         CertificateAdminServiceClient::new(self.local().await).revoke_certificates(request).await.unwrap();
+    }
+
+    /// Puts a new issuer to work at once.
+    pub(crate) async fn rotate(&self) {
+        let request = admin::RotateIssuerRequest { reason: "test".to_owned(), ..Default::default() };
+        AuthorityServiceClient::new(self.local().await).rotate_issuer(request).await.unwrap();
+    }
+
+    pub(crate) async fn ban(&self, node: &str) {
+        let id = format!("prod/join_token/{node}");
+        let request = admin::BanNodeRequest { id, reason: "test".to_owned() };
+        NodeAdminServiceClient::new(self.local().await).ban_node(request).await.unwrap();
+    }
+
+    pub(crate) async fn evict(&self, node: &str) {
+        let id = format!("prod/join_token/{node}");
+        let request = admin::EvictNodeRequest { id, reason: "test".to_owned() };
+        NodeAdminServiceClient::new(self.local().await).evict_node(request).await.unwrap();
     }
 
     /// Lets everyone of that Unix user be `/unix/NAME`.

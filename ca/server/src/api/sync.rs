@@ -24,6 +24,7 @@ use tonic::{Response, Streaming};
 
 use super::convert;
 use crate::ca::Ca;
+use crate::crl::WireCrls;
 use crate::error::ApiError;
 use crate::peer::PeerInfo;
 use crate::status::{Answer, Broken, Outgoing};
@@ -31,6 +32,8 @@ use crate::status::{Answer, Broken, Outgoing};
 /// Rules in one message. A rule has at most 32 KiB as it is stored (`api::admin::rules`), so a message has at most
 /// 3.2 MB, below the 4 MiB that gRPC clients accept unless told otherwise.
 const RULES_PER_MESSAGE: usize = 100;
+/// Revocation lists larger than this come in a message of their own, so that no message has more than 4 MiB.
+const CRLS_BESIDE_RULES_BYTES: usize = 512 * 1024;
 /// Messages waiting for a slow node; the stream then waits for it and nobody else does.
 const WAITING_MESSAGES: usize = 4;
 
@@ -72,16 +75,19 @@ impl Ca {
         let who = self.identify(peer)?.principal().to_string();
         let present = self.presence.enter(&who, &hello.agent_version, self.ports.clock.now());
         let mut changes = self.changes();
-        let mut follower = Follower { cursor: hello.cursor, bundle: 0, first: true };
+        let mut follower = Follower { cursor: hello.cursor, bundle: 0, crls: 0, first: true };
         loop {
             changes.mark_unchanged();
             let state = self.state();
             let caller = self.identify(peer)?;
-            for message in follower.catch_up(&state, &caller, &who) {
+            // After the state, so that these lists are of that state or newer.
+            let crls = self.wire_crls();
+            for message in follower.catch_up(&state, &crls, &caller, &who) {
                 if answers.send(Ok(message)).await.is_err() {
                     return Ok(());
                 }
             }
+            present.told_crls(follower.crls);
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() {
                     return Ok(());
@@ -112,12 +118,20 @@ impl Ca {
 struct Follower {
     cursor: u64,
     bundle: u64,
+    /// Generation of the revocation lists.
+    crls: u64,
     first: bool,
 }
 
 impl Follower {
     /// The messages that bring the node to `state`; none when nothing concerns it.
-    fn catch_up(&mut self, state: &State, caller: &AttestedCaller, who: &str) -> Vec<wire::SyncResponse> {
+    fn catch_up(
+        &mut self,
+        state: &State,
+        crls: &WireCrls,
+        caller: &AttestedCaller,
+        who: &str,
+    ) -> Vec<wire::SyncResponse> {
         let first = std::mem::replace(&mut self.first, false);
         // A cursor from before this process began to remember, or from a future that a restored backup does not know,
         // cannot be followed: start anew.
@@ -132,8 +146,13 @@ impl Follower {
             state.bundle().map(|it| &it.value.bundle).filter(|it| first || it.sequence() > self.bundle);
         self.bundle = published.map_or(self.bundle, rhizome_x509::Bundle::sequence);
         self.cursor = state.cursor();
-        let nothing =
-            upserts.is_empty() && removed_rules.is_empty() && published.is_none() && directives.is_empty();
+        let fresh_crls = (first || crls.generation > self.crls).then(|| crls.set.clone());
+        self.crls = self.crls.max(crls.generation);
+        let nothing = upserts.is_empty()
+            && removed_rules.is_empty()
+            && published.is_none()
+            && directives.is_empty()
+            && fresh_crls.is_none();
         if nothing && !first {
             return Vec::new();
         }
@@ -144,12 +163,19 @@ impl Follower {
         // The last message carries everything else, and the cursor that makes the batch count.
         let last = messages.pop().unwrap_or_default();
         messages.push(wire::SyncResponse {
-            cursor: self.cursor,
             removed_rules,
             bundle: published.map(convert::bundle),
             directives,
             ..last
         });
+        // Revocation lists are verified against the bundle, so they never come before it; large ones come alone.
+        if fresh_crls.as_ref().is_some_and(|set| bytes_of(set) > CRLS_BESIDE_RULES_BYTES) {
+            messages.push(wire::SyncResponse::default());
+        }
+        if let Some(last) = messages.last_mut() {
+            last.crls = fresh_crls;
+            last.cursor = self.cursor;
+        }
         if let Some(message) = messages.first_mut() {
             message.full = full;
         }
@@ -230,6 +256,10 @@ fn may_apply(rule: &Rule, caller: &AttestedCaller) -> bool {
             | AttributeName::Label(_) => true,
         }
     })
+}
+
+fn bytes_of(set: &wire::CrlSet) -> usize {
+    set.crls_der.iter().chain(&set.issuers_der).map(|der| der.len()).sum()
 }
 
 fn stop_serving(revocation: &Revocation) -> wire::Directive {

@@ -1,4 +1,4 @@
-//! The published bundle and who holds it.
+//! The published bundle and who holds it, and the revocation lists.
 
 use rhizome_core::documents::Versioned;
 use rhizome_core::state::{State, Subscriber};
@@ -43,6 +43,22 @@ impl BundleAdminService for Api {
             subscriber_count: count(known.len()),
             behind_count: count(behind),
         }))
+    }
+
+    async fn list_crls(&self, _request: Request<wire::ListCrlsRequest>) -> Answer<wire::ListCrlsResponse> {
+        let state = self.0.state();
+        let crls = state.crls().values().map(|it| {
+            let (record, crl) = (&it.value, &it.value.crl);
+            wire::Crl {
+                issuer_id: record.issuer.to_string(),
+                number: crl.number(),
+                signed_at: Some(convert::timestamp(record.signed_at)),
+                next_update: Some(convert::timestamp(crl.next_update())),
+                revoked_count: u64::try_from(crl.revoked().len()).unwrap_or(u64::MAX),
+                crl_der: crl.der().to_vec().into(),
+            }
+        });
+        Ok(Response::new(wire::ListCrlsResponse { crls: crls.collect() }))
     }
 }
 

@@ -14,6 +14,7 @@ use rhizome_id::{Serial, SpiffeId, Timestamp, Ttl};
 use rhizome_proto::admin::v1 as wire;
 use rhizome_proto::admin::v1::certificate_admin_service_server::CertificateAdminService;
 use rhizome_proto::admin::v1::revoke_certificates_request::Target;
+use rhizome_x509::RevocationCode;
 use tonic::{Request, Response};
 
 use crate::api::{Api, convert};
@@ -284,6 +285,8 @@ fn revocation_of(issuance: &Issuance, reason: &str, by: &str, at: Timestamp) -> 
         not_after: issuance.not_after,
         spiffe_id: issuance.spiffe_id.clone(),
         holder: own.unwrap_or_else(|| issuance.caller.clone()),
+        issuer: Some(issuance.issuer.clone()),
+        code: RevocationCode::Unspecified,
     }
 }
 

@@ -12,6 +12,7 @@ use rhizome_core::ledger::{Event, Issuance, Position, Record};
 use rhizome_core::ports::StoreError;
 use rhizome_core::state::Revocation;
 use rhizome_id::{SpiffeId, Timestamp, Ttl};
+use rhizome_x509::RevocationCode;
 
 use crate::ca::Ca;
 use crate::error::ApiError;
@@ -106,6 +107,8 @@ impl Ca {
                 not_after: issuance.not_after,
                 spiffe_id: issuance.spiffe_id.clone(),
                 holder: holder.to_owned(),
+                issuer: Some(issuance.issuer.clone()),
+                code: RevocationCode::PrivilegeWithdrawn,
             };
             let serial = issuance.serial.to_string();
             let entry = self.changed(ending.by, "certificate.revoke", &serial, ending.reason);

@@ -17,6 +17,7 @@ use rhizome_core::tokens::{JoinToken, TokenState};
 use rhizome_id::{ClusterName, NodeName, Timestamp};
 use rhizome_proto::admin::v1 as wire;
 use rhizome_proto::admin::v1::node_admin_service_server::NodeAdminService;
+use rhizome_x509::RevocationCode;
 use tonic::{Request, Response};
 
 use super::ending::{Ending, TRIES};
@@ -126,6 +127,9 @@ impl Ca {
                     .spiffe_id(state.trust_domain())
                     .map_err(|bad| ApiError::Bug(bad.to_string()))?,
                 holder: record.principal().to_string(),
+                // The record does not say who issued it: it goes into every list.
+                issuer: None,
+                code: RevocationCode::PrivilegeWithdrawn,
             };
             let entry =
                 self.changed(ending.by, "certificate.revoke", &record.serial.to_string(), ending.reason);
