@@ -255,7 +255,11 @@ pub fn settings(config: &Config) -> Settings {
         admin_uids: admin.uids,
         web,
         policy: policy_limits(&policy),
-        rotation: RotationPolicy { root_ttl: authority.root_ttl, issuer_ttl: authority.issuer_ttl },
+        rotation: RotationPolicy {
+            root_ttl: authority.root_ttl,
+            issuer_ttl: authority.issuer_ttl,
+            jwt_key_ttl: authority.jwt_key_ttl,
+        },
         algorithm: authority.algorithm,
         refresh_hint,
         token_ttl: policy.token_ttl,
@@ -276,6 +280,7 @@ fn policy_limits(policy: &Policy) -> PolicyLimits {
     let pair = |default, max| TtlLimits { default, max };
     PolicyLimits {
         workload: pair(policy.workload_ttl, policy.workload_max_ttl),
+        token: pair(policy.jwt_ttl, policy.jwt_max_ttl),
         node: pair(policy.node_ttl, policy.node_max_ttl),
         admin: pair(policy.admin_ttl, policy.admin_max_ttl),
         server: pair(policy.server_ttl, policy.server_ttl),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhizome_cli::Exit;
+use rhizome_core::authority::{AuthorityState, JwtAuthority};
 use rhizome_core::caller::Principal;
 use rhizome_core::documents::{
     BadDocument, Document, DocumentKey, Kind, Stored as _, Transaction, Versioned,
@@ -299,6 +300,15 @@ async fn missing_keys(config: &Config, database: &Path) -> Result<Vec<String>, S
             document.read::<rhizome_core::authority::Authority>().map_err(|error| error.to_string())?.value;
         if let Err(KeyRingError::NotFound { id }) = ring.key(&authority.key).await {
             missing.push(format!("{id} of {}", DocumentKey::new(Kind::Authority, authority.id.to_string())));
+        }
+    }
+    let jwt = store.documents(Kind::JwtAuthority, None, PAGE).await.map_err(|error| error.to_string())?;
+    for document in jwt {
+        let authority = document.read::<JwtAuthority>().map_err(|error| error.to_string())?.value;
+        let signs = matches!(authority.state, AuthorityState::Active | AuthorityState::Prepared);
+        if signs && matches!(ring.key(&authority.key).await, Err(KeyRingError::NotFound { .. })) {
+            let record = DocumentKey::new(Kind::JwtAuthority, authority.id.to_string());
+            missing.push(format!("{} of {record}", authority.key));
         }
     }
     Ok(missing)

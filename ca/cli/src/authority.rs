@@ -1,14 +1,14 @@
-//! `rhizome authority`: roots and issuers.
+//! `rhizome authority`: roots, issuers and keys for JWT-SVIDs.
 //!
-//! Laws: rotating is a dry run unless `--yes` is given. Not here: when authorities change by themselves
+//! Laws: rotating and tainting are dry runs unless `--yes` is given. Not here: when authorities change by themselves
 //! (`rhizome_core::authority`).
 
 use clap::{Args, Subcommand};
-use rhizome_id::{ReplicaName, Timestamp};
+use rhizome_id::{AuthorityId, ReplicaName, Timestamp};
 use rhizome_proto::admin::v1::authority_service_client::AuthorityServiceClient;
 use rhizome_proto::admin::v1::{
     Authority, AuthorityKind, AuthorityState, ListAuthoritiesRequest, RotateIssuerRequest,
-    RotateIssuerResponse,
+    RotateIssuerResponse, TaintJwtKeyRequest, TaintJwtKeyResponse,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -18,10 +18,10 @@ use crate::output::{View, printable, relative, table};
 use crate::session::{Session, call, patiently};
 use crate::wire;
 
-/// See and rotate signing authorities
+/// See, rotate and taint signing authorities
 #[derive(Subcommand, Clone, Debug)]
 pub enum AuthorityVerb {
-    /// List authorities: roots, then issuers
+    /// List authorities: roots, then issuers, then keys for JWT-SVIDs
     List {
         /// Show at most this many; 0 for all
         #[arg(long, value_name = "COUNT", default_value_t = 1000)]
@@ -29,6 +29,24 @@ pub enum AuthorityVerb {
     },
     /// Replace the issuer now instead of when its time comes; without --yes, show the steps
     Rotate(RotateIssuer),
+    /// End a JWT key and all tokens it signed; without --yes, show the steps
+    Taint(TaintJwtKey),
+}
+
+/// Which key to taint.
+#[derive(Args, Clone, Debug)]
+pub struct TaintJwtKey {
+    /// The key's id, as `rhizome authority list` shows it: the `kid` of its tokens
+    #[arg(value_name = "ID")]
+    id: AuthorityId,
+
+    /// Why, for the audit log
+    #[arg(long)]
+    reason: String,
+
+    /// Do it; without this, only show the steps
+    #[arg(long)]
+    yes: bool,
 }
 
 /// Which issuer to rotate.
@@ -74,6 +92,16 @@ pub(crate) async fn run(verb: AuthorityVerb, session: &mut Session<'_, '_>) -> R
                 session.remark("nothing was changed; repeat with --yes to rotate");
             }
         }
+        AuthorityVerb::Taint(wish) => {
+            let request =
+                TaintJwtKeyRequest { id: wish.id.to_string(), reason: wish.reason, dry_run: !wish.yes };
+            let answer = client.taint_jwt_key(call(request)).await?.into_inner();
+            let applied = answer.applied;
+            session.show(&tainted(&wish.id, &answer)?)?;
+            if !applied {
+                session.remark("nothing was changed; repeat with --yes to taint");
+            }
+        }
     }
     Ok(Exit::Done)
 }
@@ -103,6 +131,7 @@ impl From<Authority> for AuthorityRow {
             kind: match authority.kind() {
                 AuthorityKind::Root => "root",
                 AuthorityKind::Issuer => "issuer",
+                AuthorityKind::Jwt => "jwt",
                 AuthorityKind::Unspecified => "unknown",
             },
             state: match authority.state() {
@@ -152,6 +181,23 @@ fn list(authorities: Vec<Authority>, more: bool, now: Timestamp) -> Result<View,
     View::list("authorities", &rows, more, text)
 }
 
+fn tainted(id: &AuthorityId, answer: &TaintJwtKeyResponse) -> Result<View, Failure> {
+    let mut text = if answer.applied { format!("tainted {id}:\n") } else { format!("would taint {id}:\n") };
+    for (number, step) in (1u32..).zip(&answer.steps) {
+        text.push_str(&format!("  {number}. {}\n", printable(step)));
+    }
+    if answer.applied {
+        text.push_str(&format!("bundle without it: sequence {}\n", answer.bundle_sequence));
+    }
+    let json = json!({
+        "id": id.to_string(),
+        "applied": answer.applied,
+        "steps": answer.steps,
+        "bundle_sequence": answer.bundle_sequence,
+    });
+    View::new(&json, text)
+}
+
 fn rotated(answer: RotateIssuerResponse) -> Result<View, Failure> {
     let mut text =
         if answer.applied { "rotated the issuer:\n" } else { "would rotate the issuer:\n" }.to_owned();
@@ -188,6 +234,15 @@ mod tests {
             "ID        KIND    STATE   REPLICA  ALGORITHM   EXPIRES  NEXT\n\
              issuer-2  issuer  active  r1       ecdsa-p256  in 3d    prepare a successor in 1d\n"
         );
+    }
+
+    #[test]
+    fn tainting_says_what_it_does_and_which_bundle_it_left() {
+        let id = "jwt-1".parse().unwrap();
+        let answer =
+            TaintJwtKeyResponse { steps: vec!["take it out".into()], applied: true, bundle_sequence: 4 };
+        let text = tainted(&id, &answer).unwrap().text;
+        assert_eq!(text, "tainted jwt-1:\n  1. take it out\nbundle without it: sequence 4\n");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rhizome_proto::admin::v1::bundle_admin_service_client::BundleAdminServiceCli
 use rhizome_proto::admin::v1::{BundleSubscriber, Crl, ListCrlsRequest, ShowBundleRequest};
 use rhizome_proto::ca::v1::GetBundleRequest;
 use rhizome_proto::ca::v1::bundle_service_client::BundleServiceClient;
-use rhizome_x509::{Bundle, CaCertificate};
+use rhizome_x509::{Bundle, CaCertificate, JwtKey};
 use serde::Serialize;
 use serde_json::json;
 
@@ -246,6 +246,23 @@ impl From<&CaCertificate> for AnchorRow {
 }
 
 #[derive(Serialize)]
+struct JwtKeyRow {
+    kid: String,
+    public_key_sha256: String,
+    not_after: Timestamp,
+}
+
+impl From<&JwtKey> for JwtKeyRow {
+    fn from(key: &JwtKey) -> Self {
+        Self {
+            kid: key.kid().to_owned(),
+            public_key_sha256: key.public_key().digest().to_string(),
+            not_after: key.not_after(),
+        }
+    }
+}
+
+#[derive(Serialize)]
 struct SubscriberRow {
     name: String,
     kind: String,
@@ -293,13 +310,19 @@ fn shown(
         .iter()
         .map(|row| vec![row.fingerprint.clone(), row.subject.clone(), relative(Some(row.not_after), now)]);
     let anchor_table = table(&["ROOT SHA256", "SUBJECT", "EXPIRES"], anchor_cells, "no roots");
-    let text = format!("{head}\n{anchor_table}\n{}", subscriber_table(&subscribers, now));
+    let jwt_keys: Vec<JwtKeyRow> = bundle.jwt_keys().iter().map(JwtKeyRow::from).collect();
+    let jwt_cells = jwt_keys
+        .iter()
+        .map(|row| vec![row.kid.clone(), row.public_key_sha256.clone(), relative(Some(row.not_after), now)]);
+    let jwt_table = table(&["JWT KEY", "SHA256", "EXPIRES"], jwt_cells, "no JWT keys");
+    let text = format!("{head}\n{anchor_table}\n{jwt_table}\n{}", subscriber_table(&subscribers, now));
     let json = json!({
         "trust_domain": bundle.trust_domain(),
         "sequence": bundle.sequence(),
         "digest": bundle.digest(),
         "refresh_hint_seconds": bundle.refresh_hint().seconds(),
         "anchors": anchors,
+        "jwt_keys": jwt_keys,
         "subscribers": subscribers,
         "more": more,
         "subscriber_count": counts.subscribers,

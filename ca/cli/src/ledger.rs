@@ -244,8 +244,14 @@ fn summary(kind: &str, body: &Value) -> String {
     let field = |name: &str| body.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     let labelled = |label: &str, name: &str| field(name).map(|text| format!("{label} {text}"));
     let own = |name: &str| field(name).map(str::to_owned);
+    let audiences = || {
+        let listed = body.get("audiences").and_then(Value::as_array);
+        let names: Vec<&str> = listed.into_iter().flatten().filter_map(Value::as_str).collect();
+        (!names.is_empty()).then(|| format!("for {}", names.join(", ")))
+    };
     let parts = match kind {
         "issued" => [own("profile"), own("spiffe_id"), labelled("by rule", "rule")],
+        "jwt_issued" => [labelled("JWT-SVID of", "spiffe_id"), audiences(), labelled("by rule", "rule")],
         "signing_failed" => [labelled("serial", "serial"), own("reason"), None],
         "changed" => [own("action"), own("subject"), own("detail")],
         "refused" => [own("action"), own("code"), own("detail")],
@@ -311,6 +317,7 @@ mod tests {
                 r#"{"profile":"workload","spiffe_id":"spiffe://td/a","rule":"web","serial":"40"}"#,
             ),
             entry("signing_failed", r#"{"serial":"40","reason":"no key"}"#),
+            entry("jwt_issued", r#"{"spiffe_id":"spiffe://td/b","audiences":["db","api"],"rule":"web"}"#),
             entry("changed", r#"{"by":"admin:a","action":"rule.put","subject":"web"}"#),
             entry("refused", r#"{"by":"admin:a","action":"certificate.sign","code":"no_rule"}"#),
             entry("new_kind", r#"{"x":1}"#),
@@ -319,6 +326,7 @@ mod tests {
         for said in [
             "workload spiffe://td/a by rule web\n",
             "serial 40 no key\n",
+            "JWT-SVID of spiffe://td/b for db, api by rule web\n",
             "rule.put web\n",
             "certificate.sign no_rule\n",
             "{\"x\":1}\n",

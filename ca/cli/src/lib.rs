@@ -31,7 +31,7 @@ mod wire;
 use clap::Subcommand;
 
 pub use admin::{AddAdmin, AdminVerb, RoleArgument};
-pub use authority::{AuthorityVerb, RotateIssuer};
+pub use authority::{AuthorityVerb, RotateIssuer, TaintJwtKey};
 pub use backup::BackupVerb;
 pub use bundle::{BundleFormat, BundleVerb, CrlFormat, FetchBundle, FetchCrls};
 pub use cert::{CertVerb, ListCertificates, RevocationTarget, RevokeCertificates, ShowCertificate};

@@ -1,9 +1,12 @@
-//! Authorities: which key signs, which is only trusted, and when each changes. One slot machine for roots and issuers.
+//! Authorities: which key signs, which is only trusted, and when each changes. One slot machine for roots, issuers and
+//! the keys of JWT-SVIDs.
 //!
 //! Laws, each a test of that name: while the root lives there is an active issuer; at most one authority of a kind is
-//! active in a replica; an issuer never outlives its root; `step` is a function of its arguments, and performing an
-//! effect twice, or crashing between any two, ends in the same state; a tainted authority never returns; time alone
-//! never makes, activates or ends a *root*, except the very first one: what verifiers trust changes by decision.
+//! active in a replica; an issuer never outlives its root; a JWT key is there until the last token that it signed has
+//! expired, and it signs when every live follower of the bundle has acknowledged it or was waited for long enough;
+//! `step` is a function of its arguments, and performing an effect twice, or crashing between any two, ends in the same
+//! state; a tainted authority never returns; time alone never makes, activates or ends a *root*, except the very first
+//! one: what verifiers trust changes by decision.
 //! Not here: keys, certificates and storage (effects; `rhizome_server::rotate` performs them), the acknowledged change
 //! of roots (`rotation`).
 //! Sources: rotation.md; spiffe/spire `pkg/server/ca/manager/slot.go` (thresholds); RFC 5280 §6.1.
@@ -12,84 +15,17 @@ use std::cmp::Reverse;
 use std::fmt;
 
 use rhizome_id::{AuthorityId, KeyId, ReplicaName, Timestamp, Ttl};
-use rhizome_x509::{CaCertificate, SigningAlgorithm};
-use serde::{Deserialize, Serialize};
+use rhizome_x509::CaCertificate;
 
 use crate::limits::{
-    ACTIVATE_CAP_SECONDS, ACTIVATE_FRACTION, BACKDATE_FRACTION, BACKDATE_SECONDS, PREPARE_CAP_SECONDS,
-    PREPARE_FRACTION,
+    ACKNOWLEDGE_PATIENCE_SECONDS, ACTIVATE_CAP_SECONDS, ACTIVATE_FRACTION, BACKDATE_FRACTION,
+    BACKDATE_SECONDS, PREPARE_CAP_SECONDS, PREPARE_FRACTION,
 };
 use crate::renewal::{Validity, validity};
 
-/// What an authority is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AuthorityKind {
-    /// Trusted by verifiers; signs issuers. One for all replicas.
-    Root,
-    /// Signs leaves. Each replica has its own.
-    Issuer,
-}
+mod records;
 
-/// Where an authority stands in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AuthorityState {
-    /// It exists and does not sign yet.
-    Prepared,
-    /// It signs.
-    Active,
-    /// It signs no more; what it signed is still valid.
-    Old,
-    /// It must not be trusted any more. There is no way back.
-    Tainted,
-}
-
-impl fmt::Display for AuthorityKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Root => "root",
-            Self::Issuer => "issuer",
-        })
-    }
-}
-
-impl fmt::Display for AuthorityState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Prepared => "prepared",
-            Self::Active => "active",
-            Self::Old => "old",
-            Self::Tainted => "tainted",
-        })
-    }
-}
-
-/// A signing authority as it is stored. JSON, the certificate as base64 DER; unknown fields are ignored (schema N
-/// and N−1).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Authority {
-    /// Its name, never used again.
-    pub id: AuthorityId,
-    /// What it is for.
-    pub kind: AuthorityKind,
-    /// The replica that signs with it; for a root, the one that made it.
-    pub replica: ReplicaName,
-    /// Its key in the key ring.
-    pub key: KeyId,
-    /// How it signs.
-    pub algorithm: SigningAlgorithm,
-    /// Its certificate.
-    pub certificate: CaCertificate,
-    /// Who signed its certificate; `None` for a root that signed itself.
-    pub issuer: Option<AuthorityId>,
-    /// Where it stands.
-    pub state: AuthorityState,
-    /// When it was made.
-    pub prepared_at: Timestamp,
-    /// When it began to sign.
-    pub activated_at: Option<Timestamp>,
-}
+pub use records::{Authority, AuthorityKind, AuthorityState, JwtAuthority, Records};
 
 /// How long new authorities live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +34,8 @@ pub struct RotationPolicy {
     pub root_ttl: Ttl,
     /// Issuers; never beyond their root.
     pub issuer_ttl: Ttl,
+    /// Keys for JWT-SVIDs.
+    pub jwt_key_ttl: Ttl,
 }
 
 /// Something to be done. Each is idempotent when performed as [`still_due`] and [`changes`] say.
@@ -111,6 +49,12 @@ pub enum Effect {
     /// Make a key and an issuer for this replica under the active root with [`issuer_validity`], and store it as
     /// `Prepared`.
     MakeIssuer {
+        /// Why.
+        reason: Reason,
+    },
+    /// Make a key for JWT-SVIDs of this replica with [`jwt_validity`]; store it as `Prepared` and put it into the bundle,
+    /// both in one transaction, so that it is published before it can sign.
+    MakeJwtKey {
         /// Why.
         reason: Reason,
     },
@@ -179,25 +123,28 @@ impl fmt::Display for Reason {
 /// the answer is nothing or a single [`Effect::WakeAt`]. `authorities` are those of all replicas; issuers of others
 /// are left to them.
 pub fn step(
-    authorities: &[Authority],
+    records: &Records,
     replica: &ReplicaName,
     now: Timestamp,
     policy: &RotationPolicy,
 ) -> Vec<Effect> {
-    let slots: Vec<Slot<'_>> = authorities.iter().map(Slot::of).collect();
-    plan(&slots, replica, now, policy)
+    let slots = records.slots();
+    let mut plan = Plan::default();
+    plan_certifying(&slots, replica, now, policy, &mut plan);
+    plan_jwt(&slots, replica, now, policy, &mut plan);
+    plan.due(now)
 }
 
 /// Whether `effect` is still to be done. To be asked on the records read in the transaction that performs it: a crash,
 /// a retry or another process may have done it already.
 pub fn still_due(
     effect: &Effect,
-    authorities: &[Authority],
+    records: &Records,
     replica: &ReplicaName,
     now: Timestamp,
     policy: &RotationPolicy,
 ) -> bool {
-    step(authorities, replica, now, policy).contains(effect)
+    step(records, replica, now, policy).contains(effect)
 }
 
 /// A change of one stored record.
@@ -212,28 +159,43 @@ pub enum Change {
         /// Which key.
         key: KeyId,
     },
+    /// Write this. The bundle stays as it is.
+    PutJwt(Box<JwtAuthority>),
+    /// Delete the record and take the key out of the bundle; then, and only then, destroy the key.
+    DeleteJwt {
+        /// Which record.
+        id: AuthorityId,
+        /// Which key.
+        key: KeyId,
+    },
 }
 
 /// The changes of records that perform `effect`, to be committed in one transaction. Records that are as they should
 /// be already are not among them, so performing an effect twice changes nothing. Empty for effects that make keys.
-pub fn changes(effect: &Effect, authorities: &[Authority], now: Timestamp) -> Vec<Change> {
-    let slots: Vec<Slot<'_>> = authorities.iter().map(Slot::of).collect();
+pub fn changes(effect: &Effect, records: &Records, now: Timestamp) -> Vec<Change> {
+    let slots = records.slots();
     let moves = transitions(effect, &slots);
-    let change = |authority: &Authority| {
-        let (_, to) = moves.iter().find(|(id, _)| **id == authority.id)?;
-        Some(match to {
-            None => Change::Delete { id: authority.id.clone(), key: authority.key.clone() },
+    let to = |id: &AuthorityId| moves.iter().find(|(moved, _)| *moved == id).map(|(_, state)| *state);
+    let begun = |state| (state == AuthorityState::Active).then_some(now);
+    let certifying = records.certifying.iter().filter_map(|it| {
+        Some(match to(&it.id)? {
+            None => Change::Delete { id: it.id.clone(), key: it.key.clone() },
             Some(state) => {
-                let activated = (*state == AuthorityState::Active).then_some(now);
-                Change::Put(Box::new(Authority {
-                    state: *state,
-                    activated_at: activated.or(authority.activated_at),
-                    ..authority.clone()
-                }))
+                let activated_at = begun(state).or(it.activated_at);
+                Change::Put(Box::new(Authority { state, activated_at, ..it.clone() }))
             }
         })
-    };
-    authorities.iter().filter_map(change).collect()
+    });
+    let jwt = records.jwt.iter().filter_map(|it| {
+        Some(match to(&it.id)? {
+            None => Change::DeleteJwt { id: it.id.clone(), key: it.key.clone() },
+            Some(state) => {
+                let activated_at = begun(state).or(it.activated_at);
+                Change::PutJwt(Box::new(JwtAuthority { state, activated_at, ..it.clone() }))
+            }
+        })
+    });
+    certifying.chain(jwt).collect()
 }
 
 /// When the successor of an authority valid from `not_before` to `not_after` is prepared: when half of its life
@@ -263,6 +225,18 @@ pub fn issuer_validity(root: &CaCertificate, now: Timestamp, policy: &RotationPo
     validity(now, policy.issuer_ttl, root.not_before(), root.not_after())
 }
 
+/// From when to when a JWT key made at `now` signs. It stands by itself: no certificate is above it.
+pub fn jwt_validity(now: Timestamp, policy: &RotationPolicy) -> Option<Validity> {
+    validity(now, policy.jwt_key_ttl, Timestamp::EPOCH, Timestamp::MAX)
+}
+
+impl Records {
+    fn slots(&self) -> Vec<Slot<'_>> {
+        let jwt = self.jwt.iter().map(|it| Slot::of_jwt(it, self.acknowledged));
+        self.certifying.iter().map(Slot::of).chain(jwt).collect()
+    }
+}
+
 /// What the machine looks at in an authority.
 #[derive(Clone, Debug)]
 struct Slot<'a> {
@@ -275,6 +249,8 @@ struct Slot<'a> {
     not_after: Timestamp,
     prepared_at: Timestamp,
     activated_at: Option<Timestamp>,
+    /// Whether whoever verifies what it signs knows of it already.
+    is_known: bool,
 }
 
 impl<'a> Slot<'a> {
@@ -289,6 +265,23 @@ impl<'a> Slot<'a> {
             not_after: authority.certificate.not_after(),
             prepared_at: authority.prepared_at,
             activated_at: authority.activated_at,
+            // Its certificate goes out with everything that it signs.
+            is_known: true,
+        }
+    }
+
+    fn of_jwt(authority: &'a JwtAuthority, acknowledged: Option<u64>) -> Self {
+        Slot {
+            id: &authority.id,
+            kind: AuthorityKind::Jwt,
+            replica: &authority.replica,
+            issuer: None,
+            state: authority.state,
+            not_before: authority.not_before,
+            not_after: authority.jwt_key.not_after(),
+            prepared_at: authority.prepared_at,
+            activated_at: authority.activated_at,
+            is_known: acknowledged.is_none_or(|sequence| sequence >= authority.published),
         }
     }
 
@@ -313,16 +306,66 @@ impl Plan {
     fn wake(&mut self, at: Timestamp) {
         self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
     }
+
+    fn due(self, now: Timestamp) -> Vec<Effect> {
+        match self.wake_at {
+            // Times that have passed need no waking; a step that has effects is followed by another step anyway.
+            Some(at) if self.effects.is_empty() && at > now => vec![Effect::WakeAt(at)],
+            Some(_) | None => self.effects,
+        }
+    }
 }
 
-fn plan(slots: &[Slot<'_>], replica: &ReplicaName, now: Timestamp, policy: &RotationPolicy) -> Vec<Effect> {
-    let mut plan = Plan::default();
-    let root = plan_roots(slots, now, &mut plan);
-    plan_issuers(slots, replica, root, now, policy, &mut plan);
-    match plan.wake_at {
-        // Times that have passed need no waking; a step that has effects is followed by another step anyway.
-        Some(at) if plan.effects.is_empty() && at > now => vec![Effect::WakeAt(at)],
-        Some(_) | None => plan.effects,
+fn plan_certifying(
+    slots: &[Slot<'_>],
+    replica: &ReplicaName,
+    now: Timestamp,
+    policy: &RotationPolicy,
+    plan: &mut Plan,
+) {
+    let root = plan_roots(slots, now, plan);
+    let line = Line { kind: AuthorityKind::Issuer, ttl: policy.issuer_ttl, ground: Ground::Root(root) };
+    plan_line(slots, replica, &line, now, plan);
+}
+
+/// JWT keys live apart from certificates, but in the same bundle: before the first root is active there is none.
+fn plan_jwt(
+    slots: &[Slot<'_>],
+    replica: &ReplicaName,
+    now: Timestamp,
+    policy: &RotationPolicy,
+    plan: &mut Plan,
+) {
+    let is_founded =
+        |slot: &Slot<'_>| slot.kind == AuthorityKind::Root && slot.state != AuthorityState::Prepared;
+    if slots.iter().any(is_founded) {
+        let line = Line { kind: AuthorityKind::Jwt, ttl: policy.jwt_key_ttl, ground: Ground::Itself };
+        plan_line(slots, replica, &line, now, plan);
+    }
+}
+
+/// The authorities of one kind of which each replica has its own, one after the other.
+struct Line<'s, 'a> {
+    kind: AuthorityKind,
+    ttl: Ttl,
+    ground: Ground<'s, 'a>,
+}
+
+/// What the authorities of a line stand on.
+#[derive(Clone, Copy)]
+enum Ground<'s, 'a> {
+    /// The active root, when one is valid now.
+    Root(Option<&'s Slot<'a>>),
+    /// Nothing.
+    Itself,
+}
+
+impl Line<'_, '_> {
+    const fn make(&self, reason: Reason) -> Effect {
+        match self.ground {
+            Ground::Root(_) => Effect::MakeIssuer { reason },
+            Ground::Itself => Effect::MakeJwtKey { reason },
+        }
     }
 }
 
@@ -363,16 +406,15 @@ fn plan_roots<'s, 'a>(slots: &'s [Slot<'a>], now: Timestamp, plan: &mut Plan) ->
     (!active.is_expired(now)).then_some(active)
 }
 
-fn plan_issuers(
+fn plan_line(
     slots: &[Slot<'_>],
     replica: &ReplicaName,
-    root: Option<&Slot<'_>>,
+    line: &Line<'_, '_>,
     now: Timestamp,
-    policy: &RotationPolicy,
     plan: &mut Plan,
 ) {
     let (mut active, mut prepared) = (Vec::new(), Vec::new());
-    let mine = |slot: &&Slot<'_>| slot.kind == AuthorityKind::Issuer && slot.replica == replica;
+    let mine = |slot: &&Slot<'_>| slot.kind == line.kind && slot.replica == replica;
     for slot in slots.iter().filter(mine) {
         let serves = match slot.state {
             AuthorityState::Prepared => &mut prepared,
@@ -386,7 +428,7 @@ fn plan_issuers(
                 continue;
             }
         };
-        match unusable(slot, slots, root, now) {
+        match unusable(slot, slots, line.ground, now) {
             Some(reason) => plan.effects.push(Effect::Retire { id: slot.id.clone(), reason }),
             None => serves.push(slot),
         }
@@ -397,15 +439,19 @@ fn plan_issuers(
     for extra in active.iter().skip(1).chain(prepared.iter().skip(1)) {
         plan.effects.push(Effect::Retire { id: extra.id.clone(), reason: Reason::Superseded });
     }
-    plan_succession((active.first().copied(), prepared.first().copied()), root, now, policy, plan);
+    plan_succession((active.first().copied(), prepared.first().copied()), line, now, plan);
 }
 
-/// Why an issuer can serve no more. Never because the clock says it is not valid *yet*: a clock that stepped back
+/// Why an issuer or a JWT key can serve no more. Never because the clock says it is not valid *yet*: a clock that stepped back
 /// comes forward again.
-fn unusable(slot: &Slot<'_>, slots: &[Slot<'_>], root: Option<&Slot<'_>>, now: Timestamp) -> Option<Reason> {
+fn unusable(slot: &Slot<'_>, slots: &[Slot<'_>], ground: Ground<'_, '_>, now: Timestamp) -> Option<Reason> {
     if slot.is_expired(now) {
         return Some(Reason::Expired);
     }
+    let root = match ground {
+        Ground::Itself => return None,
+        Ground::Root(root) => root,
+    };
     let above = slots.iter().find(|other| other.kind == AuthorityKind::Root && Some(other.id) == slot.issuer);
     let Some(above) = above else {
         return Some(Reason::RootUnusable);
@@ -420,30 +466,44 @@ fn unusable(slot: &Slot<'_>, slots: &[Slot<'_>], root: Option<&Slot<'_>>, now: T
 
 fn plan_succession(
     (active, prepared): (Option<&Slot<'_>>, Option<&Slot<'_>>),
-    root: Option<&Slot<'_>>,
+    line: &Line<'_, '_>,
     now: Timestamp,
-    policy: &RotationPolicy,
     plan: &mut Plan,
 ) {
     if let Some(active) = active {
         plan.wake(active.gone_at());
     }
-    // Without a root that is valid now nothing new can be made; what serves goes on serving.
-    let Some(root) = root else { return };
-    plan.wake(root.gone_at());
-    let changed = active.is_some_and(|active| active.issuer != Some(root.id));
+    let root = match line.ground {
+        Ground::Itself => None,
+        Ground::Root(Some(root)) => Some(root),
+        // Without a root that is valid now nothing new can be made; what serves goes on serving.
+        Ground::Root(None) => return,
+    };
+    if let Some(root) = root {
+        plan.wake(root.gone_at());
+    }
+    let changed = root.is_some_and(|root| active.is_some_and(|active| active.issuer != Some(root.id)));
     match (active, prepared) {
-        (None, None) => plan.effects.push(Effect::MakeIssuer { reason: Reason::NothingActive }),
-        (None, Some(next)) => plan.effects.push(activate(next, Reason::NothingActive)),
-        (Some(_), None) if changed => plan.effects.push(Effect::MakeIssuer { reason: Reason::RootChanged }),
+        (None, None) => plan.effects.push(line.make(Reason::NothingActive)),
+        (None, Some(next)) => {
+            let latest = next.prepared_at.plus(ACKNOWLEDGE_PATIENCE_SECONDS);
+            if next.is_known || now >= latest || now < next.prepared_at {
+                plan.effects.push(activate(next, Reason::NothingActive));
+            } else {
+                plan.wake(latest);
+            }
+        }
+        (Some(_), None) if changed => plan.effects.push(line.make(Reason::RootChanged)),
         (Some(_), Some(next)) if changed => plan.effects.push(activate(next, Reason::RootChanged)),
-        (Some(active), None) => match successor_due(active, root, policy) {
-            Some(at) if now >= at => plan.effects.push(Effect::MakeIssuer { reason: Reason::SuccessorDue }),
+        (Some(active), None) => match successor_due(active, root, line.ttl) {
+            Some(at) if now >= at => plan.effects.push(line.make(Reason::SuccessorDue)),
             Some(at) => plan.wake(at),
             None => {}
         },
         (Some(active), Some(next)) => {
-            let at = activate_at(active.not_before, active.not_after);
+            let due = activate_at(active.not_before, active.not_after);
+            // Whoever has not heard of the next one by then is waited for, but not for all that is left.
+            let at = if next.is_known { due } else { due.plus(active.not_after.since(due) / 2) };
             if now >= at {
                 plan.effects.push(activate(next, Reason::ActivationDue));
             } else {
@@ -455,12 +515,12 @@ fn plan_succession(
 
 /// When a successor is worth making: past the threshold, and not before it would live longer than the active one.
 /// Towards the end of a root no successor can, so none is made, instead of ever more of ever shorter life.
-fn successor_due(active: &Slot<'_>, root: &Slot<'_>, policy: &RotationPolicy) -> Option<Timestamp> {
-    if root.not_after <= active.not_after {
+fn successor_due(active: &Slot<'_>, root: Option<&Slot<'_>>, ttl: Ttl) -> Option<Timestamp> {
+    if root.is_some_and(|root| root.not_after <= active.not_after) {
         return None;
     }
     // The backdating is part of the lifetime (see `renewal::validity`).
-    let ttl = policy.issuer_ttl.seconds();
+    let ttl = ttl.seconds();
     let ahead = ttl.saturating_sub(BACKDATE_SECONDS.min(ttl / BACKDATE_FRACTION));
     let outlives_from = active.gone_at().minus(ahead.saturating_sub(1));
     Some(prepare_at(active.not_before, active.not_after).max(outlives_from))
@@ -474,7 +534,10 @@ fn activate(slot: &Slot<'_>, reason: Reason) -> Effect {
 fn transitions<'a>(effect: &Effect, slots: &[Slot<'a>]) -> Vec<(&'a AuthorityId, Option<AuthorityState>)> {
     let find = |id: &AuthorityId| slots.iter().find(|slot| slot.id == id);
     match effect {
-        Effect::MakeRoot { .. } | Effect::MakeIssuer { .. } | Effect::WakeAt(_) => Vec::new(),
+        Effect::MakeRoot { .. }
+        | Effect::MakeIssuer { .. }
+        | Effect::MakeJwtKey { .. }
+        | Effect::WakeAt(_) => Vec::new(),
         Effect::Activate { id, .. } => match find(id) {
             // A tainted authority never returns, and an old one only through the rotation of roots.
             Some(chosen) if chosen.state == AuthorityState::Prepared => slots

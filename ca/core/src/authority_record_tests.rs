@@ -1,9 +1,11 @@
 //! The machine over stored records with real certificates: what the shell does, in miniature.
 
+use std::collections::BTreeSet;
+
 use rhizome_id::{ReplicaNumber, Serial, SerialCounter};
 use rhizome_x509::{
-    IntermediateSpec, KeyAlgorithm, Linted, RequestKey, RootSpec, Signature, prepare_intermediate,
-    prepare_root,
+    IntermediateSpec, JwtKey, KeyAlgorithm, Linted, RequestKey, RootSpec, Signature, SigningAlgorithm,
+    prepare_intermediate, prepare_root,
 };
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 
@@ -13,7 +15,9 @@ const DAY: i64 = 86_400;
 
 /// Records and keys, as a store and a key ring hold them.
 struct Shell {
-    records: Vec<Authority>,
+    records: Records,
+    /// The JWT keys that verifiers know.
+    bundle: Vec<JwtKey>,
     keys: Vec<(KeyId, RequestKey)>,
     made: u64,
     policy: RotationPolicy,
@@ -44,6 +48,7 @@ impl Shell {
                 let root = self.active(AuthorityKind::Root).clone();
                 self.make(Some(&root), now);
             }
+            Effect::MakeJwtKey { .. } => self.make_jwt(now),
             Effect::Activate { .. } | Effect::Retire { .. } | Effect::Forget { .. } | Effect::WakeAt(_) => {
                 let done = changes(effect, &self.records, now);
                 self.apply(done);
@@ -57,15 +62,46 @@ impl Shell {
         for change in done {
             match change {
                 Change::Put(authority) => {
-                    let place = self.records.iter_mut().find(|it| it.id == authority.id).unwrap();
+                    let place = self.records.certifying.iter_mut().find(|it| it.id == authority.id).unwrap();
                     *place = *authority;
                 }
                 Change::Delete { id, key } => {
-                    self.records.retain(|it| it.id != id);
+                    self.records.certifying.retain(|it| it.id != id);
+                    self.keys.retain(|(other, _)| *other != key);
+                }
+                Change::PutJwt(authority) => {
+                    let place = self.records.jwt.iter_mut().find(|it| it.id == authority.id).unwrap();
+                    *place = *authority;
+                }
+                Change::DeleteJwt { id, key } => {
+                    self.records.jwt.retain(|it| it.id != id);
+                    self.bundle.retain(|it| it.kid() != id.as_str());
                     self.keys.retain(|(other, _)| *other != key);
                 }
             }
         }
+    }
+
+    fn make_jwt(&mut self, now: Timestamp) {
+        self.made += 1;
+        let own = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+        let (id, key) = (format!("a{}", self.made), format!("k{}", self.made).parse::<KeyId>().unwrap());
+        let life = jwt_validity(now, &self.policy).unwrap();
+        let jwt_key = JwtKey::new(id.clone(), own.public_key().clone(), life.not_after).unwrap();
+        self.bundle.push(jwt_key.clone());
+        self.records.jwt.push(JwtAuthority {
+            id: id.parse().unwrap(),
+            replica: replica(),
+            key: key.clone(),
+            algorithm: SigningAlgorithm::EcdsaP256Sha256,
+            jwt_key,
+            not_before: life.not_before,
+            published: self.made,
+            state: AuthorityState::Prepared,
+            prepared_at: now,
+            activated_at: None,
+        });
+        self.keys.push((key, own));
     }
 
     fn make(&mut self, root: Option<&Authority>, now: Timestamp) {
@@ -110,7 +146,7 @@ impl Shell {
         });
         let certificate = sign(linted.unwrap(), signer);
         let key: KeyId = format!("k{}", self.made).parse().unwrap();
-        self.records.push(Authority {
+        self.records.certifying.push(Authority {
             id,
             kind: if root.is_some() { AuthorityKind::Issuer } else { AuthorityKind::Root },
             replica: replica(),
@@ -127,7 +163,7 @@ impl Shell {
 
     fn active(&self, kind: AuthorityKind) -> &Authority {
         let mut active =
-            self.records.iter().filter(|it| it.kind == kind && it.state == AuthorityState::Active);
+            self.records.certifying.iter().filter(|it| it.kind == kind && it.state == AuthorityState::Active);
         let found = active.next().unwrap();
         assert!(active.next().is_none());
         found
@@ -149,12 +185,14 @@ fn sign(linted: Linted, key: &RequestKey) -> CaCertificate {
 
 fn shell() -> Shell {
     Shell {
-        records: Vec::new(),
+        records: Records::default(),
+        bundle: Vec::new(),
         keys: Vec::new(),
         made: 0,
         policy: RotationPolicy {
             root_ttl: Ttl::from_seconds(400 * DAY).unwrap(),
             issuer_ttl: Ttl::from_seconds(20 * DAY).unwrap(),
+            jwt_key_ttl: Ttl::from_seconds(10 * DAY).unwrap(),
         },
     }
 }
@@ -163,7 +201,7 @@ fn shell() -> Shell {
 fn a_year_of_real_certificates_keeps_one_root_and_replaces_issuers() {
     let start = Timestamp::from_unix(1_800_000_000);
     let (mut shell, mut now) = (shell(), start);
-    let mut issuers = std::collections::BTreeSet::new();
+    let (mut issuers, mut jwt_keys) = (BTreeSet::new(), BTreeSet::new());
     while now < start.plus(365 * DAY) {
         let wake = shell.settle(now).unwrap();
         let (root, issuer) = (shell.active(AuthorityKind::Root), shell.active(AuthorityKind::Issuer));
@@ -172,18 +210,31 @@ fn a_year_of_real_certificates_keeps_one_root_and_replaces_issuers() {
         assert!(issuer.certificate.not_before() >= root.certificate.not_before());
         assert!(now <= issuer.certificate.not_after());
         issuers.insert(issuer.id.clone());
-        assert_eq!(shell.keys.len(), shell.records.len(), "a forgotten authority's key is gone");
-        assert!(shell.records.len() <= 4);
+        let records = shell.records.certifying.len() + shell.records.jwt.len();
+        assert_eq!(shell.keys.len(), records, "a forgotten authority's key is gone");
+        assert!(shell.records.certifying.len() <= 4 && shell.records.jwt.len() <= 3);
+        let published: Vec<_> = shell.records.jwt.iter().map(|it| it.jwt_key.clone()).collect();
+        assert_eq!(shell.bundle, published, "the bundle holds exactly the keys on record");
+        let signing = shell.records.jwt.iter().filter(|it| it.state == AuthorityState::Active);
+        jwt_keys.extend(signing.map(|it| it.id.clone()));
         now = wake;
     }
     assert!((20..60).contains(&issuers.len()), "{}", issuers.len());
+    assert!((60..80).contains(&jwt_keys.len()), "{}", jwt_keys.len());
 }
 
 #[test]
 fn a_stored_authority_reads_back_and_ignores_fields_of_a_newer_schema() {
     let mut shell = shell();
     shell.settle(Timestamp::from_unix(1_800_000_000));
-    for authority in &shell.records {
+    for authority in &shell.records.jwt {
+        let json = serde_json::to_string(authority).unwrap();
+        let newer = json.replacen('{', r#"{"from_schema_n_plus_1":0,"#, 1);
+        assert_eq!(&serde_json::from_str::<JwtAuthority>(&newer).unwrap(), authority);
+        let tainted = authority.tainted().unwrap();
+        assert_eq!((tainted.state, tainted.tainted()), (AuthorityState::Tainted, None));
+    }
+    for authority in &shell.records.certifying {
         let json = serde_json::to_string(authority).unwrap();
         assert_eq!(&serde_json::from_str::<Authority>(&json).unwrap(), authority);
         assert!(json.contains(r#""state":"active""#), "{json}");

@@ -4,6 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+#[path = "authority_jwt_tests.rs"]
+mod jwt;
+
 const DAY: i64 = 86_400;
 const START: i64 = 1_800_000_000;
 
@@ -15,6 +18,7 @@ fn policy(root_days: i64, issuer_seconds: i64) -> RotationPolicy {
     RotationPolicy {
         root_ttl: Ttl::from_seconds(root_days * DAY).unwrap(),
         issuer_ttl: Ttl::from_seconds(issuer_seconds).unwrap(),
+        jwt_key_ttl: Ttl::hours(7 * 24),
     }
 }
 
@@ -63,6 +67,7 @@ impl Stored {
             not_after: self.not_after,
             prepared_at: self.prepared_at,
             activated_at: self.activated_at,
+            is_known: true,
         }
     }
 }
@@ -73,19 +78,35 @@ struct World {
     stored: Vec<Stored>,
     made: u32,
     policy: RotationPolicy,
+    /// Whether JWT keys are kept in order too.
+    jwt: bool,
+    /// The JWT keys in the bundle.
+    bundle: Vec<AuthorityId>,
+    /// Whether a follower of the bundle acknowledges nothing.
+    silent: bool,
 }
 
 impl World {
     fn new(policy: RotationPolicy, stored: Vec<Stored>) -> Self {
-        Self { stored, made: 0, policy }
+        Self { stored, made: 0, policy, jwt: false, bundle: Vec::new(), silent: false }
+    }
+
+    fn with_jwt(policy: RotationPolicy) -> Self {
+        Self { jwt: true, ..Self::new(policy, Vec::new()) }
     }
 
     fn slots(&self) -> Vec<Slot<'_>> {
-        self.stored.iter().map(Stored::slot).collect()
+        let known = |slot: Slot<'_>| slot.kind != AuthorityKind::Jwt || !self.silent;
+        self.stored.iter().map(|it| Slot { is_known: known(it.slot()), ..it.slot() }).collect()
     }
 
     fn step(&self, now: Timestamp) -> Vec<Effect> {
-        plan(&self.slots(), &replica(), now, &self.policy)
+        let (slots, mut plan) = (self.slots(), Plan::default());
+        plan_certifying(&slots, &replica(), now, &self.policy, &mut plan);
+        if self.jwt {
+            plan_jwt(&slots, &replica(), now, &self.policy, &mut plan);
+        }
+        plan.due(now)
     }
 
     /// Performs one effect as the shell does: only if it is still due, and in one transaction.
@@ -103,6 +124,12 @@ impl World {
                 let life = validity(now, self.policy.issuer_ttl, root.not_before, root.not_after).unwrap();
                 self.make(AuthorityKind::Issuer, Some(root.id), life, now);
             }
+            Effect::MakeJwtKey { .. } => {
+                let life = jwt_validity(now, &self.policy).unwrap();
+                self.make(AuthorityKind::Jwt, None, life, now);
+                // In the same transaction.
+                self.bundle.push(self.stored.last().unwrap().id.clone());
+            }
             Effect::Activate { .. } | Effect::Retire { .. } | Effect::Forget { .. } | Effect::WakeAt(_) => {
                 self.transit(effect, now);
             }
@@ -115,9 +142,14 @@ impl World {
             transitions(effect, &slots).into_iter().map(|(id, state)| (id.clone(), state)).collect();
         for (id, state) in moves {
             match state {
-                None => self.stored.retain(|it| it.id != id),
+                None => {
+                    self.stored.retain(|it| it.id != id);
+                    self.bundle.retain(|published| *published != id);
+                }
                 Some(state) => {
                     let it = self.stored.iter_mut().find(|it| it.id == id).unwrap();
+                    let signs = it.kind == AuthorityKind::Jwt && state == AuthorityState::Active;
+                    assert!(!signs || self.bundle.contains(&id), "{id} is published before it signs");
                     it.state = state;
                     if state == AuthorityState::Active {
                         it.activated_at = Some(now);
@@ -170,7 +202,7 @@ impl World {
     }
 
     fn at_most_one_active_per_kind_and_replica(&self) {
-        for kind in [AuthorityKind::Root, AuthorityKind::Issuer] {
+        for kind in [AuthorityKind::Root, AuthorityKind::Issuer, AuthorityKind::Jwt] {
             let active =
                 self.stored.iter().filter(|it| it.kind == kind && it.state == AuthorityState::Active);
             assert!(active.count() <= 1, "{self:?}");
@@ -397,12 +429,13 @@ proptest! {
 
     #[test]
     fn through_a_year_of_random_ticks_there_is_always_an_active_issuer_while_the_root_lives(
-        root_days in 30i64..800, issuer_seconds in 2 * DAY..90 * DAY, seed: u64,
+        root_days in 30i64..800, issuer_seconds in 2 * DAY..90 * DAY, jwt_seconds in 2 * DAY..60 * DAY, seed: u64,
     ) {
-        let policy = policy(root_days, issuer_seconds);
-        let mut world = World::new(policy, Vec::new());
-        // Ticks come often enough to fall between two thresholds: a twelfth of an issuer's life, at most 3 days.
-        let widest = u64::try_from((issuer_seconds / 12).min(3 * DAY)).unwrap();
+        let jwt_key_ttl = Ttl::from_seconds(jwt_seconds).unwrap();
+        let mut world = World::with_jwt(RotationPolicy { jwt_key_ttl, ..policy(root_days, issuer_seconds) });
+        // Ticks come often enough to fall between two thresholds: a twelfth of the shorter life, at most 3 days.
+        let widest = u64::try_from((issuer_seconds.min(jwt_seconds) / 12).min(3 * DAY)).unwrap();
+        let mut tokens: Vec<(AuthorityId, Timestamp)> = Vec::new();
         let (mut now, mut state) = (at(START), seed | 1);
         world.settle(now);
         let root_end = world.active(AuthorityKind::Root).unwrap().not_after;
@@ -413,12 +446,21 @@ proptest! {
                 let issuer = world.active(AuthorityKind::Issuer).unwrap();
                 prop_assert!(issuer.not_before <= now && now <= issuer.not_after, "before the tick at {now}");
             }
+            let key = world.active(AuthorityKind::Jwt).unwrap();
+            prop_assert!(key.not_before <= now && now <= key.not_after, "a JWT key signs, root or not, at {now}");
             prop_assert_eq!(world.step(now), world.step(now));
             if !matches!(world.step(now).as_slice(), [] | [Effect::WakeAt(_)]) {
                 world.crash_anywhere_and_twice_anything_ends_here_too(now);
             }
             world.settle(now);
-            prop_assert!(world.stored.len() <= 6, "old ones are forgotten: {:?}", world.stored.len());
+            tokens.retain(|(_, expires_at)| now < *expires_at);
+            for (id, _) in &tokens {
+                prop_assert!(world.bundle.contains(id), "{id} is known until the last token it signed has expired");
+            }
+            let key = world.active(AuthorityKind::Jwt).unwrap();
+            let longest = now.plus(i64::try_from(widest).unwrap() * 2);
+            tokens.push((key.id.clone(), longest.min(key.not_after)));
+            prop_assert!(world.stored.len() <= 10, "old ones are forgotten: {:?}", world.stored.len());
         }
         let root = world.active(AuthorityKind::Root).unwrap();
         prop_assert_eq!(root.not_after, root_end, "time alone never touches a root");

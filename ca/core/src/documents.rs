@@ -26,6 +26,8 @@ pub enum Kind {
     Node,
     /// A signing authority.
     Authority,
+    /// A key that signs JWT-SVIDs. Of its own kind, so that releases that know of none do not stumble over it.
+    JwtAuthority,
     /// The published trust bundle.
     Bundle,
     /// An administrator's name and role.
@@ -42,9 +44,10 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which a store is loaded.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Setting,
         Self::Authority,
+        Self::JwtAuthority,
         Self::Bundle,
         Self::Rule,
         Self::Admin,
@@ -62,6 +65,7 @@ impl Kind {
             Self::Token => "token",
             Self::Node => "node",
             Self::Authority => "authority",
+            Self::JwtAuthority => "jwt_authority",
             Self::Bundle => "bundle",
             Self::Admin => "admin",
             Self::Revocation => "revocation",

@@ -88,7 +88,9 @@ pub struct Unmet {
 pub fn explain(caller: &AttestedCaller, wish: &Wish, facts: &Facts<'_>, now: Timestamp) -> Explanation {
     let decision = policy::decide(caller, wish, facts, now).map(|grant| GrantSummary::from(&grant));
     let known = match wish {
-        Wish::Workload { attributes, .. } => policy::known_attributes(caller, attributes).ok(),
+        Wish::Workload { attributes, .. } | Wish::Token { attributes, .. } => {
+            policy::known_attributes(caller, attributes).ok()
+        }
         Wish::Node { .. } | Wish::Admin { .. } | Wish::Server { .. } => None,
     };
     let Some(attributes) = known else {

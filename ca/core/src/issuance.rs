@@ -19,8 +19,10 @@ use rhizome_x509::{
 
 use crate::attributes::Attributes;
 use crate::ledger::{Entry, Event, Issuance, Position, Profile, Receipt};
-use crate::policy::Grant;
+use crate::policy::{Grant, GrantKind};
 use crate::renewal::{self, Validity};
+
+pub mod jwt;
 
 /// The authority that signs leaves now, with everything about it that does not change from leaf to leaf.
 #[derive(Debug)]
@@ -86,6 +88,9 @@ pub enum IssuanceError {
     /// The lint refused the bytes, or they could not be built: a fault of ours.
     #[error("the certificate was not signed: {0}")]
     Prepare(#[from] PrepareError),
+    /// The grant is for a token: a fault of ours.
+    #[error("the grant is for a token; no certificate was signed")]
+    WrongGrant,
     /// A receipt belongs to another certificate: a fault of ours.
     #[error("the ledger's receipt is for another certificate; nothing was signed")]
     WrongReceipt,
@@ -105,6 +110,9 @@ pub fn prepare_leaf(
     profile: Profile,
     around: &Circumstances<'_>,
 ) -> Result<PreparedLeaf, IssuanceError> {
+    if grant.kind() == GrantKind::Token {
+        return Err(IssuanceError::WrongGrant);
+    }
     let validity = validity(grant, &issuer.issuer, around.now)?;
     let public_key = csr.into_public_key();
     let spec = LeafSpec {

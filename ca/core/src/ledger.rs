@@ -18,14 +18,12 @@ use serde::{Deserialize, Serialize};
 /// What an entry speaks of. Stored as JSON with an `event` field; fields are only ever added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "almost every event is the largest; boxing it costs an allocation each"
-)]
 pub enum Event {
     /// The intent to sign a certificate.
     Issued(Issuance),
-    /// An intent whose signature never came to be: that serial is on no certificate.
+    /// The intent to sign a JWT-SVID.
+    JwtIssued(JwtIssuance),
+    /// An intent whose signature never came to be: that serial is on no certificate, and no token has it as its `jti`.
     SigningFailed {
         /// Its serial.
         serial: Serial,
@@ -63,11 +61,52 @@ impl Event {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Issued(_) => "issued",
+            Self::JwtIssued(_) => "jwt_issued",
             Self::SigningFailed { .. } => "signing_failed",
             Self::Changed { .. } => "changed",
             Self::Refused { .. } => "refused",
         }
     }
+}
+
+impl Event {
+    /// The counter under which a record of it is filed.
+    const fn counter(&self) -> Option<SerialCounter> {
+        match self {
+            Self::Issued(issuance) => Some(issuance.serial.counter()),
+            Self::JwtIssued(issuance) => Some(issuance.jti.counter()),
+            Self::SigningFailed { .. } | Self::Changed { .. } | Self::Refused { .. } => None,
+        }
+    }
+}
+
+/// Everything about one JWT-SVID that can be known before it is signed. Never the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JwtIssuance {
+    /// Whose token (`sub`).
+    pub spiffe_id: SpiffeId,
+    /// Its unique id, from the same counter as serial numbers.
+    pub jti: Serial,
+    /// Whom it is meant for (`aud`).
+    pub audiences: Vec<String>,
+    /// When it was made (`iat`).
+    pub issued_at: Timestamp,
+    /// The first second at which it is not valid any more (`exp`).
+    pub expires_at: Timestamp,
+    /// SHA-256 of the JWS signing input.
+    pub input: Digest,
+    /// The authority that signs; also the `kid`.
+    pub authority: AuthorityId,
+    /// The key it signs with.
+    pub key: KeyId,
+    /// Who asked: the stable text of a principal.
+    pub caller: String,
+    /// The rule that granted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Attributes that were vouched for, as `name=value`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Vec<String>,
 }
 
 /// Everything about one certificate that can be known before it is signed.
@@ -166,14 +205,10 @@ const BODY_BYTES: usize = 1_024;
 impl Entry {
     /// An entry saying that `event` happened at `at`.
     pub fn new(at: Timestamp, event: &Event) -> Self {
-        let counter = match event {
-            Event::Issued(issuance) => Some(issuance.serial.counter()),
-            Event::SigningFailed { .. } | Event::Changed { .. } | Event::Refused { .. } => None,
-        };
-        Self { counter, event: event.name(), body: body(at, event) }
+        Self { counter: event.counter(), event: event.name(), body: body(at, event) }
     }
 
-    /// The serial counter of an issuance.
+    /// The serial counter of an issuance, of a certificate or of a token.
     pub const fn counter(&self) -> Option<SerialCounter> {
         self.counter
     }
@@ -356,11 +391,7 @@ impl Verifier {
             return fault(FaultKind::Altered);
         }
         let (_, event) = record.read()?;
-        let named = match &event {
-            Event::Issued(issuance) => Some(issuance.serial.counter()),
-            Event::SigningFailed { .. } | Event::Changed { .. } | Event::Refused { .. } => None,
-        };
-        if named != record.counter {
+        if event.counter() != record.counter {
             return fault(FaultKind::Misfiled);
         }
         self.head = record.head();

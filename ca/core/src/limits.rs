@@ -61,6 +61,14 @@ pub const ADMIN_MAX_TTL: Ttl = Ttl::hours(24);
 /// Lifetime of a server's own certificate, which it renews itself.
 pub const SERVER_TTL: Ttl = Ttl::hours(24);
 
+/// Lifetime of a JWT-SVID when the request does not say otherwise: 5 min, as SPIRE's. It cannot be revoked one by one.
+pub const JWT_DEFAULT_TTL: Ttl = Ttl::minutes(5);
+/// Longest lifetime of a JWT-SVID: an hour. A bearer token that leaks is worth something for that long.
+pub const JWT_MAX_TTL: Ttl = Ttl::hours(1);
+/// Lifetime of a key for JWT-SVIDs: a week. It is published half of that before it expires and signs until a sixth is
+/// left, so a follower may be away for two days and still know it before its first token.
+pub const JWT_KEY_TTL: Ttl = Ttl::hours(7 * 24);
+
 /// Most seconds a certificate is backdated against slow clocks (architecture §5 step 4); SPIRE backdates 10 s,
 /// Istio 2 min.
 pub const BACKDATE_SECONDS: i64 = 60;
@@ -92,5 +100,8 @@ pub const PREPARE_CAP_SECONDS: i64 = 30 * 86_400;
 /// A successor is activated when this fraction of the active authority's life remains, or [`ACTIVATE_CAP_SECONDS`]
 /// (SPIRE `slot.go`: activation threshold, at most 7 days).
 pub const ACTIVATE_FRACTION: i64 = 6;
+/// How long a JWT key waits for live followers of the bundle that have not acknowledged it while no other signs: the
+/// usual refresh hint, after which whoever polls has looked (spiffe.md §11.11).
+pub const ACKNOWLEDGE_PATIENCE_SECONDS: i64 = 300;
 /// Upper cap of the activation threshold: 7 days (SPIRE `slot.go`).
 pub const ACTIVATE_CAP_SECONDS: i64 = 7 * 86_400;

@@ -24,8 +24,11 @@ use crate::limits;
 use crate::rules::{Rule, RuleSet};
 use crate::template::{TemplateError, is_reserved};
 
+mod lifetimes;
 mod prospect;
 
+pub use lifetimes::{PolicyLimits, TtlLimits};
+use lifetimes::{lifetime, token_lifetime};
 pub use prospect::{Prospect, identities, known_to_node};
 
 /// What a caller asks for.
@@ -41,6 +44,15 @@ pub enum Wish {
         ttl: Option<Ttl>,
         /// DNS names, each of which a rule must grant. When empty, all that the rules grant are included.
         dns_names: Vec<DnsName>,
+    },
+    /// A node asks for a JWT-SVID of one of its workloads.
+    Token {
+        /// What the node's attestation of the workload found.
+        attributes: Attributes,
+        /// Which identity, when several are possible.
+        spiffe_id: Option<SpiffeId>,
+        /// A lifetime; longer than the limits is clamped.
+        ttl: Option<Ttl>,
     },
     /// A node asks for itself.
     Node {
@@ -65,42 +77,8 @@ impl Wish {
     /// What the caller vouches for, when the wish is for a workload.
     pub const fn attributes(&self) -> Option<&Attributes> {
         match self {
-            Self::Workload { attributes, .. } => Some(attributes),
+            Self::Workload { attributes, .. } | Self::Token { attributes, .. } => Some(attributes),
             Self::Node { .. } | Self::Admin { .. } | Self::Server { .. } => None,
-        }
-    }
-}
-
-/// Default and greatest lifetime of one kind of certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TtlLimits {
-    /// When neither rule nor wish says otherwise; never above `max` in effect.
-    pub default: Ttl,
-    /// The most that anything can say.
-    pub max: Ttl,
-}
-
-/// Lifetimes by kind of certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyLimits {
-    /// Workloads.
-    pub workload: TtlLimits,
-    /// Nodes.
-    pub node: TtlLimits,
-    /// Administrators.
-    pub admin: TtlLimits,
-    /// Servers.
-    pub server: TtlLimits,
-}
-
-impl Default for PolicyLimits {
-    fn default() -> Self {
-        let pair = |default, max| TtlLimits { default, max };
-        Self {
-            workload: pair(limits::WORKLOAD_DEFAULT_TTL, limits::WORKLOAD_MAX_TTL),
-            node: pair(limits::NODE_DEFAULT_TTL, limits::NODE_MAX_TTL),
-            admin: pair(limits::ADMIN_DEFAULT_TTL, limits::ADMIN_MAX_TTL),
-            server: pair(limits::SERVER_TTL, limits::SERVER_TTL),
         }
     }
 }
@@ -121,6 +99,8 @@ pub struct Facts<'a> {
 pub enum GrantKind {
     /// A workload, by rule.
     Workload,
+    /// A JWT-SVID of a workload, by rule: no certificate is made from it, nor a token from any other grant.
+    Token,
     /// A node itself.
     Node,
     /// An administrator.
@@ -304,7 +284,7 @@ impl DenialReason {
 ///
 /// | caller | may wish for |
 /// |---|---|
-/// | node | a workload within its scope; itself |
+/// | node | a workload within its scope, or a token for it; itself |
 /// | join token | the node that the token names |
 /// | administrator or local process with role `security` | an administrator |
 /// | server | itself |
@@ -319,7 +299,14 @@ pub fn decide(
 ) -> Result<Grant, Denial> {
     let domain = facts.trust_domain;
     let (kind, id, ttl, ttl_limits) = match (caller.principal(), wish) {
-        (Principal::Node { .. }, Wish::Workload { .. }) => return decide_workload(caller, wish, facts, now),
+        (Principal::Node { .. }, Wish::Workload { attributes, spiffe_id, ttl, dns_names }) => {
+            let asked = Asked { attributes, spiffe_id: spiffe_id.as_ref(), ttl: *ttl, dns_names };
+            return decide_workload(GrantKind::Workload, caller, &asked, facts, now);
+        }
+        (Principal::Node { .. }, Wish::Token { attributes, spiffe_id, ttl }) => {
+            let asked = Asked { attributes, spiffe_id: spiffe_id.as_ref(), ttl: *ttl, dns_names: &[] };
+            return decide_workload(GrantKind::Token, caller, &asked, facts, now);
+        }
         (Principal::Node { cluster, method, name }, Wish::Node { ttl }) => {
             let id = node_id(domain, cluster, *method, name);
             (GrantKind::Node, id, *ttl, facts.limits.node)
@@ -360,24 +347,36 @@ fn node_of_token(caller: &AttestedCaller) -> Option<(ClusterName, NodeName)> {
     Some((cluster.parse().ok()?, node.parse().ok()?))
 }
 
+/// What a node asks for on behalf of a workload.
+struct Asked<'a> {
+    attributes: &'a Attributes,
+    spiffe_id: Option<&'a SpiffeId>,
+    ttl: Option<Ttl>,
+    dns_names: &'a [DnsName],
+}
+
+/// Certificates and tokens of workloads alike: the same attributes, rules and scope, so that nobody has a token for an
+/// identity of which they could not have a certificate.
 fn decide_workload(
+    kind: GrantKind,
     caller: &AttestedCaller,
-    wish: &Wish,
+    asked: &Asked<'_>,
     facts: &Facts<'_>,
     now: Timestamp,
 ) -> Result<Grant, Denial> {
-    let Wish::Workload { attributes, spiffe_id, ttl, dns_names } = wish else {
-        return Err(DenialReason::WrongCaller.into());
-    };
-    let attributes = known_attributes(caller, attributes)?;
+    let attributes = known_attributes(caller, asked.attributes)?;
     let rules = facts.rules.matching(&attributes);
     let offers = Offers::collect(&rules, facts.trust_domain, &attributes, caller.scope());
-    let (id, rules) = offers.choose(spiffe_id.as_ref(), facts.trust_domain)?;
-    let dns_names = granted_dns_names(&rules, &attributes, dns_names)?;
+    let (id, rules) = offers.choose(asked.spiffe_id, facts.trust_domain)?;
     let rule_ttl = rules.iter().filter_map(|rule| rule.ttl()).min();
-    let (ttl, clamped) = lifetime(*ttl, rule_ttl, facts.limits.workload);
+    let ((ttl, clamped), dns_names) = if kind == GrantKind::Token {
+        (token_lifetime(asked.ttl, rule_ttl, facts.limits.token), Vec::new())
+    } else {
+        let dns_names = granted_dns_names(&rules, &attributes, asked.dns_names)?;
+        (lifetime(asked.ttl, rule_ttl, facts.limits.workload), dns_names)
+    };
     Ok(Grant {
-        kind: GrantKind::Workload,
+        kind,
         rule: narrowest(&rules).map(|rule| rule.name().clone()),
         spiffe_id: id,
         ttl,
@@ -553,13 +552,6 @@ fn granted_dns_names(
         }
     }
     Ok(names)
-}
-
-/// The lifetime and whether a limit shortened it. A rule's lifetime is default and upper bound at once.
-fn lifetime(asked: Option<Ttl>, rule: Option<Ttl>, limits: TtlLimits) -> (Ttl, bool) {
-    let bound = rule.unwrap_or(limits.max).min(limits.max);
-    let wanted = asked.or(rule).unwrap_or(limits.default);
-    (wanted.min(bound), wanted > bound && (asked.is_some() || rule.is_some()))
 }
 
 const fn template(error: TemplateError) -> DenialReason {

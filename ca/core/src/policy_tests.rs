@@ -519,3 +519,60 @@ fn a_node_knows_beforehand_what_it_would_be_granted_the_narrowest_rule_first() {
     let person = admin(None);
     assert_eq!(refused(person.principal(), &[("namespace", "shop")]), DenialReason::WrongCaller);
 }
+
+fn token_wish(asked: Option<&str>, ttl: Option<i64>, pairs: &[(&str, &str)]) -> Wish {
+    Wish::Token {
+        attributes: attributes(pairs),
+        spiffe_id: asked.map(id),
+        ttl: ttl.map(|seconds| Ttl::from_seconds(seconds).unwrap()),
+    }
+}
+
+#[test]
+fn a_token_is_granted_where_a_certificate_is_and_lives_shorter() {
+    let (domain, limits) = (domain(), PolicyLimits::default());
+    let facts = |rules| Facts { trust_domain: &domain, rules, limits: &limits };
+    let shop = [("namespace", "shop"), ("service_account", "web")];
+    let rules = built_in();
+    let decide = |caller: &AttestedCaller, wish: &Wish| decide(caller, wish, &facts(&rules), NOW);
+    let grant = decide(&node(Scope::ALL), &token_wish(None, None, &shop)).unwrap();
+    assert_eq!((grant.kind(), grant.spiffe_id()), (GrantKind::Token, &id("/ns/shop/sa/web")));
+    assert_eq!((grant.ttl(), grant.clamped(), grant.dns_names().len()), (Ttl::minutes(5), false, 0));
+    for (asked, seconds, clamped) in [(1, 1, false), (3_600, 3_600, false), (3_601, 3_600, true)] {
+        let grant = decide(&node(Scope::ALL), &token_wish(None, Some(asked), &shop)).unwrap();
+        assert_eq!((grant.ttl().seconds(), grant.clamped()), (seconds, clamped), "{asked}");
+    }
+    let outside = decide(&node(only(&["pay"])), &token_wish(None, None, &shop)).unwrap_err();
+    assert_eq!(outside.code(), "out_of_scope");
+    let other = decide(&node(Scope::ALL), &token_wish(Some("/ns/pay/sa/web"), None, &shop)).unwrap_err();
+    assert_eq!(other.code(), "not_granted");
+    let none = decide(&node(Scope::ALL), &token_wish(None, None, &[("namespace", "shop")])).unwrap_err();
+    assert_eq!(none.code(), "no_rule");
+    let admin = AttestedCaller::assertion(
+        Principal::Admin { name: "alice".parse().unwrap() },
+        Attributes::new(),
+        Scope::none(),
+    );
+    let refused = decide(&admin.with_role(Role::Security), &token_wish(None, None, &shop)).unwrap_err();
+    assert_eq!(refused.code(), "wrong_caller", "no administrator speaks for a workload");
+}
+
+#[test]
+fn the_lifetime_of_a_rule_bounds_tokens_and_never_lengthens_them() {
+    let (domain, limits) = (domain(), PolicyLimits::default());
+    let shop = [("namespace", "shop")];
+    for (rule_seconds, asked, expected, clamped) in [
+        (120, None, 120, false),
+        (120, Some(300), 120, true),
+        (7_200, None, 300, false),
+        (7_200, Some(7_200), 3_600, true),
+    ] {
+        let mut rule = draft("shop", &[("namespace", "shop")], "/shop");
+        rule.ttl = Some(Ttl::from_seconds(rule_seconds).unwrap());
+        let rules = rules(vec![rule]);
+        let facts = Facts { trust_domain: &domain, rules: &rules, limits: &limits };
+        let grant = decide(&node(Scope::ALL), &token_wish(None, asked, &shop), &facts, NOW).unwrap();
+        let found = (grant.ttl().seconds(), grant.clamped());
+        assert_eq!(found, (expected, clamped), "rule {rule_seconds}, asked {asked:?}");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Laws: a store's commit is durable when it returns, and it is all or nothing; a commit that reports an error other
 //! than a conflict may or may not have happened ("unknown outcome"), and every caller is written for that. A key ring
-//! signs [`ToBeSigned`] and nothing else. Each port has a conformance suite beside its backends; what the suite does
+//! signs [`ToBeSigned`] with keys for certificates and [`TokenToBeSigned`] with keys for tokens, and nothing else. Each port has a conformance suite beside its backends; what the suite does
 //! not test is not promised. Not here: any backend.
 
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rhizome_id::{KeyId, SerialCounter, Timestamp};
+use rhizome_jwt::TokenToBeSigned;
 use rhizome_x509::{PublicKey, Signature, SigningAlgorithm, ToBeSigned};
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +157,8 @@ pub enum KeyPurpose {
     Root,
     /// Signs leaves.
     Issuer,
+    /// Signs JWT-SVIDs, and never a certificate.
+    Jwt,
 }
 
 impl KeyPurpose {
@@ -164,6 +167,7 @@ impl KeyPurpose {
         match self {
             Self::Root => "root",
             Self::Issuer => "issuer",
+            Self::Jwt => "jwt",
         }
     }
 }
@@ -205,8 +209,17 @@ pub trait KeyRing: Send + Sync + 'static {
     /// Signs with the key called `id`. The algorithm of the bytes must be the key's.
     ///
     /// # Errors
-    /// [`KeyRingError::NotFound`], or [`KeyRingError::Mismatch`] when the bytes are meant for another algorithm.
+    /// [`KeyRingError::NotFound`], or [`KeyRingError::Mismatch`] when the bytes are meant for another algorithm or the
+    /// key is for tokens.
     async fn sign(&self, id: &KeyId, message: &ToBeSigned<'_>) -> Result<Signature, KeyRingError>;
+
+    /// Signs a JWT-SVID with the key called `id`, which must be one of [`KeyPurpose::Jwt`]. The algorithm of the token
+    /// must be the key's. The signature is an `ECDSA-Sig-Value` in DER, as for certificates.
+    ///
+    /// # Errors
+    /// [`KeyRingError::NotFound`], or [`KeyRingError::Mismatch`] when the token is meant for another algorithm or the key
+    /// is for certificates.
+    async fn sign_token(&self, id: &KeyId, token: &TokenToBeSigned) -> Result<Signature, KeyRingError>;
 
     /// Every key, in the order of names.
     ///

@@ -12,44 +12,26 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use rhizome_id::{
     AdminName, AuthorityId, Digest, ReplicaName, RuleName, Serial, SerialCounter, SpiffeId, Timestamp,
-    TrustDomain, Ttl,
+    TrustDomain,
 };
-use rhizome_x509::{Bundle, BundleError, CaCertificate, Issuer, JwtKey, RevocationCode, TrustAnchors};
+use rhizome_x509::{Bundle, BundleError, Issuer, RevocationCode, TrustAnchors};
 use serde::{Deserialize, Serialize};
 
-use crate::authority::{Authority, AuthorityKind, AuthorityState};
+use crate::authority::{Authority, AuthorityKind, AuthorityState, JwtAuthority};
 use crate::caller::Role;
 use crate::crl::CrlRecord;
 use crate::documents::{BadDocument, Document, DocumentKey, Kind, Stored, Version, Versioned};
 use crate::issuance::ActiveIssuer;
+use crate::issuance::jwt::ActiveJwtKey;
 use crate::nodes::NodeRecord;
 use crate::rules::{Rule, RuleSet};
 use crate::tokens::JoinToken;
 
-/// The published bundle, as a document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BundleRecord {
-    /// Whose roots these are.
-    pub trust_domain: TrustDomain,
-    /// Only grows.
-    pub sequence: u64,
-    /// How often followers without a stream should look.
-    pub refresh_hint: Ttl,
-    /// The roots.
-    pub anchors: Vec<CaCertificate>,
-    /// The keys for JWT-SVIDs. Older releases stored none.
-    #[serde(default)]
-    pub jwt_keys: Vec<JwtKey>,
-}
+mod bundle_record;
+mod jwt;
 
-impl TryFrom<BundleRecord> for Bundle {
-    type Error = BundleError;
-
-    fn try_from(record: BundleRecord) -> Result<Self, Self::Error> {
-        let BundleRecord { trust_domain, sequence, refresh_hint, anchors, jwt_keys } = record;
-        Self::new(trust_domain, sequence, refresh_hint, anchors)?.with_jwt_keys(jwt_keys)
-    }
-}
+pub use bundle_record::BundleRecord;
+use jwt::jwt_key_of;
 
 /// An administrator, as a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +115,7 @@ stored! {
     JoinToken, Token, |it| it.id.to_string();
     NodeRecord, Node, |it| it.id();
     Authority, Authority, |it| it.id.to_string();
+    JwtAuthority, JwtAuthority, |it| it.id.to_string();
     BundleRecord, Bundle, |it| it.trust_domain.to_string();
     AdminRecord, Admin, |it| it.name.to_string();
     Revocation, Revocation, |it| it.serial.to_string();
@@ -162,6 +145,8 @@ pub struct State {
     rules: OrdMap<RuleName, Versioned<Arc<Rule>>>,
     authorities: OrdMap<AuthorityId, Versioned<Arc<Authority>>>,
     issuer: Option<Arc<ActiveIssuer>>,
+    jwt_authorities: OrdMap<AuthorityId, Versioned<Arc<JwtAuthority>>>,
+    jwt_key: Option<Arc<ActiveJwtKey>>,
     bundle: Option<Versioned<Arc<PublishedBundle>>>,
     nodes: OrdMap<String, Versioned<Arc<NodeRecord>>>,
     admins: OrdMap<AdminName, Versioned<Arc<AdminRecord>>>,
@@ -207,6 +192,8 @@ impl State {
             rules: OrdMap::new(),
             authorities: OrdMap::new(),
             issuer: None,
+            jwt_authorities: OrdMap::new(),
+            jwt_key: None,
             bundle: None,
             nodes: OrdMap::new(),
             admins: OrdMap::new(),
@@ -241,6 +228,11 @@ impl State {
                 next.insert(authority.value.id.clone(), authority);
                 self.issuer = issuer_of(&next, &self.replica)?;
                 self.authorities = next;
+            }
+            Kind::JwtAuthority => {
+                let authority = shared(document.read::<JwtAuthority>()?);
+                self.jwt_authorities.insert(authority.value.id.clone(), authority);
+                self.jwt_key = jwt_key_of(&self.jwt_authorities, &self.replica);
             }
             Kind::Bundle => self.put_bundle(document)?,
             Kind::Node => {
@@ -300,6 +292,12 @@ impl State {
                 if let Ok(name) = id.parse::<AuthorityId>() {
                     self.authorities.remove(&name);
                     self.issuer = issuer_of(&self.authorities, &self.replica)?;
+                }
+            }
+            Kind::JwtAuthority => {
+                if let Ok(name) = id.parse::<AuthorityId>() {
+                    self.jwt_authorities.remove(&name);
+                    self.jwt_key = jwt_key_of(&self.jwt_authorities, &self.replica);
                 }
             }
             Kind::Bundle => self.bundle = None,
@@ -388,6 +386,10 @@ impl State {
                 .parse::<AuthorityId>()
                 .ok()
                 .and_then(|name| self.authorities.get(&name).map(|it| it.version)),
+            Kind::JwtAuthority => id
+                .parse::<AuthorityId>()
+                .ok()
+                .and_then(|name| self.jwt_authorities.get(&name).map(|it| it.version)),
             Kind::Bundle => self.bundle.as_ref().map(|it| it.version),
             Kind::Node => self.nodes.get(id).map(|it| it.version),
             Kind::Admin => {

@@ -157,6 +157,12 @@ impl Ttl {
         }
     }
 
+    /// A lifetime of `minutes`, for constants; at least one second.
+    pub const fn minutes(minutes: u32) -> Self {
+        let seconds = 60 * widen(minutes);
+        if seconds < 1 { Self(1) } else { Self(seconds) }
+    }
+
     /// Seconds in this lifetime.
     pub const fn seconds(self) -> i64 {
         self.0

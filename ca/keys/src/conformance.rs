@@ -30,6 +30,9 @@ pub async fn suite<R: KeyRing, F: Future<Output = R>>(make: impl Fn() -> F) {
     a_destroyed_key_is_gone_and_destroying_is_idempotent(&make().await).await;
     a_name_destroyed_may_be_used_again_for_a_new_key(&make().await).await;
     many_callers_who_ask_for_one_name_get_one_key(&make().await).await;
+    a_key_for_tokens_signs_tokens_that_its_public_key_verifies(&make().await).await;
+    a_key_for_tokens_never_signs_a_certificate(&make().await).await;
+    a_key_for_certificates_never_signs_a_token(&make().await).await;
 }
 
 /// Holds a durable ring to its durability: `open` opens the same, initially empty, storage each time.
@@ -40,6 +43,7 @@ pub async fn survives_reopening<R: KeyRing, F: Future<Output = R>>(open: impl Fn
     let ring = open().await;
     let root = made(&ring, "root-1", KeyPurpose::Root, P384).await;
     let issuer = made(&ring, "issuer-1", KeyPurpose::Issuer, P256).await;
+    let jwt = made(&ring, "jwt-1", KeyPurpose::Jwt, P256).await;
     let gone = made(&ring, "gone", KeyPurpose::Issuer, P256).await;
     must(ring.destroy(&gone.id).await, "a key is destroyed");
     drop(ring);
@@ -47,11 +51,17 @@ pub async fn survives_reopening<R: KeyRing, F: Future<Output = R>>(open: impl Fn
     let found = must(ring.keys().await, "keys are listed after reopening");
     assert_eq!(
         found,
-        [issuer.clone(), root.clone()],
+        [issuer.clone(), jwt.clone(), root.clone()],
         "exactly the keys that were not destroyed are there again"
     );
     proves(&ring, &root).await;
     proves(&ring, &issuer).await;
+    proves_tokens(&ring, &jwt).await;
+    let refused = ring.sign(&jwt.id, &probe_for(P256)).await;
+    assert!(
+        matches!(refused, Err(KeyRingError::Mismatch { .. })),
+        "what a key is for survives reopening: a key for tokens still signs no certificate"
+    );
     let again = made(&ring, "issuer-1", KeyPurpose::Issuer, P256).await;
     assert_eq!(again, issuer, "generating a key that survived gives the same key");
 }
@@ -98,7 +108,9 @@ async fn generating_again_gives_the_key_that_is_there(ring: &impl KeyRing) {
 
 async fn a_key_of_another_purpose_or_algorithm_is_a_mismatch(ring: &impl KeyRing) {
     let first = made(ring, "k", KeyPurpose::Root, P256).await;
-    for (purpose, algorithm) in [(KeyPurpose::Issuer, P256), (KeyPurpose::Root, P384)] {
+    for (purpose, algorithm) in
+        [(KeyPurpose::Issuer, P256), (KeyPurpose::Jwt, P256), (KeyPurpose::Root, P384)]
+    {
         let refused = ring.generate(&first.id, purpose, algorithm).await;
         assert!(
             matches!(refused, Err(KeyRingError::Mismatch { .. })),
@@ -151,6 +163,42 @@ async fn many_callers_who_ask_for_one_name_get_one_key(ring: &impl KeyRing) {
     assert!(a == b && b == c && c == d, "callers at the same time get one key");
 }
 
+async fn a_key_for_tokens_signs_tokens_that_its_public_key_verifies(ring: &impl KeyRing) {
+    for (id, algorithm, other) in [("p256", P256, P384), ("p384", P384, P256)] {
+        let info = made(ring, id, KeyPurpose::Jwt, algorithm).await;
+        assert_eq!(info.purpose, KeyPurpose::Jwt, "a key is what was asked for");
+        proves_tokens(ring, &info).await;
+        let refused = ring.sign_token(&info.id, &rhizome_jwt::probe_for(other)).await;
+        assert!(matches!(refused, Err(KeyRingError::Mismatch { .. })), "tokens say what signs them");
+    }
+    let id = name("none");
+    let missing = Err(KeyRingError::NotFound { id: id.clone() });
+    let refused = ring.sign_token(&id, &rhizome_jwt::probe_for(P256)).await;
+    assert_eq!(refused, missing, "an unknown key signs no token");
+}
+
+async fn a_key_for_tokens_never_signs_a_certificate(ring: &impl KeyRing) {
+    for (id, algorithm) in [("a", P256), ("b", P384)] {
+        let info = made(ring, id, KeyPurpose::Jwt, algorithm).await;
+        let refused = ring.sign(&info.id, &probe_for(algorithm)).await;
+        assert!(
+            matches!(refused, Err(KeyRingError::Mismatch { .. })),
+            "a key for tokens never signs a certificate"
+        );
+    }
+}
+
+async fn a_key_for_certificates_never_signs_a_token(ring: &impl KeyRing) {
+    for (id, purpose) in [("root", KeyPurpose::Root), ("issuer", KeyPurpose::Issuer)] {
+        let info = made(ring, id, purpose, P256).await;
+        let refused = ring.sign_token(&info.id, &rhizome_jwt::probe_for(P256)).await;
+        assert!(
+            matches!(refused, Err(KeyRingError::Mismatch { .. })),
+            "a key for certificates never signs a token"
+        );
+    }
+}
+
 async fn made(ring: &impl KeyRing, id: &str, purpose: KeyPurpose, algorithm: SigningAlgorithm) -> KeyInfo {
     must(ring.generate(&name(id), purpose, algorithm).await, "a key is made")
 }
@@ -162,6 +210,13 @@ async fn proves(ring: &impl KeyRing, info: &KeyInfo) {
     assert_eq!(verified, Ok(()), "the public key verifies what the private key signed");
     let known = [Provenance::InProcess, Provenance::External];
     assert!(known.contains(&signature.provenance()), "a signature says where it was made");
+}
+
+async fn proves_tokens(ring: &impl KeyRing, info: &KeyInfo) {
+    let probe = rhizome_jwt::probe_for(info.algorithm);
+    let signature = must(ring.sign_token(&info.id, &probe).await, "a key signs tokens");
+    let verified = info.public_key.verify(probe.as_bytes(), &signature, info.algorithm);
+    assert_eq!(verified, Ok(()), "the public key verifies what the private key signed");
 }
 
 fn name(text: &str) -> KeyId {

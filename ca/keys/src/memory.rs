@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use rhizome_core::ports::{KeyInfo, KeyPurpose, KeyRing, KeyRingError};
 use rhizome_id::KeyId;
+use rhizome_jwt::TokenToBeSigned;
 use rhizome_x509::{Signature, SigningAlgorithm, ToBeSigned};
 
 use crate::shelf::Shelf;
@@ -58,6 +59,10 @@ impl KeyRing for MemoryKeyRing {
 
     async fn sign(&self, id: &KeyId, message: &ToBeSigned<'_>) -> Result<Signature, KeyRingError> {
         self.shelf.sign(id, message).await
+    }
+
+    async fn sign_token(&self, id: &KeyId, token: &TokenToBeSigned) -> Result<Signature, KeyRingError> {
+        self.shelf.sign_token(id, token).await
     }
 
     async fn keys(&self) -> Result<Vec<KeyInfo>, KeyRingError> {

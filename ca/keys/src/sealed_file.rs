@@ -11,6 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rhizome_core::ports::{KeyInfo, KeyPurpose, KeyRing, KeyRingError};
 use rhizome_id::KeyId;
+use rhizome_jwt::TokenToBeSigned;
 use rhizome_x509::{Signature, SigningAlgorithm, ToBeSigned};
 use tokio::sync::Mutex;
 
@@ -131,6 +132,10 @@ impl KeyRing for SealedFileKeyRing {
 
     async fn sign(&self, id: &KeyId, message: &ToBeSigned<'_>) -> Result<Signature, KeyRingError> {
         self.inner.shelf.sign(id, message).await
+    }
+
+    async fn sign_token(&self, id: &KeyId, token: &TokenToBeSigned) -> Result<Signature, KeyRingError> {
+        self.inner.shelf.sign_token(id, token).await
     }
 
     async fn keys(&self) -> Result<Vec<KeyInfo>, KeyRingError> {

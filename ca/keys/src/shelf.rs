@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rhizome_core::ports::{KeyInfo, KeyRingError};
 use rhizome_id::KeyId;
+use rhizome_jwt::TokenToBeSigned;
 use rhizome_x509::{Signature, ToBeSigned};
 
 use crate::signer::Signer;
@@ -45,6 +46,14 @@ impl Shelf {
 
     pub(crate) async fn sign(&self, id: &KeyId, message: &ToBeSigned<'_>) -> Result<Signature, KeyRingError> {
         self.get(id)?.sign(message).await
+    }
+
+    pub(crate) async fn sign_token(
+        &self,
+        id: &KeyId,
+        token: &TokenToBeSigned,
+    ) -> Result<Signature, KeyRingError> {
+        self.get(id)?.sign_token(token).await
     }
 
     fn get(&self, id: &KeyId) -> Result<Arc<Signer>, KeyRingError> {

@@ -1,13 +1,14 @@
 //! One private key, ready to sign.
 //!
-//! Laws: it was proved against its public key when it was made or loaded; it signs [`ToBeSigned`] of its own algorithm
-//! and nothing else; P-256 signs on the spot (25 µs), P-384 on the blocking pool (635 µs, `limits.md`).
+//! Laws: it was proved against its public key when it was made or loaded; a key for certificates signs [`ToBeSigned`], a
+//! key for tokens [`TokenToBeSigned`], each of its own algorithm, and nothing else; P-256 signs on the spot (25 µs), P-384 on the blocking pool (635 µs, `limits.md`).
 //! Sources: RFC 5480 §2, RFC 5958.
 
 use std::sync::Arc;
 
 use rhizome_core::ports::{KeyInfo, KeyPurpose, KeyRingError};
 use rhizome_id::KeyId;
+use rhizome_jwt::TokenToBeSigned;
 use rhizome_x509::{PublicKey, Signature, SigningAlgorithm, ToBeSigned, probe_for};
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
@@ -84,14 +85,39 @@ impl Signer {
     }
 
     pub(crate) async fn sign(self: Arc<Self>, message: &ToBeSigned<'_>) -> Result<Signature, KeyRingError> {
-        if message.algorithm() != self.info.algorithm {
-            let (wanted, own) = (message.algorithm(), self.info.algorithm);
+        match self.info.purpose {
+            KeyPurpose::Root | KeyPurpose::Issuer => {}
+            KeyPurpose::Jwt => return Err(self.mismatch("a key for tokens signs no certificate".to_owned())),
+        }
+        self.sign_bytes(message.as_bytes(), message.algorithm()).await
+    }
+
+    pub(crate) async fn sign_token(
+        self: Arc<Self>,
+        token: &TokenToBeSigned,
+    ) -> Result<Signature, KeyRingError> {
+        match self.info.purpose {
+            KeyPurpose::Jwt => {}
+            KeyPurpose::Root | KeyPurpose::Issuer => {
+                return Err(self.mismatch("a key for certificates signs no token".to_owned()));
+            }
+        }
+        self.sign_bytes(token.as_bytes(), token.algorithm()).await
+    }
+
+    async fn sign_bytes(
+        self: Arc<Self>,
+        bytes: &[u8],
+        wanted: SigningAlgorithm,
+    ) -> Result<Signature, KeyRingError> {
+        if wanted != self.info.algorithm {
+            let own = self.info.algorithm;
             return Err(self.mismatch(format!("the bytes are for {wanted}, the key is for {own}")));
         }
         let signed = match self.info.algorithm {
-            SigningAlgorithm::EcdsaP256Sha256 => self.sign_here(message.as_bytes()),
+            SigningAlgorithm::EcdsaP256Sha256 => self.sign_here(bytes),
             SigningAlgorithm::EcdsaP384Sha384 => {
-                let bytes = message.as_bytes().to_vec();
+                let bytes = bytes.to_vec();
                 tokio::task::spawn_blocking(move || self.sign_here(&bytes))
                     .await
                     .map_err(|stopped| unavailable(&stopped))?

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use rhizome_core::authority::{self, AuthorityKind, AuthorityState};
 use rhizome_core::ports::KeyRingError;
-use rhizome_id::{Timestamp, Ttl};
+use rhizome_id::{AuthorityId, KeyId, Timestamp, Ttl};
 use rhizome_proto::admin::v1::{Check, CheckSeverity};
+use rhizome_x509::PublicKey;
 
 use crate::api::convert;
 use crate::ca::Ca;
@@ -30,6 +31,7 @@ impl Ca {
         let within = within.map_or(SOON_SECONDS, Ttl::seconds);
         let mut checks = vec![self.check_ready(), self.check_clock(now), self.check_self()];
         checks.extend(self.check_authorities(now, within));
+        checks.push(self.check_jwt_key(now));
         checks.push(self.check_serving(now));
         checks.extend(self.check_keys().await?);
         checks.push(self.check_store().await);
@@ -93,6 +95,8 @@ impl Ca {
                         now < authority::activate_at(from, until).plus(OVERDUE_SECONDS) && left > 0,
                         "issuers rotate by themselves; this one is overdue: read the server's log".to_owned(),
                     ),
+                    // Not among these: they have no certificate.
+                    AuthorityKind::Jwt => (true, String::new()),
                 };
                 let summary = format!("{} is valid until {until}, {} left", it.id, in_words(left));
                 let name = format!("authority.{}.expiry", it.kind);
@@ -102,6 +106,36 @@ impl Ca {
                 }
             })
             .collect()
+    }
+
+    /// The key for JWT-SVIDs: there is one, it is not overdue, and the bundle has it.
+    fn check_jwt_key(&self, now: Timestamp) -> Check {
+        let state = self.state();
+        let name = "authority.jwt.expiry";
+        let Some(key) = state.jwt_key() else {
+            let remedy =
+                "it makes itself and waits at most 5 minutes for agents to hear of it; read the server's log";
+            let summary = "no key signs JWT-SVIDs".to_owned();
+            return check(name, CheckSeverity::Critical, false, summary, remedy);
+        };
+        let until = key.jwt_key.not_after();
+        let due = authority::activate_at(key.not_before, until);
+        // A successor that agents have not acknowledged is waited for.
+        let overdue = now > due.plus(until.since(due) / 2).plus(OVERDUE_SECONDS) || now >= until;
+        let published = state.bundle().is_some_and(|it| it.value.bundle.jwt_keys().contains(&key.jwt_key));
+        let left = in_words(until.since(now));
+        let summary = if published {
+            format!("{} signs until {until}, {left} left", key.id)
+        } else {
+            format!("{} signs, but is not in the bundle: nobody can validate its tokens", key.id)
+        };
+        let remedy = if published {
+            "JWT keys rotate by themselves; this one is overdue: read the server's log"
+        } else {
+            "take it out of service with `rhizome authority taint`, and report it: this is a bug"
+        };
+        let it = check(name, CheckSeverity::Critical, published && !overdue, summary, remedy);
+        Check { expires_at: Some(convert::timestamp(until)), ..it }
     }
 
     fn check_serving(&self, now: Timestamp) -> Check {
@@ -117,29 +151,32 @@ impl Ca {
     /// Every authority that signs needs its key: a restored database beside other keys would fail here.
     async fn check_keys(&self) -> Result<Vec<Check>, ApiError> {
         let state = self.state();
+        let signs = |state| matches!(state, AuthorityState::Active | AuthorityState::Prepared);
         let mut checks = Vec::new();
-        for it in state.authorities().values().map(|it| &it.value) {
-            if !matches!(it.state, AuthorityState::Active | AuthorityState::Prepared) {
-                continue;
-            }
-            let (ok, summary) = match self.ports.keys.key(&it.key).await {
-                Ok(key) if key.public_key == *it.certificate.public_key() => {
-                    (true, format!("{} has its key", it.id))
-                }
-                Ok(_other) => (false, format!("key {} is not the one that {} certifies", it.key, it.id)),
-                Err(KeyRingError::NotFound { id }) => (false, format!("key {id} of {} is missing", it.id)),
-                Err(cause) => return Err(IssueError::from(cause).into()),
-            };
-            let remedy = "restore the keys directory that belongs to this database";
-            checks.push(check(
-                &format!("authority.{}.key", it.kind),
-                CheckSeverity::Critical,
-                ok,
-                summary,
-                remedy,
-            ));
+        for it in state.authorities().values().map(|it| &it.value).filter(|it| signs(it.state)) {
+            checks.push(self.check_key((it.kind, &it.id, &it.key), it.certificate.public_key()).await?);
+        }
+        let jwt = state.jwt_authorities().values().map(|it| &it.value);
+        for it in jwt.filter(|it| signs(it.state) && it.replica == self.settings.replica) {
+            let named = (AuthorityKind::Jwt, &it.id, &it.key);
+            checks.push(self.check_key(named, it.jwt_key.public_key()).await?);
         }
         Ok(checks)
+    }
+
+    async fn check_key(
+        &self,
+        (kind, id, key): (AuthorityKind, &AuthorityId, &KeyId),
+        public_key: &PublicKey,
+    ) -> Result<Check, ApiError> {
+        let (ok, summary) = match self.ports.keys.key(key).await {
+            Ok(found) if found.public_key == *public_key => (true, format!("{id} has its key")),
+            Ok(_other) => (false, format!("key {key} is not the one that belongs to {id}")),
+            Err(KeyRingError::NotFound { id: key }) => (false, format!("key {key} of {id} is missing")),
+            Err(cause) => return Err(IssueError::from(cause).into()),
+        };
+        let remedy = "restore the keys directory that belongs to this database";
+        Ok(check(&format!("authority.{kind}.key"), CheckSeverity::Critical, ok, summary, remedy))
     }
 
     async fn check_store(&self) -> Check {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rhizome_core::caller::Role;
 use rhizome_core::issuance::IssuanceError;
+use rhizome_core::issuance::jwt::TokenIssuanceError;
 use rhizome_core::nodes::RenewError;
 use rhizome_core::policy::Denial;
 use rhizome_core::ports::{KeyRingError, StoreError};
@@ -14,7 +15,7 @@ use rhizome_core::tokens::TokenError;
 use rhizome_id::Timestamp;
 use rhizome_x509::CsrError;
 
-/// Why a certificate was not issued.
+/// Why a certificate or a token was not issued.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// The CSR gives no usable key.
@@ -57,6 +58,9 @@ pub enum IssueError {
     /// Preparing, recording or sealing failed.
     #[error(transparent)]
     Issuance(#[from] IssuanceError),
+    /// Preparing, recording or sealing a token failed.
+    #[error(transparent)]
+    Token(#[from] TokenIssuanceError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -51,6 +51,7 @@ impl Ca {
         metrics.nodes.set(count(state.nodes().len()));
         metrics.rules.set(count(state.rules().len()));
         metrics.issuer_expiry.set(state.issuer().map_or(0, |it| it.issuer.certificate().not_after().unix()));
+        metrics.jwt_key_expiry.set(state.jwt_key().map_or(0, |it| it.jwt_key.not_after().unix()));
         let sequence = state.bundle().map_or(0, |it| it.value.bundle.sequence());
         metrics.bundle_sequence.set(i64::try_from(sequence).unwrap_or(i64::MAX));
         metrics.bundle_subscribers.set(count(state.subscribers().len()));
@@ -61,16 +62,10 @@ impl Ca {
         metrics.root_expiry.set(self.first_root_expiry().map_or(0, Timestamp::unix));
     }
 
-    /// Living subscribers that have not acknowledged the published bundle. One whose certificate has expired verifies
-    /// for nobody any more.
+    /// Living subscribers that have not acknowledged the published bundle.
     pub(crate) fn lagging<'a>(&self, state: &'a State) -> impl Iterator<Item = &'a Arc<Subscriber>> {
-        let now = self.ports.clock.now();
         let sequence = state.bundle().map_or(0, |it| it.value.bundle.sequence());
-        state.subscribers().values().map(|it| &it.value).filter(move |it| {
-            let id = it.principal.split_once(':').map_or("", |(_, id)| id);
-            let alive = state.nodes().get(id).is_some_and(|node| node.value.not_after >= now);
-            alive && it.sequence < sequence
-        })
+        state.live_subscribers(self.ports.clock.now()).filter(move |it| it.sequence < sequence)
     }
 
     /// When the first root that still signs or is trusted expires.

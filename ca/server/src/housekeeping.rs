@@ -1,9 +1,11 @@
 //! Housekeeping: documents that have stopped mattering are forgotten, so that the state stays as large as what lives.
 //!
 //! Laws: only what time has made meaningless goes: revocations of certificates that have expired, join tokens that
-//! have expired, acknowledgements of nodes that are gone. The ledger keeps all of it for ever. Each deletion requires
-//! the document to be as it was read. While the clock is in doubt, or has not been steady for hours, nothing goes: a
-//! clock that is wrong must not make the authority forget what it revoked.
+//! have expired, acknowledgements of nodes that are gone, JWT keys of replicas that are gone, in the records and in the
+//! bundle. The ledger keeps all of it for ever. Each deletion requires the document to be as it was read. While the
+//! clock is in doubt, or has not been steady for hours, nothing goes: a clock that is wrong must not make the authority
+//! forget what it revoked.
+//! Not here: this replica's own keys, which its rotation forgets (`rotate`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,7 @@ impl Ca {
         let before = self.ports.clock.now().minus(KEPT_SECONDS);
         let mut ended = self.ended_in_state(before);
         ended.extend(self.ended_tokens(before).await?);
+        self.prune_bundle(before).await?;
         for batch in ended.chunks(BATCH) {
             let forget = |transaction: Transaction, (key, version): &(DocumentKey, Version)| {
                 transaction.require_unchanged(key.clone(), *version).delete(key.clone())
@@ -65,7 +68,22 @@ impl Ca {
         });
         let subscribers =
             subscribers.map(|(name, it)| (DocumentKey::new(Kind::Subscriber, name.clone()), it.version));
-        revocations.chain(subscribers).collect()
+        let foreign = state
+            .jwt_authorities()
+            .values()
+            .filter(|it| it.value.replica != self.settings.replica && it.value.jwt_key.not_after() < before);
+        let foreign =
+            foreign.map(|it| (DocumentKey::new(Kind::JwtAuthority, it.value.id.to_string()), it.version));
+        revocations.chain(subscribers).chain(foreign).collect()
+    }
+
+    /// Publishes the bundle without JWT keys that ended before `before`: those of replicas that did not come back.
+    async fn prune_bundle(self: &Arc<Self>, before: Timestamp) -> Result<(), ApiError> {
+        let transaction = self.republishing(Transaction::named("prune bundle"), None, None, before)?;
+        if !transaction.writes.is_empty() {
+            self.commit(transaction).await?;
+        }
+        Ok(())
     }
 
     async fn ended_tokens(&self, before: Timestamp) -> Result<Vec<(DocumentKey, Version)>, ApiError> {

@@ -1,5 +1,6 @@
 //! Issuance: the one flow from a request to a certificate. Every door calls [`Ca::issue`] or [`Ca::issue_with`]; the
-//! only other leaf is this server's own (`serving`), which has no request and walks the same chain of evidence.
+//! only other leaf is this server's own (`serving`), which has no request and walks the same chain of evidence. Tokens
+//! take the same steps in `issue_token`.
 //!
 //! Laws: the steps stand in the order of architecture §5 and each consumes the evidence of the one before. Nothing is
 //! signed whose ledger entry is not durable, and nothing that policy would refuse once it is. The path reads one immutable state, never the database, and holds no
@@ -13,7 +14,7 @@ use rhizome_core::caller::AttestedCaller;
 use rhizome_core::documents::Transaction;
 use rhizome_core::issuance::{self, Circumstances, IssuanceError, IssuedLeaf, Recorded};
 use rhizome_core::ledger::{Entry, Event, Issuance, Profile};
-use rhizome_core::policy::{self, Facts, Grant, Wish};
+use rhizome_core::policy::{self, Facts, Grant, GrantKind, Wish};
 use rhizome_core::ports::{KeyRingError, StoreError};
 use rhizome_core::state::State;
 use rhizome_id::{RequestId, Serial, Timestamp};
@@ -115,7 +116,7 @@ impl Ca {
             request: request.as_ref(),
             attributes: wish.attributes(),
         };
-        let prepared = issuance::prepare_leaf(&grant, csr, issuer, profile_of(&wish), &around)?;
+        let prepared = issuance::prepare_leaf(&grant, csr, issuer, profile_of(&grant)?, &around)?;
 
         // 6. Write the intent: the one durable, group-committed append.
         let transaction = alongside(prepared.issuance()).record(prepared.entry(now));
@@ -148,7 +149,7 @@ impl Ca {
         Ok(leaf)
     }
 
-    fn decide(
+    pub(crate) fn decide(
         &self,
         state: &State,
         caller: &AttestedCaller,
@@ -165,7 +166,7 @@ impl Ca {
 
     /// Asks again when anything changed since `decided_on`: a ban or a changed rule that was answered before this gets
     /// nothing signed. Costs one atomic load while nothing changes.
-    fn check_still_granted(
+    pub(crate) fn check_still_granted(
         &self,
         decided_on: &Arc<State>,
         grant: &Grant,
@@ -187,20 +188,30 @@ impl Ca {
 
     /// A signature that does not fit the bytes that were linted: a signer that errs, or one that lies. Nothing more is
     /// issued by this process until somebody has looked (attacks.md §2, invariant 3).
-    fn seal_refused(self: &Arc<Self>, serial: Serial, now: Timestamp, cause: IssuanceError) -> IssueError {
+    pub(crate) fn seal_refused<E: std::fmt::Display + Into<IssueError>>(
+        self: &Arc<Self>,
+        serial: Serial,
+        now: Timestamp,
+        cause: E,
+    ) -> IssueError {
         self.halt();
         tracing::error!(%serial, %cause, "a signature was refused; issuing has stopped, look at the signer and restart");
         self.note_unsigned(serial, now, &cause.to_string());
         cause.into()
     }
 
-    fn signing_failed(self: &Arc<Self>, serial: Serial, now: Timestamp, cause: KeyRingError) -> IssueError {
+    pub(crate) fn signing_failed(
+        self: &Arc<Self>,
+        serial: Serial,
+        now: Timestamp,
+        cause: KeyRingError,
+    ) -> IssueError {
         self.note_unsigned(serial, now, &cause.to_string());
         cause.into()
     }
 
     /// Records, as well as it can, that an intent came to nothing.
-    fn note_unsigned(self: &Arc<Self>, serial: Serial, now: Timestamp, reason: &str) {
+    pub(crate) fn note_unsigned(self: &Arc<Self>, serial: Serial, now: Timestamp, reason: &str) {
         let entry = Entry::new(now, &Event::SigningFailed { serial, reason: reason.to_owned() });
         let ca = Arc::clone(self);
         self.spawner.spawn("record a failed signature", async move {
@@ -212,11 +223,12 @@ impl Ca {
     }
 }
 
-const fn profile_of(wish: &Wish) -> Profile {
-    match wish {
-        Wish::Workload { .. } => Profile::Workload,
-        Wish::Node { .. } => Profile::Node,
-        Wish::Admin { .. } => Profile::Admin,
-        Wish::Server { .. } => Profile::Server,
+const fn profile_of(grant: &Grant) -> Result<Profile, IssuanceError> {
+    match grant.kind() {
+        GrantKind::Workload => Ok(Profile::Workload),
+        GrantKind::Node => Ok(Profile::Node),
+        GrantKind::Admin => Ok(Profile::Admin),
+        GrantKind::Server => Ok(Profile::Server),
+        GrantKind::Token => Err(IssuanceError::WrongGrant),
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Metrics {
     pub(crate) rules: Gauge,
     pub(crate) root_expiry: Gauge,
     pub(crate) issuer_expiry: Gauge,
+    pub(crate) jwt_key_expiry: Gauge,
+    pub(crate) jwt_svids_issued: Counter,
     pub(crate) server_certificate_expiry: Gauge,
     pub(crate) crls_signed: Counter,
     pub(crate) crl_failures: Counter,
@@ -78,6 +80,8 @@ impl Metrics {
             rules: Gauge::default(),
             root_expiry: Gauge::default(),
             issuer_expiry: Gauge::default(),
+            jwt_key_expiry: Gauge::default(),
+            jwt_svids_issued: Counter::default(),
             server_certificate_expiry: Gauge::default(),
             crls_signed: Counter::default(),
             crl_failures: Counter::default(),
@@ -97,6 +101,7 @@ impl Metrics {
         let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let it = &mut *registry;
         it.register("certificates_issued", "Certificates issued, by profile", self.issued.clone());
+        it.register("jwt_svids_issued", "JWT-SVIDs issued", self.jwt_svids_issued.clone());
         it.register("requests_refused", "Requests refused, by stable code", self.refused.clone());
         let help = "From a verified CSR to the sealed certificate";
         it.register_with_unit("issue_duration", help, Unit::Seconds, self.issue_seconds.clone());
@@ -120,6 +125,8 @@ impl Metrics {
         it.register("root_expiry_timestamp_seconds", help, self.root_expiry.clone());
         let help = "Unix time at which the active issuer expires";
         it.register("issuer_expiry_timestamp_seconds", help, self.issuer_expiry.clone());
+        let help = "Unix time at which the active key for JWT-SVIDs expires";
+        it.register("jwt_key_expiry_timestamp_seconds", help, self.jwt_key_expiry.clone());
         let help = "Unix time at which the serving certificate expires";
         it.register(
             "server_certificate_expiry_timestamp_seconds",

@@ -23,6 +23,7 @@ pub const METHODS: &[(&str, Needed)] = &[
     ("/rhizome.admin.v1.AdminIdentityService/RemoveAdmin", SECURITY),
     ("/rhizome.admin.v1.AuthorityService/ListAuthorities", VIEWER),
     ("/rhizome.admin.v1.AuthorityService/RotateIssuer", SECURITY),
+    ("/rhizome.admin.v1.AuthorityService/TaintJwtKey", SECURITY),
     ("/rhizome.admin.v1.BundleAdminService/ListCrls", VIEWER),
     ("/rhizome.admin.v1.BundleAdminService/ShowBundle", VIEWER),
     ("/rhizome.admin.v1.CertificateAdminService/GetCertificate", VIEWER),

@@ -4,12 +4,13 @@
 //! authority counts only once its document is stored; whatever stops in between leaves a key that nobody refers to,
 //! and the next start makes a new one. Documents are changed only as they were read (compare and swap), so two
 //! processes never both win.
-//! Not here: which key signs when (`rhizome_core::authority`), the acknowledged change of roots (rotation.md).
+//! Not here: which key signs when (`rhizome_core::authority`), keys for tokens and the bundle that shows them
+//! (`rotate_jwt`), the acknowledged change of roots (rotation.md).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Change, Effect};
+use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Change, Effect, Records};
 use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Version};
 use rhizome_core::issuance::{IssuanceError, Prepared, Recorded};
 use rhizome_core::limits::CLOCK_BEHIND_SECONDS;
@@ -80,7 +81,7 @@ impl Ca {
         for _ in 0..MOST_STEPS {
             let now = self.now()?;
             let effects =
-                authority::step(&self.authorities(), &self.settings.replica, now, &self.settings.rotation);
+                authority::step(&self.records(now), &self.settings.replica, now, &self.settings.rotation);
             // A key that is destroyed never comes back: the clock must have been steady for hours.
             let settled = self.clock.settled();
             let now_or_later = |effect: &Effect| match effect {
@@ -88,6 +89,7 @@ impl Ca {
                 Effect::Forget { .. } => settled,
                 Effect::MakeRoot { .. }
                 | Effect::MakeIssuer { .. }
+                | Effect::MakeJwtKey { .. }
                 | Effect::Activate { .. }
                 | Effect::Retire { .. } => true,
             };
@@ -118,8 +120,8 @@ impl Ca {
         Ok(())
     }
 
-    fn authorities(&self) -> Vec<Authority> {
-        self.state().authorities().values().map(|it| Authority::clone(&it.value)).collect()
+    fn records(&self, now: Timestamp) -> Records {
+        self.state().authority_records(now)
     }
 
     async fn perform(self: &Arc<Self>, effect: &Effect, now: Timestamp) -> Result<(), ApiError> {
@@ -130,6 +132,7 @@ impl Ca {
                 // Long before it signs: nodes that are away now have until then to hear of it.
                 self.sign_crls().await
             }
+            Effect::MakeJwtKey { reason } => self.make_jwt_key(now, &reason.to_string()).await,
             Effect::Activate { id, reason } => {
                 // It signs nothing before its list is stored.
                 self.sign_crls().await?;
@@ -149,7 +152,7 @@ impl Ca {
         id: &AuthorityId,
         reason: &authority::Reason,
     ) -> Result<(), ApiError> {
-        let Some((transaction, to_destroy)) = self.change_of(effect, now) else { return Ok(()) };
+        let Some((transaction, to_destroy)) = self.change_of(effect, now)? else { return Ok(()) };
         let entry = self.changed("server", action, id.as_str(), &reason.to_string());
         self.commit(transaction.record(entry)).await?;
         tracing::info!(authority = %id, action, %reason, "authority changed");
@@ -161,38 +164,52 @@ impl Ca {
 
     /// The transaction that performs `effect` on the records as they are, and the keys to destroy after it; `None`
     /// when nothing is left to do.
-    fn change_of(&self, effect: &Effect, now: Timestamp) -> Option<(Transaction, Vec<KeyId>)> {
+    fn change_of(
+        &self,
+        effect: &Effect,
+        now: Timestamp,
+    ) -> Result<Option<(Transaction, Vec<KeyId>)>, ApiError> {
         let state = self.state();
-        let version = |key: &AuthorityId| state.authorities().get(key).map_or(Version(0), |it| it.version);
+        let version = |key: &DocumentKey| state.version_of(key).unwrap_or(Version(0));
         let mut transaction = Transaction::named("change authority");
         let mut to_destroy: Vec<KeyId> = Vec::new();
         let mut new_root = None;
-        for change in authority::changes(effect, &self.authorities(), now) {
+        for change in authority::changes(effect, &state.authority_records(now), now) {
             match change {
                 Change::Put(next) => {
                     if next.kind == AuthorityKind::Root && next.state == AuthorityState::Active {
                         new_root = Some(next.certificate.clone());
                     }
-                    transaction = transaction.require_unchanged(next.key(), version(&next.id)).put(&*next);
+                    transaction = transaction.require_unchanged(next.key(), version(&next.key())).put(&*next);
+                }
+                Change::PutJwt(next) => {
+                    transaction = transaction.require_unchanged(next.key(), version(&next.key())).put(&*next);
                 }
                 Change::Delete { id, key } => {
                     let document = DocumentKey::new(Kind::Authority, id.to_string());
                     let crl = DocumentKey::new(Kind::Crl, id.to_string());
                     transaction = transaction
-                        .require_unchanged(document.clone(), version(&id))
+                        .require_unchanged(document.clone(), version(&document))
                         .delete(document)
                         .delete(crl);
+                    to_destroy.push(key);
+                }
+                Change::DeleteJwt { id, key } => {
+                    let document = DocumentKey::new(Kind::JwtAuthority, id.to_string());
+                    transaction =
+                        transaction.require_unchanged(document.clone(), version(&document)).delete(document);
+                    transaction = self.republishing(transaction, None, Some(id.as_str()), now)?;
                     to_destroy.push(key);
                 }
             }
         }
         if transaction.writes.is_empty() {
-            return None;
+            return Ok(None);
         }
         if let Some(root) = new_root {
             transaction = self.publishing(transaction, root);
         }
-        Some((transaction, to_destroy))
+        Ok(Some((transaction, to_destroy)))
     }
 
     /// Makes a new issuer and lets it sign at once, because `by` says so: the steps of a rotation by time, sooner.
@@ -218,7 +235,7 @@ impl Ca {
         }
         // The machine's reasons are about time; this one stands in the entry below.
         let effect = Effect::Activate { id: id.clone(), reason: authority::Reason::ActivationDue };
-        let Some((transaction, _none_to_destroy)) = self.change_of(&effect, now) else {
+        let Some((transaction, _none_to_destroy)) = self.change_of(&effect, now)? else {
             let problem = "was retired before it could sign, since another one waits; try again";
             return Err(ApiError::Conflict { what: "issuer", name: id.to_string(), problem });
         };
@@ -275,7 +292,7 @@ impl Ca {
         reason: &str,
     ) -> Result<AuthorityId, ApiError> {
         let active = |it: &Authority| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active;
-        let root = self.authorities().into_iter().find(active);
+        let root = self.records(now).certifying.into_iter().find(active);
         let root = root.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         let validity = authority::issuer_validity(&root.certificate, now, &self.settings.rotation);
         let validity: Validity = validity.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
@@ -301,8 +318,12 @@ impl Ca {
         Ok(id)
     }
 
-    /// A name nobody had before, and a key of that name. The name is also the certificate's subject.
-    async fn new_key(&self, kind: AuthorityKind, now: Timestamp) -> Result<(AuthorityId, KeyInfo), ApiError> {
+    /// A name nobody had before, and a key of that name. The name is also the certificate's subject, or the `kid`.
+    pub(crate) async fn new_key(
+        &self,
+        kind: AuthorityKind,
+        now: Timestamp,
+    ) -> Result<(AuthorityId, KeyInfo), ApiError> {
         let mut random = [0; 4];
         self.ports.entropy.fill(&mut random).map_err(|_opaque| IssueError::NoEntropy)?;
         let date: String = now.to_string().chars().filter(char::is_ascii_digit).take(8).collect();
@@ -312,6 +333,7 @@ impl Ca {
         let purpose = match kind {
             AuthorityKind::Root => KeyPurpose::Root,
             AuthorityKind::Issuer => KeyPurpose::Issuer,
+            AuthorityKind::Jwt => KeyPurpose::Jwt,
         };
         let key = self
             .ports
@@ -323,7 +345,7 @@ impl Ca {
     }
 
     /// Destroys a key that no document names and none will: trying again makes another one.
-    async fn give_up(&self, key: &KeyInfo, cause: IssueError) -> ApiError {
+    pub(crate) async fn give_up(&self, key: &KeyInfo, cause: IssueError) -> ApiError {
         if let Err(kept) = self.ports.keys.destroy(&key.id).await {
             tracing::warn!(key = %key.id, %kept, "a key that nobody needs could not be destroyed");
         }

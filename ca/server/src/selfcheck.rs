@@ -95,7 +95,11 @@ mod tests {
             admin_uids: BTreeMap::new(),
             web: None,
             policy: PolicyLimits::default(),
-            rotation: RotationPolicy { root_ttl: Ttl::hours(365 * 24), issuer_ttl: Ttl::hours(30 * 24) },
+            rotation: RotationPolicy {
+                root_ttl: Ttl::hours(365 * 24),
+                issuer_ttl: Ttl::hours(30 * 24),
+                jwt_key_ttl: Ttl::hours(7 * 24),
+            },
             algorithm: SigningAlgorithm::default(),
             refresh_hint: Ttl::hours(1),
             token_ttl: Ttl::hours(1),

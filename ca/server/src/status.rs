@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use rhizome_core::issuance::IssuanceError;
+use rhizome_core::issuance::jwt::TokenIssuanceError;
 use rhizome_core::ports::StoreError;
 use rhizome_proto::ca::v1::Problem;
 use rhizome_proto::{METADATA_CODE, METADATA_RETRY_AFTER_MS};
@@ -124,7 +125,21 @@ fn of_issue(error: &IssueError) -> Public {
             Duration::from_secs(30),
         ),
         IssueError::Issuance(
-            IssuanceError::Prepare(_) | IssuanceError::WrongReceipt | IssuanceError::Seal(_),
+            IssuanceError::Prepare(_)
+            | IssuanceError::WrongGrant
+            | IssuanceError::WrongReceipt
+            | IssuanceError::Seal(_),
+        ) => bug(),
+        IssueError::Token(TokenIssuanceError::KeyNotValid { .. }) => unavailable(
+            "jwt_key_not_valid",
+            "the key for tokens is not valid now; the server's log says what to do",
+            Duration::from_secs(30),
+        ),
+        IssueError::Token(
+            TokenIssuanceError::Prepare(_)
+            | TokenIssuanceError::WrongGrant
+            | TokenIssuanceError::WrongReceipt
+            | TokenIssuanceError::Seal(_),
         ) => bug(),
         IssueError::Store(cause) => of_store(cause),
         IssueError::Keys(_) => {
@@ -253,6 +268,14 @@ mod tests {
                 not_after: at,
                 now: at,
                 remedy: "",
+            })
+            .into(),
+            IssueError::Token(TokenIssuanceError::WrongReceipt).into(),
+            IssueError::Token(TokenIssuanceError::KeyNotValid {
+                id: "jwt-1".parse().unwrap(),
+                not_before: at,
+                not_after: at,
+                now: at,
             })
             .into(),
             IssueError::Keys(KeyRingError::Unavailable { cause: text() }).into(),

@@ -93,6 +93,8 @@ pub struct Authority {
     pub root_ttl: Ttl,
     /// Lifetime of an issuer, shorter than the root's.
     pub issuer_ttl: Ttl,
+    /// Lifetime of a key for JWT-SVIDs.
+    pub jwt_key_ttl: Ttl,
 }
 
 /// Lifetimes of what is issued: the usual one, and the longest that may be asked for.
@@ -102,6 +104,10 @@ pub struct Policy {
     pub workload_ttl: Ttl,
     /// A workload's, at most.
     pub workload_max_ttl: Ttl,
+    /// A JWT-SVID's, usually.
+    pub jwt_ttl: Ttl,
+    /// A JWT-SVID's, at most.
+    pub jwt_max_ttl: Ttl,
     /// A node's, usually.
     pub node_ttl: Ttl,
     /// A node's, at most.

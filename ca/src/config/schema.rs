@@ -70,8 +70,8 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     let web_listen = web.value("listen", values::listen).given();
     web.finish();
     let sealing = sealing(file.section("keys"));
-    let (authority, issuer_ttl) = authority(file.section("authority"));
-    let policy = policy(file.section("policy"), issuer_ttl);
+    let (authority, bounds) = authority(file.section("authority"));
+    let policy = policy(file.section("policy"), bounds);
     let limits = read_limits(file.section("limits"));
     let mut bundle = file.section("bundle");
     let refresh_hint = bundle.value("refresh_hint", values::ttl).or(seconds(REFRESH_HINT_SECONDS));
@@ -219,11 +219,21 @@ fn sealing(mut section: Section<'_>) -> Option<(Sealing, Option<Position>)> {
     choices.into_iter().next()
 }
 
-/// The authority's settings, and the lifetime of its issuers when that is sound.
-fn authority(mut section: Section<'_>) -> (Authority, Option<Ttl>) {
+/// What bounds the lifetimes of what is issued, where it is sound.
+#[derive(Clone, Copy)]
+struct Bounds {
+    issuer_ttl: Option<Ttl>,
+    jwt_key_ttl: Option<Ttl>,
+}
+
+/// The authority's settings, and how they bound what is issued.
+fn authority(mut section: Section<'_>) -> (Authority, Bounds) {
     let algorithm = section.value("algorithm", values::one_of(values::ALGORITHMS));
     let root = section.value("root_ttl", values::ttl);
     let issuer = section.value("issuer_ttl", values::ttl);
+    let jwt_key = section.value("jwt_key_ttl", values::ttl);
+    let jwt_sound = !jwt_key.is_faulty();
+    let jwt_key_ttl = jwt_key.or(limits::JWT_KEY_TTL);
     let sound = !root.is_faulty() && !issuer.is_faulty();
     let at = issuer.position().or_else(|| root.position());
     let (root_ttl, issuer_ttl) = (root.or(ROOT_TTL), issuer.or(ISSUER_TTL));
@@ -234,11 +244,15 @@ fn authority(mut section: Section<'_>) -> (Authority, Option<Ttl>) {
     }
     section.finish();
     let algorithm = algorithm.given().unwrap_or_default();
-    (Authority { algorithm, root_ttl, issuer_ttl }, sound.then_some(issuer_ttl))
+    let bounds =
+        Bounds { issuer_ttl: sound.then_some(issuer_ttl), jwt_key_ttl: jwt_sound.then_some(jwt_key_ttl) };
+    (Authority { algorithm, root_ttl, issuer_ttl, jwt_key_ttl }, bounds)
 }
 
-fn policy(mut section: Section<'_>, issuer_ttl: Option<Ttl>) -> Policy {
-    let mut pair = |name, max_name, default, max, issued: bool| {
+fn policy(mut section: Section<'_>, bounds: Bounds) -> Policy {
+    let by_issuer = bounds.issuer_ttl.map(|ttl| ("authority.issuer_ttl", ttl, "certificate"));
+    let by_jwt_key = bounds.jwt_key_ttl.map(|ttl| ("authority.jwt_key_ttl", ttl, "token"));
+    let mut pair = |name, max_name, default, max, bound: Option<(&str, Ttl, &str)>| {
         let (usual, longest) = (section.value(name, values::ttl), section.value(max_name, values::ttl));
         let sound = !usual.is_faulty() && !longest.is_faulty();
         let (at, at_longest) = (usual.position().or_else(|| longest.position()), longest.position());
@@ -248,11 +262,9 @@ fn policy(mut section: Section<'_>, issuer_ttl: Option<Ttl>) -> Policy {
             let problem = format!("{usual} is more than {max_name} ({longest})");
             section.fault(name, at, Refusal::new(problem, format!("shorten {name} or lengthen {max_name}")));
         }
-        if let Some(issuer) = issuer_ttl.filter(|issuer| sound && issued && given && longest > *issuer) {
-            let problem = format!(
-                "{longest} is more than authority.issuer_ttl ({issuer}), which no certificate outlives"
-            );
-            let remedy = format!("shorten {max_name} or lengthen authority.issuer_ttl");
+        if let Some((field, above, what)) = bound.filter(|(_, ttl, _)| sound && given && longest > *ttl) {
+            let problem = format!("{longest} is more than {field} ({above}), which no {what} outlives");
+            let remedy = format!("shorten {max_name} or lengthen {field}");
             section.fault(max_name, at_longest.or(at), Refusal::new(problem, remedy));
         }
         (usual, longest)
@@ -262,19 +274,23 @@ fn policy(mut section: Section<'_>, issuer_ttl: Option<Ttl>) -> Policy {
         "workload_max_ttl",
         limits::WORKLOAD_DEFAULT_TTL,
         limits::WORKLOAD_MAX_TTL,
-        true,
+        by_issuer,
     );
+    let (jwt_ttl, jwt_max_ttl) =
+        pair("jwt_ttl", "jwt_max_ttl", limits::JWT_DEFAULT_TTL, limits::JWT_MAX_TTL, by_jwt_key);
     let (node_ttl, node_max_ttl) =
-        pair("node_ttl", "node_max_ttl", limits::NODE_DEFAULT_TTL, limits::NODE_MAX_TTL, true);
+        pair("node_ttl", "node_max_ttl", limits::NODE_DEFAULT_TTL, limits::NODE_MAX_TTL, by_issuer);
     let (admin_ttl, admin_max_ttl) =
-        pair("admin_ttl", "admin_max_ttl", limits::ADMIN_DEFAULT_TTL, limits::ADMIN_MAX_TTL, true);
+        pair("admin_ttl", "admin_max_ttl", limits::ADMIN_DEFAULT_TTL, limits::ADMIN_MAX_TTL, by_issuer);
     let (token_ttl, token_max_ttl) =
-        pair("token_ttl", "token_max_ttl", seconds(TOKEN_TTL_SECONDS), TOKEN_MAX_TTL, false);
+        pair("token_ttl", "token_max_ttl", seconds(TOKEN_TTL_SECONDS), TOKEN_MAX_TTL, None);
     let server_ttl = section.value("server_ttl", values::ttl).or(limits::SERVER_TTL);
     section.finish();
     Policy {
         workload_ttl,
         workload_max_ttl,
+        jwt_ttl,
+        jwt_max_ttl,
         node_ttl,
         node_max_ttl,
         admin_ttl,

@@ -621,7 +621,7 @@ pub mod admin_identity_service_server {
 /// A signing authority.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Authority {
-    /// Unique for ever.
+    /// Unique for ever. Of a JWT key also the `kid` of its tokens.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
     /// What it signs.
@@ -639,22 +639,22 @@ pub struct Authority {
     /// Its signature algorithm: `ecdsa-p256` or `ecdsa-p384`.
     #[prost(string, tag = "6")]
     pub algorithm: ::prost::alloc::string::String,
-    /// Its certificate in DER.
+    /// Its certificate in DER. Empty: a JWT key.
     #[prost(bytes = "bytes", tag = "7")]
     pub certificate_der: ::prost::bytes::Bytes,
-    /// SHA-256 of the certificate: 32 raw bytes.
+    /// SHA-256 of the certificate: 32 raw bytes. Of a JWT key: SHA-256 of its SubjectPublicKeyInfo.
     #[prost(bytes = "bytes", tag = "8")]
     pub fingerprint: ::prost::bytes::Bytes,
-    /// The subject of the certificate, as RFC 4514 text.
+    /// The subject of the certificate, as RFC 4514 text. Empty: a JWT key.
     #[prost(string, tag = "9")]
     pub subject: ::prost::alloc::string::String,
     /// The id of the authority that signed it. Empty: itself.
     #[prost(string, tag = "10")]
     pub issuer_id: ::prost::alloc::string::String,
-    /// First second at which the certificate is valid.
+    /// First second at which the certificate is valid, or the JWT key may sign.
     #[prost(message, optional, tag = "11")]
     pub not_before: ::core::option::Option<::prost_types::Timestamp>,
-    /// Last second at which the certificate is valid: inclusive.
+    /// Last second at which the certificate, or anything that the JWT key signed, is valid: inclusive.
     #[prost(message, optional, tag = "12")]
     pub not_after: ::core::option::Option<::prost_types::Timestamp>,
     /// When it was made.
@@ -669,6 +669,9 @@ pub struct Authority {
     /// The instant of the next step. Absent: none.
     #[prost(message, optional, tag = "16")]
     pub next_step_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Its public key: the SubjectPublicKeyInfo in DER.
+    #[prost(bytes = "bytes", tag = "17")]
+    pub public_key_der: ::prost::bytes::Bytes,
 }
 /// Asks for a page of authorities.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -716,6 +719,32 @@ pub struct RotateIssuerResponse {
     #[prost(message, optional, tag = "3")]
     pub active: ::core::option::Option<Authority>,
 }
+/// Takes a key for JWT-SVIDs out of service.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaintJwtKeyRequest {
+    /// The key's id, which is the `kid` of its tokens.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Why, for the audit log. 1 to 1024 bytes.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// True: change nothing, answer with the steps.
+    #[prost(bool, tag = "3")]
+    pub dry_run: bool,
+}
+/// What tainting a key did or would do.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaintJwtKeyResponse {
+    /// The steps, one sentence each, in order.
+    #[prost(string, repeated, tag = "1")]
+    pub steps: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// True when it was done; false for a dry run.
+    #[prost(bool, tag = "2")]
+    pub applied: bool,
+    /// Sequence of the bundle without the key; 0 for a dry run.
+    #[prost(uint64, tag = "3")]
+    pub bundle_sequence: u64,
+}
 /// What an authority signs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -726,6 +755,8 @@ pub enum AuthorityKind {
     Root = 1,
     /// An issuer: signs leaves.
     Issuer = 2,
+    /// A key for JWT-SVIDs: signs tokens. It has no certificate.
+    Jwt = 3,
 }
 impl AuthorityKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -737,6 +768,7 @@ impl AuthorityKind {
             Self::Unspecified => "AUTHORITY_KIND_UNSPECIFIED",
             Self::Root => "AUTHORITY_KIND_ROOT",
             Self::Issuer => "AUTHORITY_KIND_ISSUER",
+            Self::Jwt => "AUTHORITY_KIND_JWT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -745,6 +777,7 @@ impl AuthorityKind {
             "AUTHORITY_KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "AUTHORITY_KIND_ROOT" => Some(Self::Root),
             "AUTHORITY_KIND_ISSUER" => Some(Self::Issuer),
+            "AUTHORITY_KIND_JWT" => Some(Self::Jwt),
             _ => None,
         }
     }
@@ -801,7 +834,7 @@ pub mod authority_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Signing authorities: roots and issuers.
+    /// Signing authorities: roots, issuers and keys for JWT-SVIDs.
     #[derive(Debug, Clone)]
     pub struct AuthorityServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -882,7 +915,7 @@ pub mod authority_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Lists authorities: roots first, then issuers, newest first.
+        /// Lists authorities: roots first, then issuers, then JWT keys, newest first.
         pub async fn list_authorities(
             &mut self,
             request: impl tonic::IntoRequest<super::ListAuthoritiesRequest>,
@@ -939,6 +972,34 @@ pub mod authority_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Takes a key for JWT-SVIDs out of service for good, and out of the bundle: every token it signed is refused by
+        /// whoever has the new bundle. Another key takes its place at once. Or says what that would do.
+        pub async fn taint_jwt_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TaintJwtKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TaintJwtKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.AuthorityService/TaintJwtKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.AuthorityService", "TaintJwtKey"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -954,7 +1015,7 @@ pub mod authority_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with AuthorityServiceServer.
     #[async_trait]
     pub trait AuthorityService: std::marker::Send + std::marker::Sync + 'static {
-        /// Lists authorities: roots first, then issuers, newest first.
+        /// Lists authorities: roots first, then issuers, then JWT keys, newest first.
         async fn list_authorities(
             &self,
             request: tonic::Request<super::ListAuthoritiesRequest>,
@@ -970,8 +1031,17 @@ pub mod authority_service_server {
             tonic::Response<super::RotateIssuerResponse>,
             tonic::Status,
         >;
+        /// Takes a key for JWT-SVIDs out of service for good, and out of the bundle: every token it signed is refused by
+        /// whoever has the new bundle. Another key takes its place at once. Or says what that would do.
+        async fn taint_jwt_key(
+            &self,
+            request: tonic::Request<super::TaintJwtKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TaintJwtKeyResponse>,
+            tonic::Status,
+        >;
     }
-    /// Signing authorities: roots and issuers.
+    /// Signing authorities: roots, issuers and keys for JWT-SVIDs.
     #[derive(Debug)]
     pub struct AuthorityServiceServer<T> {
         inner: Arc<T>,
@@ -1125,6 +1195,52 @@ pub mod authority_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RotateIssuerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.AuthorityService/TaintJwtKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct TaintJwtKeySvc<T: AuthorityService>(pub Arc<T>);
+                    impl<
+                        T: AuthorityService,
+                    > tonic::server::UnaryService<super::TaintJwtKeyRequest>
+                    for TaintJwtKeySvc<T> {
+                        type Response = super::TaintJwtKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TaintJwtKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuthorityService>::taint_jwt_key(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TaintJwtKeySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -15,10 +15,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("rhizome-x509", &["rhizome-id"]),
     ("rhizome-tls", &["rhizome-id", "rhizome-x509", "rhizome-proto"]),
     ("rhizome-jwt", &["rhizome-id", "rhizome-x509"]),
-    ("rhizome-core", &["rhizome-id", "rhizome-x509"]),
+    ("rhizome-core", &["rhizome-id", "rhizome-x509", "rhizome-jwt"]),
     ("rhizome-store", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
-    ("rhizome-keys", &["rhizome-id", "rhizome-x509", "rhizome-core"]),
-    ("rhizome-server", &["rhizome-id", "rhizome-x509", "rhizome-core", "rhizome-proto", "rhizome-tls"]),
+    ("rhizome-keys", &["rhizome-id", "rhizome-x509", "rhizome-jwt", "rhizome-core"]),
+    (
+        "rhizome-server",
+        &["rhizome-id", "rhizome-x509", "rhizome-jwt", "rhizome-core", "rhizome-proto", "rhizome-tls"],
+    ),
     (
         "rhizome-agent",
         &["rhizome-id", "rhizome-x509", "rhizome-jwt", "rhizome-core", "rhizome-proto", "rhizome-tls"],

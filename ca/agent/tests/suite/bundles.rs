@@ -18,28 +18,28 @@ async fn a_new_bundle_is_acknowledged_only_after_every_open_stream_was_given_it(
     let mut stream = Subscription::open(agent.identities(), web());
     let first = stream.next().await.unwrap().unwrap();
     stream.delivered(first.version);
-    authority.acknowledges("vm-1", 1).await;
+    authority.acknowledges("vm-1", 2).await;
 
     authority.stop_server().await;
     let anchors = [authority.bundle().await.anchors, vec![another_root().await]].concat();
-    authority.publish(2, anchors).await;
+    authority.publish(3, anchors).await;
     authority.start_server().await;
     let domain = agent.identities().trust_domain().clone();
     let second = loop {
         let view = stream.next().await.unwrap().unwrap();
-        if view.bundles[&domain].sequence() == 2 {
+        if view.bundles[&domain].sequence() == 3 {
             break view;
         }
     };
     assert_eq!(second.bundles[&domain].anchors().len(), 2);
     let synced = status(&agent, |it| it.connected).await;
-    assert_eq!(synced.acknowledged, Some(1), "the stream has it in hand, the workload may not");
+    assert_eq!(synced.acknowledged, Some(2), "the stream has it in hand, the workload may not");
     assert_eq!(*agent.identities().acknowledgeable().borrow(), None);
-    assert_eq!(authority.acknowledged("vm-1").await, Some(1));
+    assert_eq!(authority.acknowledged("vm-1").await, Some(2));
 
     stream.delivered(second.version);
-    authority.acknowledges("vm-1", 2).await;
-    wait(&mut agent.status(), |it| it.acknowledged == Some(2)).await;
+    authority.acknowledges("vm-1", 3).await;
+    wait(&mut agent.status(), |it| it.acknowledged == Some(3)).await;
     agent.stop().await;
 }
 
@@ -53,15 +53,15 @@ async fn a_stream_that_ends_holds_up_no_acknowledgement() {
     status(&agent, |it| it.connected).await;
     authority.stop_server().await;
     let anchors = [authority.bundle().await.anchors, vec![another_root().await]].concat();
-    authority.publish(2, anchors).await;
+    authority.publish(3, anchors).await;
     authority.start_server().await;
-    let two = |bundle: &Option<std::sync::Arc<rhizome_x509::Bundle>>| {
-        bundle.as_ref().is_some_and(|it| it.sequence() == 2)
+    let three = |bundle: &Option<std::sync::Arc<rhizome_x509::Bundle>>| {
+        bundle.as_ref().is_some_and(|it| it.sequence() == 3)
     };
-    status(&agent, |_| two(&agent.identities().bundle())).await;
+    status(&agent, |_| three(&agent.identities().bundle())).await;
     assert_eq!(*agent.identities().acknowledgeable().borrow(), None);
     drop(stream);
-    authority.acknowledges("vm-1", 2).await;
+    authority.acknowledges("vm-1", 3).await;
     agent.stop().await;
 }
 
@@ -96,10 +96,10 @@ async fn another_bundle_with_the_sequence_in_force_is_refused() {
     let mut authority = Authority::start().await;
     let machine = Machine::joined(&authority, "vm-1").await;
     let agent = machine.start(None);
-    authority.acknowledges("vm-1", 1).await;
+    authority.acknowledges("vm-1", 2).await;
     authority.stop_server().await;
     let anchors = [authority.bundle().await.anchors, vec![another_root().await]].concat();
-    authority.publish(1, anchors).await;
+    authority.publish(2, anchors).await;
     authority.start_server().await;
     status(&agent, |it| it.refused_bundles > 0).await;
     assert_eq!(agent.identities().bundle().unwrap().anchors().len(), 1);

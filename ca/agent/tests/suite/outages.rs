@@ -106,7 +106,7 @@ async fn what_cannot_be_sealed_is_served_and_not_acknowledged() {
     status(&agent, |it| it.connected && it.unsealed > 0).await;
     assert_eq!(authority.acknowledged("vm-1").await, None);
     fs::remove_dir_all(machine.state().join(".state.sealed.tmp")).unwrap();
-    authority.acknowledges("vm-1", 1).await;
+    authority.acknowledges("vm-1", 2).await;
     wait(&mut agent.status(), |it| it.unsealed == 0).await;
     agent.stop().await;
 }

@@ -102,7 +102,11 @@ impl Authority {
                 node: TtlLimits { default: NODE_TTL, max: NODE_TTL },
                 ..PolicyLimits::default()
             },
-            rotation: RotationPolicy { root_ttl: Ttl::hours(365 * 24), issuer_ttl: Ttl::hours(30 * 24) },
+            rotation: RotationPolicy {
+                root_ttl: Ttl::hours(365 * 24),
+                issuer_ttl: Ttl::hours(30 * 24),
+                jwt_key_ttl: Ttl::hours(7 * 24),
+            },
             algorithm: rhizome_x509::SigningAlgorithm::default(),
             refresh_hint: Ttl::hours(1),
             token_ttl: Ttl::hours(1),

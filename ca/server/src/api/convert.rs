@@ -8,6 +8,7 @@ use rhizome_core::attributes::Attributes;
 use rhizome_core::issuance::{IssuedLeaf, Recorded};
 use rhizome_core::rules::Rule;
 use rhizome_id::{Digest, SpiffeId, Timestamp, Ttl};
+use rhizome_jwt::JwtSvid;
 use rhizome_proto::ca::v1 as wire;
 use rhizome_x509::{Bundle, DnsName, JwtKey};
 
@@ -67,6 +68,18 @@ pub(crate) fn issued(leaf: &Recorded<IssuedLeaf>, bundle: Option<&wire::Bundle>)
         spiffe_id: issuance.spiffe_id.to_string(),
         rule: issuance.rule.clone().unwrap_or_default(),
         ttl_clamped: leaf.clamped(),
+    }
+}
+
+/// A token as the wire has it: it can be made from recorded tokens only.
+pub(crate) fn jwt_svid(token: &Recorded<JwtSvid>) -> wire::JwtSvid {
+    wire::JwtSvid {
+        token: token.token().to_owned(),
+        spiffe_id: token.spiffe_id().to_string(),
+        issued_at: Some(timestamp(token.issued_at())),
+        expires_at: Some(timestamp(token.expires_at())),
+        jti: token.jti().to_owned(),
+        kid: token.kid().to_owned(),
     }
 }
 

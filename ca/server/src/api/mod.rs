@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rhizome_proto::FILE_DESCRIPTOR_SET;
 use rhizome_proto::ca::v1::bundle_service_server::BundleServiceServer;
 use rhizome_proto::ca::v1::certificate_service_server::CertificateServiceServer;
+use rhizome_proto::ca::v1::jwt_service_server::JwtServiceServer;
 use rhizome_proto::node::v1::node_service_server::NodeServiceServer;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
@@ -19,6 +20,7 @@ mod bundles;
 mod certificates;
 pub(crate) mod convert;
 mod health;
+mod jwt;
 mod nodes;
 mod sync;
 
@@ -36,6 +38,7 @@ pub(crate) fn routes(ca: &Arc<Ca>) -> Routes {
     let api = Api(Arc::clone(ca));
     let mut routes =
         Routes::new(CertificateServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
+            .add_service(JwtServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
             .add_service(BundleServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
             .add_service(NodeServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
             .add_service(HealthServer::new(api.clone()));

@@ -25,7 +25,11 @@ async fn authorities_are_listed_roots_first_with_their_next_step() {
     let kinds: Vec<_> = all.iter().map(|it| (it.kind(), it.state())).collect();
     assert_eq!(
         kinds,
-        [(AuthorityKind::Root, AuthorityState::Active), (AuthorityKind::Issuer, AuthorityState::Active)]
+        [
+            (AuthorityKind::Root, AuthorityState::Active),
+            (AuthorityKind::Issuer, AuthorityState::Active),
+            (AuthorityKind::Jwt, AuthorityState::Active)
+        ]
     );
     let (root, issuer) = (&all[0], &all[1]);
     assert_eq!((root.issuer_id.as_str(), issuer.issuer_id.as_str()), ("", root.id.as_str()));
@@ -40,7 +44,10 @@ async fn authorities_are_listed_roots_first_with_their_next_step() {
     assert_eq!((page.authorities.len(), page.next_page_token.as_str()), (1, root.id.as_str()));
     let second = wire::ListAuthoritiesRequest { page_size: 1, page_token: page.next_page_token };
     let page = client.list_authorities(second).await.unwrap().into_inner();
-    assert_eq!((page.authorities[0].id.as_str(), page.next_page_token.as_str()), (issuer.id.as_str(), ""));
+    assert_eq!((&page.authorities[0].id, &page.next_page_token), (&issuer.id, &issuer.id));
+    let third = wire::ListAuthoritiesRequest { page_size: 1, page_token: page.next_page_token };
+    let page = client.list_authorities(third).await.unwrap().into_inner();
+    assert_eq!((page.authorities[0].kind(), page.next_page_token.as_str()), (AuthorityKind::Jwt, ""));
     for page_token in ["a b", "issuer-that-is-gone"] {
         let request = wire::ListAuthoritiesRequest { page_size: 0, page_token: page_token.into() };
         assert_eq!(refusal(client.list_authorities(request).await).0, Code::InvalidArgument);
@@ -75,7 +82,7 @@ async fn after_a_rotation_by_hand_the_new_issuer_signs_and_what_the_old_one_sign
     let all = list(&mut client).await;
     let states: Vec<_> = all.iter().map(|it| (it.id.as_str(), it.state())).collect();
     assert_eq!(
-        states[1..],
+        states[1..3],
         [(active.id.as_str(), AuthorityState::Active), (old.id.as_str(), AuthorityState::Old)]
     );
     assert_eq!(all[2].next_step, "its key is destroyed");

@@ -114,7 +114,11 @@ async fn start_as(
         admin_uids: BTreeMap::new(),
         web: None,
         policy: PolicyLimits::default(),
-        rotation: RotationPolicy { root_ttl: Ttl::hours(365 * 24), issuer_ttl: Ttl::hours(30 * 24) },
+        rotation: RotationPolicy {
+            root_ttl: Ttl::hours(365 * 24),
+            issuer_ttl: Ttl::hours(30 * 24),
+            jwt_key_ttl: Ttl::hours(7 * 24),
+        },
         algorithm: rhizome_x509::SigningAlgorithm::default(),
         refresh_hint: Ttl::hours(1),
         token_ttl: Ttl::hours(1),

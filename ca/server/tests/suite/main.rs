@@ -12,6 +12,7 @@ mod clock;
 mod explain;
 mod faults;
 mod joining;
+mod jwt;
 mod nodes;
 mod roles;
 mod rules;

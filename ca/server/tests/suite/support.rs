@@ -25,7 +25,7 @@ use rhizome_proto::node::v1::node_service_client::NodeServiceClient;
 use rhizome_server::{DoorLimits, Ports, Running, Settings, SystemEntropy};
 use rhizome_store::{FaultyStore, MemoryStore};
 use rhizome_tls::{ClientIdentity, ExpectedServer};
-use rhizome_x509::{Bundle, CaCertificate, KeyAlgorithm, RequestKey, TrustAnchors, create_csr};
+use rhizome_x509::{Bundle, CaCertificate, JwtKey, KeyAlgorithm, RequestKey, TrustAnchors, create_csr};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -100,7 +100,15 @@ impl TestServer {
         let bundle = answer.bundle.unwrap();
         let anchors = bundle.anchors_der.iter().map(|der| CaCertificate::parse(der).unwrap()).collect();
         let hint = Ttl::from_seconds(bundle.refresh_hint_seconds).unwrap();
-        Bundle::new(bundle.trust_domain.parse().unwrap(), bundle.sequence, hint, anchors).unwrap()
+        let key = |sent: &ca::JwtKey| {
+            let not_after = Timestamp::from_unix(sent.not_after.unwrap().seconds);
+            JwtKey::from_spki_der(sent.kid.clone(), &sent.public_key_der, not_after).unwrap()
+        };
+        let keys = bundle.jwt_keys.iter().map(key).collect();
+        let domain = bundle.trust_domain.parse().unwrap();
+        let read = Bundle::new(domain, bundle.sequence, hint, anchors).unwrap().with_jwt_keys(keys).unwrap();
+        assert_eq!(read.digest().as_bytes().as_slice(), &*bundle.digest, "the digest covers all of it");
+        read
     }
 
     /// A TLS channel that presents what `holder` holds, or nothing.
@@ -188,7 +196,11 @@ fn settings(socket: PathBuf) -> Settings {
         admin_uids: BTreeMap::new(),
         web: None,
         policy: PolicyLimits::default(),
-        rotation: RotationPolicy { root_ttl: Ttl::hours(365 * 24), issuer_ttl: Ttl::hours(30 * 24) },
+        rotation: RotationPolicy {
+            root_ttl: Ttl::hours(365 * 24),
+            issuer_ttl: Ttl::hours(30 * 24),
+            jwt_key_ttl: Ttl::hours(7 * 24),
+        },
         algorithm: rhizome_x509::SigningAlgorithm::default(),
         refresh_hint: Ttl::hours(1),
         token_ttl: Ttl::hours(1),

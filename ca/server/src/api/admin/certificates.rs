@@ -270,7 +270,10 @@ fn read_instant(record: &Record) -> Result<Timestamp, ApiError> {
 fn read_issuance(record: &Record) -> Result<Option<Found>, ApiError> {
     match record.read().map_err(|fault| ApiError::Bug(fault.to_string()))? {
         (at, Event::Issued(issuance)) => Ok(Some(Found { position: record.position, at, issuance })),
-        (_, Event::SigningFailed { .. } | Event::Changed { .. } | Event::Refused { .. }) => Ok(None),
+        (
+            _,
+            Event::JwtIssued(_) | Event::SigningFailed { .. } | Event::Changed { .. } | Event::Refused { .. },
+        ) => Ok(None),
     }
 }
 

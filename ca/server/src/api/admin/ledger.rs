@@ -165,6 +165,7 @@ fn wire_head(head: Head, recorded_at: Option<WireTimestamp>) -> wire::LedgerHead
 fn entry(record: &Record, at: WireTimestamp, event: &Event) -> wire::LedgerEntry {
     let actor = match event {
         Event::Issued(issuance) => issuance.caller.clone(),
+        Event::JwtIssued(issuance) => issuance.caller.clone(),
         Event::Changed { by, .. } | Event::Refused { by, .. } => by.clone(),
         Event::SigningFailed { .. } => "server".to_owned(),
     };

@@ -1,0 +1,51 @@
+//! What the state knows of the keys of JWT-SVIDs, and who must hear of them.
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use rhizome_id::{AuthorityId, ReplicaName, Timestamp};
+
+use super::{State, Subscriber};
+use crate::authority::{Authority, AuthorityState, JwtAuthority, Records};
+use crate::documents::Versioned;
+use crate::issuance::jwt::ActiveJwtKey;
+
+impl State {
+    /// All keys for JWT-SVIDs, by id.
+    pub const fn jwt_authorities(&self) -> &OrdMap<AuthorityId, Versioned<Arc<JwtAuthority>>> {
+        &self.jwt_authorities
+    }
+
+    /// The key that this replica signs JWT-SVIDs with, if there is one.
+    pub const fn jwt_key(&self) -> Option<&Arc<ActiveJwtKey>> {
+        self.jwt_key.as_ref()
+    }
+
+    /// Living subscribers of the bundle: one whose certificate has expired at `now` verifies for nobody any more.
+    pub fn live_subscribers(&self, now: Timestamp) -> impl Iterator<Item = &Arc<Subscriber>> {
+        self.subscribers.values().map(|it| &it.value).filter(move |it| {
+            let id = it.principal.split_once(':').map_or("", |(_, id)| id);
+            self.nodes.get(id).is_some_and(|node| node.value.not_after >= now)
+        })
+    }
+
+    /// Every authority, for the machine that replaces them.
+    pub fn authority_records(&self, now: Timestamp) -> Records {
+        Records {
+            acknowledged: self.live_subscribers(now).map(|it| it.sequence).min(),
+            certifying: self.authorities.values().map(|it| Authority::clone(&it.value)).collect(),
+            jwt: self.jwt_authorities.values().map(|it| JwtAuthority::clone(&it.value)).collect(),
+        }
+    }
+}
+
+/// The key that `replica` signs tokens with: the newest active one, should a race have left two for a moment.
+pub(super) fn jwt_key_of(
+    authorities: &OrdMap<AuthorityId, Versioned<Arc<JwtAuthority>>>,
+    replica: &ReplicaName,
+) -> Option<Arc<ActiveJwtKey>> {
+    let mine = authorities.values().map(|it| &it.value).filter(|it| it.replica == *replica);
+    let active = mine.filter(|it| it.state == AuthorityState::Active);
+    let newest = active.max_by_key(|it| (it.activated_at, it.id.clone()))?;
+    Some(Arc::new(ActiveJwtKey::of(newest)))
+}
