@@ -75,7 +75,7 @@ pub enum Verb {
     /// Manage administrators
     #[command(subcommand)]
     Admin(AdminVerb),
-    /// See and rotate signing authorities
+    /// See, rotate and taint signing authorities
     #[command(subcommand)]
     Authority(AuthorityVerb),
     /// See and fetch the trust bundle

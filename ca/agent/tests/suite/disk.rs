@@ -97,7 +97,7 @@ async fn a_full_disk_takes_nothing_from_workloads_and_is_caught_up_with_when_the
     let mut seen = follow_web(&agent);
     let before = view(&mut seen).await.svids[0].serial.clone();
     is_so(&board, SinkHealth::InForce).await;
-    authority.acknowledges("vm-1", 1).await;
+    authority.acknowledges("vm-1", 2).await;
 
     disk.fill();
     let in_files = fs::read(&file).unwrap();

@@ -164,13 +164,13 @@ async fn the_program_says_how_it_is_and_why_and_writes_files_as_configured() {
     let agent = Running::start(with_config(&["run"])).await;
     let admin = at("agent.admin.sock");
     // Until the file is in force the bundle is not acknowledged.
-    authority.acknowledges("vm-1", 1).await;
+    authority.acknowledges("vm-1", 2).await;
     assert!(told.exists() && at("web.pem").exists() && !at("other.pem").exists());
     let (code, said) = run(with_config(&["status"]), String::new()).await;
     assert!(code == Some(0) && said.contains("web: in force") && said.contains("other: denied"), "{said}");
     let (code, said) = run(with_config(&["status", "--output", "json"]), String::new()).await;
     let report: serde_json::Value = serde_json::from_str(&said).unwrap();
-    assert_eq!((code, &report["bundle_acknowledged"], &report["ready"]), (Some(0), &1.into(), &true.into()));
+    assert_eq!((code, &report["bundle_acknowledged"], &report["ready"]), (Some(0), &2.into(), &true.into()));
     let (code, said) = run(with_config(&["check"]), String::new()).await;
     assert!(code == Some(6) && said.contains("problem: sink other: no identity"), "{said}");
 
@@ -186,7 +186,7 @@ async fn the_program_says_how_it_is_and_why_and_writes_files_as_configured() {
     for metric in [
         "rhizome_agent_ready 1",
         "rhizome_agent_sink_in_force{sink=\"web\"}",
-        "rhizome_agent_bundle_sequence 1",
+        "rhizome_agent_bundle_sequence 2",
     ] {
         assert!(page.contains(metric), "{metric}: {page}");
     }
