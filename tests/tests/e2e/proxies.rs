@@ -171,12 +171,6 @@ fn proxies_are_served_through_restarts_of_everything_while_the_authority_is_away
 #[test]
 fn plain_roots_work_too_and_a_name_that_is_not_granted_takes_nothing_from_the_others() {
     let Some(ground) = Ground::prepare("1h") else { return };
-    let plain = |sample: Sample, id: &str| {
-        sample.with(
-            &format!("id: {id}\n"),
-            &format!("id: {id}\n  metadata: {{disable_spiffe_cert_validation: true}}\n"),
-        )
-    };
     // The other way round than in the samples.
     let sample = plain(ground.server_sample(), "backend").with("api_type: GRPC", "api_type: DELTA_GRPC");
     let mut backend = ground.start(Role::Backend, "backend", &sample);
@@ -199,6 +193,42 @@ fn plain_roots_work_too_and_a_name_that_is_not_granted_takes_nothing_from_the_ot
         called(&mut greedy);
         greedy.secret("spiffe://example.test/backend").unwrap_err();
     }
+}
+
+/// Asks for the roots in plain form, as the node of the sample for `role`.
+fn plain(sample: Sample, role: &str) -> Sample {
+    let id = format!("id: {role}\n");
+    sample.with(&id, &format!("{id}  metadata: {{disable_spiffe_cert_validation: true}}\n"))
+}
+
+#[test]
+fn whoever_holds_a_revoked_certificate_is_refused_by_the_list_that_comes_with_the_roots() {
+    let Some(ground) = Ground::prepare("1h") else { return };
+    let mut backend = ground.start(Role::Backend, "backend", &plain(ground.server_sample(), "backend"));
+    let sample = plain(ground.client_sample(&mut backend), "frontend");
+    let mut frontend = ground.start(Role::Frontend, "frontend", &sample);
+    called(&mut frontend);
+    let certificate = frontend.chain().unwrap().remove(0);
+
+    // Without its rule it gets no successor, and keeps what it has: Envoy knows no withdrawal.
+    must(&mut ground.server.admin(&["rule", "delete", "frontend", "--yes"]));
+    let id = "spiffe://example.test/frontend";
+    let words = ["cert", "revoke", "--spiffe-id", id, "--reason", "the story wants it", "--yes"];
+    must(&mut ground.server.admin(&words));
+    let address = frontend.listener("outbound");
+    until("a refusal", || match get(&address, "/") {
+        Ok(_answered) => Err("it is still answered".to_owned()),
+        Err(_refused) => Ok(()),
+    });
+    assert_eq!(frontend.chain().unwrap()[0], certificate);
+    assert!(backend.sum("listener.", ".ssl.fail_verify_error") > 0, "by the list and not by the name");
+    assert_eq!(backend.sum("listener.", ".ssl.fail_verify_san"), 0);
+
+    // With a new certificate it is welcome again.
+    let executable = Role::Frontend.executable();
+    grant(&ground.server, "frontend", &executable, "/frontend", "1h");
+    frontend.wait_for_other_than(0, &certificate);
+    until("an answer", || get(&address, "/"));
 }
 
 /// A cluster with the certificate of the backend.
