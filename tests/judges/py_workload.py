@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 
-from spiffe import WorkloadApiClient
+from spiffe import JwtSvid, WorkloadApiClient
 from spiffe.errors import PySpiffeError
 
 
@@ -27,10 +27,31 @@ def authorities(bundles) -> dict:
     return {str(it.trust_domain): len(it.x509_authorities) for it in bundles.bundles}
 
 
+def refused(call) -> bool:
+    try:
+        call()
+    except PySpiffeError:
+        return True
+    return False
+
+
+def tokens(client) -> None:
+    token = client.fetch_jwt_svid({"db"}).token
+    bundles = client.fetch_jwt_bundles()
+    (bundle,) = bundles.bundles
+    say(
+        "token",
+        locally=str(JwtSvid.parse_and_validate(token, bundle, {"db"}).spiffe_id),
+        by_agent=str(client.validate_jwt_svid(token, "db").spiffe_id),
+        elsewhere_refused=refused(lambda: client.validate_jwt_svid(token, "mail")),
+    )
+
+
 def main() -> None:
     client = WorkloadApiClient(f"unix://{sys.argv[1]}", default_timeout=60)
     say("svid", **svid(client.fetch_x509_svid()))
     say("bundles", authorities=authorities(client.fetch_x509_bundles()))
+    tokens(client)
     done = threading.Event()
 
     def updated(context) -> None:

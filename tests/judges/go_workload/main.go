@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
@@ -51,6 +52,31 @@ func authorities(bundles *x509bundle.Set) facts {
 	return found
 }
 
+func tokens(ctx context.Context, client *workloadapi.Client) {
+	token, err := client.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "db"})
+	if err != nil {
+		panic(err)
+	}
+	bundles, err := client.FetchJWTBundles(ctx)
+	if err != nil {
+		panic(err)
+	}
+	here, err := jwtsvid.ParseAndValidate(token.Marshal(), bundles, []string{"db"})
+	if err != nil {
+		panic(err)
+	}
+	there, err := client.ValidateJWTSVID(ctx, token.Marshal(), "db")
+	if err != nil {
+		panic(err)
+	}
+	_, elsewhere := client.ValidateJWTSVID(ctx, token.Marshal(), "mail")
+	say("token", facts{
+		"locally":           here.ID.String(),
+		"by_agent":          there.ID.String(),
+		"elsewhere_refused": elsewhere != nil,
+	})
+}
+
 type watcher struct{ stop context.CancelFunc }
 
 func (*watcher) OnX509ContextUpdate(it *workloadapi.X509Context) {
@@ -83,6 +109,7 @@ func main() {
 		panic(err)
 	}
 	say("bundles", facts{"authorities": authorities(bundles)})
+	tokens(ctx, client)
 	watching, stop := context.WithCancel(ctx)
 	// Ends when the watcher stops it; what it then says is only that.
 	_ = client.WatchX509Context(watching, &watcher{stop})

@@ -124,6 +124,9 @@ fn lead(program: &Path, arguments: &[&Path]) -> Reporter {
     assert_eq!((&first["id"], &first["key_fits"]), (&json!(WEB), &json!(true)), "{first}");
     let bundles = client.hears(|event| event["event"] == "bundles");
     assert_eq!(bundles["authorities"], json!({"example.test": 1}));
+    let token = client.hears(|event| event["event"] == "token");
+    let expected = json!({"event": "token", "locally": WEB, "by_agent": WEB, "elsewhere_refused": true});
+    assert_eq!(token, expected);
     let serial = client.updated(&[WEB]);
     assert_ne!(client.updated(&[WEB]), serial, "renewed");
 
@@ -169,6 +172,16 @@ fn the_rust_client_sees_each_change_and_is_told_of_what_is_withdrawn() {
         let domain = TrustDomain::new("example.test").unwrap();
         let bundles = client.fetch_x509_bundles().await.unwrap();
         assert_eq!(bundles.get(&domain).unwrap().authorities().len(), 1);
+        let token = client.fetch_jwt_svid(["db"], None).await.unwrap();
+        assert_eq!(token.spiffe_id().to_string(), WEB);
+        let valid = client.validate_jwt_token("db", token.token()).await.unwrap();
+        assert_eq!(
+            (valid.spiffe_id().to_string().as_str(), valid.audience()),
+            (WEB, ["db".to_owned()].as_slice())
+        );
+        client.validate_jwt_token("mail", token.token()).await.unwrap_err();
+        let keys = client.fetch_jwt_bundles().await.unwrap();
+        assert!(keys.get(&domain).unwrap().find_jwt_authority(token.key_id()).is_some());
         // The part that programs use: it watches by itself.
         let source = X509Source::builder().endpoint(&endpoint).build().await.unwrap();
         assert_eq!(source.svid().unwrap().spiffe_id().to_string(), WEB);
