@@ -5,7 +5,7 @@
 //! A restored authority never gives a serial out twice (the store raises its counter), revokes every join token that
 //! was outstanding, raises the bundle's sequence above all that was ever served, drops the revocation lists so that the
 //! server signs new ones, and says so in the ledger.
-//! Not here: copying and verifying (`rhizome_store`). Sources: attacks.md §2 (22).
+//! Not here: copying and verifying (`rhizome_store`). Sources: ca/docs/attacks.md §2 (22).
 
 use std::fs;
 use std::io::{self, Write as _};

@@ -5,7 +5,8 @@
 //! sequence, or by another one with the same; it may be acknowledged only when it is sealed on disk and no open stream
 //! can hold an older one. While a successor is being fetched, the certificate of the same identity stays.
 //! Not here: locks and wake-ups (`cache`), asking (`fetch`), the disk (`sealed`).
-//! Sources: rotation.md, Evidence; spiffe.md §11.4, §11.13; SPIFFE Workload API §4.4.
+//! Sources: ca/docs/ARCHITECTURE.md §2 (acknowledged trust); spiffe/spire#1847 (a restart during an outage); SPIFFE
+//! Workload API §4.4.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! copied; it is shared by reference and wiped when the last holder lets go. A bundle counts as being in force only
 //! when no open stream can hold an older one, and no stream is taking one ([`Standing`]).
 //! Not here: fetching and renewing (`cache`), sockets and their wire forms (`workload_api`, `sds`).
-//! Sources: SPIFFE Workload API §4.3, §4.4 (full state, redaction); rotation.md, Evidence.
+//! Sources: SPIFFE Workload API §4.3, §4.4 (full state, redaction); ca/docs/ARCHITECTURE.md §2 (acknowledged trust).
 
 use std::collections::BTreeMap;
 use std::fmt;

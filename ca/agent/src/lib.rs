@@ -3,7 +3,7 @@
 //! Laws: private keys are made here and leave only towards the workload they are for; an outage of the authority takes
 //! nothing from a workload that it held; a bundle is acknowledged only when it is in force for every open stream.
 //! Not here: what a JWT-SVID is (`rhizome_jwt`); who may be whom (`rhizome_core::policy`, asked by the server; matched here only to know what to ask for).
-//! Sources: architecture.md §2; SPIFFE Workload API and Workload Endpoint.
+//! Sources: ca/docs/ARCHITECTURE.md §2; SPIFFE Workload API and Workload Endpoint.
 
 mod agent;
 pub mod attestation;

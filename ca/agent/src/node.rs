@@ -4,7 +4,7 @@
 //! key (the server takes any other for a copy of the node); the identity on disk is the newest; a certificate is
 //! renewed at the instant drawn for it, or at the server's order, and never by a clock of its own.
 //! Not here: the first join (`bootstrap`), the connection (`session`).
-//! Sources: `rhizome_core::nodes` (lost answers and copies); spiffe.md §11.10.
+//! Sources: `rhizome_core::nodes` (lost answers and copies); ca/docs/issuance.md, Renewal (drawn once).
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 //! can only be moved forward, by the server's order; what is missing comes before what expires, and what expires soon
 //! before what expires late; after a failure an identity waits by itself, longer each time but never so long that the
 //! certificate expires unasked. Not here: asking (`fetch`), keeping (`book`).
-//! Sources: spiffe.md §11.10; rotation.md, Herd; SPIFFE Workload Endpoint §6 (backoff).
+//! Sources: ca/docs/issuance.md, Renewal (drawn once); SPIFFE Workload Endpoint §6 (backoff).
 
 use std::time::Duration;
 

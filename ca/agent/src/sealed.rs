@@ -5,7 +5,8 @@
 //! node, is kept aside under another name and reported, and is never fatal; a key file that others can read is kept
 //! aside, too. The sealing protects copies of the state that are not copies of the key: backups, snapshots, images.
 //! Not here: the node's own identity (`rhizome_tls::IdentityDir`), what to keep (`book`).
-//! Sources: NIST SP 800-38D §8.2.2 (random nonces: 2^32 writes per key; ours come by the second), spiffe.md §11.13.
+//! Sources: NIST SP 800-38D §8.2.2 (random nonces: 2^32 writes per key; ours come by the second),
+//! spiffe/spire#1847 (a restart during an outage).
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};

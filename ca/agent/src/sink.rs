@@ -4,7 +4,7 @@
 //! like an open stream: a bundle counts as being in force only when it is in the files and the software was told; what
 //! fails is tried again and reported, and harms no other sink and no stream.
 //! Not here: the decisions (`plan`), the files (`files`), the telling (`reload`).
-//! Sources: rotation.md, Evidence; SECURITY.md, File sinks.
+//! Sources: ca/docs/ARCHITECTURE.md §2 (acknowledged trust); SECURITY.md, File sinks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

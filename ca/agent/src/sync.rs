@@ -3,7 +3,7 @@
 //! Laws: a batch of changes is applied whole, when its last message (the one with a cursor) has come; a bundle is
 //! acknowledged when the book says that it may be, and once for every stream; an order to stop serving is carried out
 //! before anything else is read. Not here: what follows from a change (`book`), the connection (`session`).
-//! Sources: `rhizome/node/v1/node.proto`; rotation.md, Evidence.
+//! Sources: `rhizome/node/v1/node.proto`; ca/docs/ARCHITECTURE.md §2 (acknowledged trust).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -6,7 +6,7 @@
 //! given no longer. Equal questions are asked once. What is revoked or no longer granted is dropped, also when it is
 //! still on its way.
 //! Not here: which tokens are kept (`shelf`), who may have which identity (`book`), wire forms (`workload_api`).
-//! Sources: JWT-SVID §3.3 and §7.1; spiffe.md §10.
+//! Sources: JWT-SVID §3.3 and §7.1; spiffe/spire `pkg/common/rotationutil/rotationutil.go` (half of the life).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -3,7 +3,7 @@
 //! Laws: names come from a closed set (plus `label.<key>`); a set holds at most 64 values, each 1–256 bytes of
 //! printable ASCII; values are compared byte for byte, never as patterns. Not here: who may state which attribute
 //! (`policy`), how attestation learns them (`rhizome_server`).
-//! Sources: architecture §3; CVE-2026-39350 (names read as regular expressions).
+//! Sources: ca/docs/ARCHITECTURE.md §3; CVE-2026-39350 (names read as regular expressions).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

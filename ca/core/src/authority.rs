@@ -9,7 +9,7 @@
 //! one: what verifiers trust changes by decision.
 //! Not here: keys, certificates and storage (effects; `rhizome_server::rotate` performs them), the acknowledged change
 //! of roots (`rotation`).
-//! Sources: rotation.md; spiffe/spire `pkg/server/ca/manager/slot.go` (thresholds); RFC 5280 §6.1.
+//! Sources: ca/docs/ARCHITECTURE.md §8; spiffe/spire `pkg/server/ca/manager/slot.go` (thresholds); RFC 5280 §6.1.
 
 use std::cmp::Reverse;
 use std::fmt;

@@ -3,7 +3,7 @@
 //! Laws: an [`AttestedCaller`] has one public constructor, [`AttestedCaller::assertion`]; a tidy test lists who calls
 //! it. A principal's text is stable, for it stands in the ledger. Not here: how a caller proves itself
 //! (`rhizome_server`'s gate), what it may have (`policy`).
-//! Sources: architecture §5 step 1; rustls `rustls/src/verify.rs` (proof types).
+//! Sources: ca/docs/ARCHITECTURE.md §5 step 1; rustls `rustls/src/verify.rs` (proof types).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -127,7 +127,7 @@ impl fmt::Display for Principal {
     }
 }
 
-/// The SPIFFE ID of a node: `spiffe://TD/rhizome/node/CLUSTER/METHOD/NAME` (architecture §3).
+/// The SPIFFE ID of a node: `spiffe://TD/rhizome/node/CLUSTER/METHOD/NAME` (ca/docs/ARCHITECTURE.md §3).
 ///
 /// # Errors
 /// [`SpiffeIdError`] only when the names together exceed the length limit, which no valid names do.
@@ -141,7 +141,7 @@ pub fn node_id(
     SpiffeId::from_segments(domain, segments)
 }
 
-/// The SPIFFE ID of an administrator: `spiffe://TD/rhizome/admin/NAME` (architecture §3).
+/// The SPIFFE ID of an administrator: `spiffe://TD/rhizome/admin/NAME` (ca/docs/ARCHITECTURE.md §3).
 ///
 /// # Errors
 /// [`SpiffeIdError`] only when the ID exceeds the length limit, which no valid name does.
@@ -149,7 +149,7 @@ pub fn admin_id(domain: &TrustDomain, name: &AdminName) -> Result<SpiffeId, Spif
     SpiffeId::from_segments(domain, ["rhizome", "admin", name.as_str()])
 }
 
-/// The SPIFFE ID of a server: `spiffe://TD/rhizome/server/NAME` (architecture §3).
+/// The SPIFFE ID of a server: `spiffe://TD/rhizome/server/NAME` (ca/docs/ARCHITECTURE.md §3).
 ///
 /// # Errors
 /// [`SpiffeIdError`] only when the ID exceeds the length limit, which no valid name does.

@@ -5,7 +5,7 @@
 //! clock has settled. Nothing is destroyed because of time before the clock has settled. A step back of any other
 //! kind is not this guard's business: the newest instant of the ledger judges it, and it stops issuing.
 //! Not here: reading clocks (`rhizome_server::system`), saying what happened (`rhizome_server::clock`).
-//! Sources: attacks.md §2 (21); clock_gettime(2), `CLOCK_BOOTTIME`.
+//! Sources: ca/docs/attacks.md §2 (21); clock_gettime(2), `CLOCK_BOOTTIME`.
 
 use rhizome_id::Timestamp;
 

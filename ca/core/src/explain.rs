@@ -3,7 +3,7 @@
 //! Laws: an explanation's decision is the answer of [`policy::decide`] itself, not of a copy of it; nothing here
 //! grants anything. Lists are short and sorted: the nearest rules first.
 //! Not here: the decision (`policy`), the workloads seen lately (the ledger; the shell reads them).
-//! Sources: architecture §3 ("every edit has a dry run that shows who gains and who loses an identity").
+//! Sources: ca/docs/divergences.md, From common practice (what can take an identity away is a dry run first).
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;

@@ -5,7 +5,8 @@
 //! made. The bytes that were linted are the bytes that are signed. A certificate never outlives any CA above it.
 //! Not here: the order of the steps with their I/O (`rhizome_server::issue`), the policy (`policy`), the profiles
 //! (`rhizome_x509`).
-//! Sources: architecture §5; models.md rules 2, 3 and 6; letsencrypt/boulder `docs/ISSUANCE-CYCLE.md`.
+//! Sources: ca/docs/ARCHITECTURE.md §5; ca/docs/CONTRIBUTING.md, house rules 1 and 6; letsencrypt/boulder
+//! `docs/ISSUANCE-CYCLE.md`.
 
 use std::net::IpAddr;
 use std::ops::Deref;

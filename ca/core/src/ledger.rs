@@ -7,7 +7,7 @@
 //! `rhizome ledger head` prints position and hash to keep elsewhere, and `ledger verify --expect-head` compares.
 //! Not here: durability and group commit (`rhizome-store`), who reads it (`rhizome-server`). No secret ever enters
 //! an entry: tokens appear by their public id only.
-//! Sources: attacks.md §2 (1, 12), ADR 0003.
+//! Sources: ca/docs/attacks.md §2 (1, 12), ADR 0003.
 
 use std::sync::Arc;
 

@@ -69,10 +69,10 @@ pub const JWT_MAX_TTL: Ttl = Ttl::hours(1);
 /// left, so a follower may be away for two days and still know it before its first token.
 pub const JWT_KEY_TTL: Ttl = Ttl::hours(7 * 24);
 
-/// Most seconds a certificate is backdated against slow clocks (architecture §5 step 4); SPIRE backdates 10 s,
+/// Most seconds a certificate is backdated against slow clocks (ca/docs/issuance.md, Validity); SPIRE backdates 10 s,
 /// Istio 2 min.
 pub const BACKDATE_SECONDS: i64 = 60;
-/// A short-lived certificate is backdated by at most this fraction of its lifetime (architecture §5 step 4).
+/// A short-lived certificate is backdated by at most this fraction of its lifetime (ca/docs/issuance.md, Validity).
 pub const BACKDATE_FRACTION: i64 = 10;
 
 /// How far the wall clock may run ahead of the steady one before it is doubted: above what synchronisation steps by in
@@ -87,9 +87,10 @@ pub const CLOCK_BELIEVED_AFTER_SECONDS: i64 = 300;
 /// reach a person. Also how long a step ahead that was believed may be taken back without anybody's word.
 pub const CLOCK_SETTLED_AFTER_SECONDS: i64 = 6 * 3_600;
 
-/// Renewal happens at this fraction of a certificate's life (rhizome reference, spiffe.md §10: by half life).
+/// Renewal happens at this fraction of a certificate's life (by half life, as SPIRE's agent).
 pub const RENEW_AT_FRACTION: i64 = 2;
-/// The renewal instant is spread over ± life / this (10 %), drawn once per certificate (spiffe.md §11.10).
+/// The renewal instant is spread over ± life / this (10 %), drawn once per certificate: drawn anew at
+/// each look it would collapse to the earliest instant.
 pub const RENEW_JITTER_FRACTION: i64 = 10;
 
 /// A successor is prepared when this fraction of an authority's life remains, or [`PREPARE_CAP_SECONDS`]
@@ -101,7 +102,7 @@ pub const PREPARE_CAP_SECONDS: i64 = 30 * 86_400;
 /// (SPIRE `slot.go`: activation threshold, at most 7 days).
 pub const ACTIVATE_FRACTION: i64 = 6;
 /// How long a JWT key waits for live followers of the bundle that have not acknowledged it while no other signs: the
-/// usual refresh hint, after which whoever polls has looked (spiffe.md §11.11).
+/// usual refresh hint, after which whoever polls has looked (ADR 0011).
 pub const ACKNOWLEDGE_PATIENCE_SECONDS: i64 = 300;
 /// Upper cap of the activation threshold: 7 days (SPIRE `slot.go`).
 pub const ACTIVATE_CAP_SECONDS: i64 = 7 * 86_400;

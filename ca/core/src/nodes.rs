@@ -5,7 +5,7 @@
 //! a copy of the node's key at work: refused, and an alarm. A banned node renews nothing. A certificate of ours that
 //! is newer than the record proves that the record is an older copy, put back from a backup; it counts as the newest.
 //! Not here: verifying the presented certificate (`rhizome_x509::verify`), writing the record (`rhizome_store`).
-//! Sources: architecture §3; attacks.md §1.2 "endless self-renewal of a stolen leaf".
+//! Sources: ca/docs/ARCHITECTURE.md §3; ca/docs/attacks.md §1.2 "endless renewal of a stolen certificate".
 
 use rhizome_id::{ClusterName, Digest, NodeName, Serial, SpiffeId, SpiffeIdError, Timestamp, TrustDomain};
 use serde::{Deserialize, Serialize};

@@ -5,7 +5,7 @@
 //! for nodes, servers and administrators; what a caller asks for can narrow a grant, never widen it. Attributes come
 //! from attestation; a CSR plays no part here. Everything not allowed by a line below is refused.
 //! Not here: authentication (`rhizome_server`'s gate), the validity in seconds (`renewal`).
-//! Sources: architecture §3 and §5 step 3; attacks.md §1.2.
+//! Sources: ca/docs/ARCHITECTURE.md §3 and §5 step 3; ca/docs/attacks.md §1.2.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

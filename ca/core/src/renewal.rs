@@ -4,7 +4,8 @@
 //! differ, and never before a CA above; the renewal instant is drawn once per certificate and lies after the issuance
 //! and before NotAfter, so that a fleet that started together does not renew together.
 //! Not here: who may have which lifetime (`policy`), when authorities are replaced (`authority`).
-//! Sources: RFC 5280 §4.1.2.5; architecture §5 step 4; spiffe.md §10 (renewal by half life) and §11.10 (drawn once);
+//! Sources: RFC 5280 §4.1.2.5; ca/docs/issuance.md, Validity and Renewal; spiffe/spire
+//! `pkg/common/rotationutil/rotationutil.go` (half of the life);
 //! Let's Encrypt 2021-06-08 (validity off by one); istio/istio#59768 (lifetime outlives the issuer).
 
 use rhizome_id::{Timestamp, Ttl};

@@ -4,7 +4,7 @@
 //! Laws: a [`Rule`] exists only valid; values are compared byte for byte, never as patterns (`*` alone, in a
 //! condition, means "any value"); a [`RuleSet`] is immutable, adding and removing make a new one that shares almost
 //! everything; its iteration order is the order of names. Not here: the decision (`policy`), storage.
-//! Sources: architecture §3; CVE-2026-39350 and istio/istio#59992 (identities matched by expression or prefix).
+//! Sources: ca/docs/ARCHITECTURE.md §3; CVE-2026-39350 and istio/istio#59992 (identities matched by expression or prefix).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! its part. So values cannot smuggle in a separator, and two different sets of values never give the same name.
 //! `/rhizome` and `/spire` are refused here where the template spells them, and by `policy` where a value does.
 //! Not here: which rule applies (`rules`), who may have the result (`policy`).
-//! Sources: architecture §3; SPIFFE-ID §2.2; CVE-2021-27099 (path templates); RFC 1123 §2.1.
+//! Sources: ca/docs/ARCHITECTURE.md §3; SPIFFE-ID §2.2; CVE-2021-27099 (path templates); RFC 1123 §2.1.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::attributes::{AttributeError, AttributeName, Attributes};
 use crate::limits::TEMPLATE_BYTES;
 
-/// First path segments that no rule may grant: `rhizome` is the authority's own (architecture §3), `spire` is what
-/// deployed agents and policies know as the control plane's.
+/// First path segments that no rule may grant: `rhizome` is the authority's own (ca/docs/ARCHITECTURE.md §3), `spire` is
+/// what deployed agents and policies know as the control plane's.
 pub const RESERVED_SEGMENTS: [&str; 2] = ["rhizome", "spire"];
 
 /// Whether `id` lies under a reserved path.

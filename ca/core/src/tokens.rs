@@ -3,7 +3,7 @@
 //! Laws: the secret is never stored, only its SHA-256; a token is redeemed once, and after that only by the same key,
 //! for the retry after a lost answer; nothing revives an expired, used or revoked token. Not here: the transaction
 //! that consumes the token together with the issuing (`rhizome_store`), the one-paste join string (`rhizome_cli`).
-//! Sources: SPIRE 1.14.6 (join token TOCTOU); spiffe/spire#2454 (lost answer); attacks.md §2 invariant 10.
+//! Sources: SPIRE 1.14.6 (join token TOCTOU); spiffe/spire#2454 (lost answer); ca/docs/attacks.md §2 (10).
 
 use rhizome_id::{ClusterName, Digest, NodeName, Timestamp, TokenId};
 use ring::digest;

@@ -3,7 +3,8 @@
 //! Laws: the directory is 0700 and every file 0600, set before the first byte and whatever the umask; a file is
 //! replaced whole (temporary file, fsync, rename, fsync of the directory), so that a crash leaves the old or the new
 //! one; a path is the directory and a [`KeyId`], whose grammar has no separator and no leading dot, and nothing else.
-//! Not here: what is in a file. Sources: attacks.md §1.5 "Key file mode" and "Path traversal".
+//! Not here: what is in a file. Sources: ca/docs/attacks.md §1.5 "key file open to others" and
+//! "path traversal in a name".
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -5,7 +5,7 @@
 //! algorithm does not open. Our copies of private bytes are zeroised; the crypto library's own copy, inside a key that
 //! is in use, is not ours to wipe and lives until the key is dropped. Not here: which key signs what, and when keys are
 //! made and destroyed (`rhizome_core::authority`).
-//! Sources: `rhizome_core::ports`, NIST SP 800-38D §8, attacks.md §1.5.
+//! Sources: `rhizome_core::ports`, NIST SP 800-38D §8, ca/docs/attacks.md §1.5.
 
 pub mod conformance;
 

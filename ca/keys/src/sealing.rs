@@ -3,7 +3,7 @@
 //! Laws: it comes from a file that only this process's user can read, or from a text the caller was given; it cannot be
 //! printed, compared or copied, and is zeroised on drop. Its *name* is public: eight bytes derived from it, by which a
 //! key file says what it was sealed under. Not here: what is sealed, and how (`envelope`).
-//! Sources: NIST SP 800-38D §8.2.2 (random nonces), attacks.md §1.5 "Key file mode".
+//! Sources: NIST SP 800-38D §8.2.2 (random nonces), ca/docs/attacks.md §1.5 "key file open to others".
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

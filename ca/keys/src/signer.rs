@@ -1,7 +1,8 @@
 //! One private key, ready to sign.
 //!
 //! Laws: it was proved against its public key when it was made or loaded; a key for certificates signs [`ToBeSigned`], a
-//! key for tokens [`TokenToBeSigned`], each of its own algorithm, and nothing else; P-256 signs on the spot (25 µs), P-384 on the blocking pool (635 µs, `limits.md`).
+//! key for tokens [`TokenToBeSigned`], each of its own algorithm, and nothing else; P-256 signs on the spot (25 µs), P-384 on the
+//! blocking pool (635 µs, ca/docs/performance.md).
 //! Sources: RFC 5480 §2, RFC 5958.
 
 use std::sync::Arc;

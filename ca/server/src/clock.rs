@@ -3,7 +3,7 @@
 //! Laws: nothing is decided here; `rhizome_core::clock_guard` judges. A reading that agrees with the last judgement
 //! takes no lock. What happens to the clock is said in the log, once.
 //! Not here: a clock that lies behind the ledger (`ca`), what waits until the clock has settled (`housekeeping`,
-//! `rotate`). Sources: attacks.md §2 (21).
+//! `rotate`). Sources: ca/docs/attacks.md §2 (21).
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -2,8 +2,8 @@
 //! only other leaf is this server's own (`serving`), which has no request and walks the same chain of evidence. Tokens
 //! take the same steps in `issue_token`.
 //!
-//! Laws: the steps stand in the order of architecture §5 and each consumes the evidence of the one before. Nothing is
-//! signed whose ledger entry is not durable, and nothing that policy would refuse once it is. The path reads one immutable state, never the database, and holds no
+//! Laws: the steps stand in the order of ca/docs/ARCHITECTURE.md §5 and each consumes the evidence of the one before.
+//! Nothing is signed whose ledger entry is not durable, and nothing that policy would refuse once it is. The path reads one immutable state, never the database, and holds no
 //! lock across a wait. A failure after the entry is durable leaves an entry without a certificate, and says so in a
 //! further entry when it can.
 //! Not here: who calls (`gate`), the decision (`rhizome_core::policy`), the bytes (`rhizome_x509`).
@@ -187,7 +187,7 @@ impl Ca {
     }
 
     /// A signature that does not fit the bytes that were linted: a signer that errs, or one that lies. Nothing more is
-    /// issued by this process until somebody has looked (attacks.md §2, invariant 3).
+    /// issued by this process until somebody has looked (ca/docs/attacks.md §2, invariant 3).
     pub(crate) fn seal_refused<E: std::fmt::Display + Into<IssueError>>(
         self: &Arc<Self>,
         serial: Serial,

@@ -6,7 +6,7 @@
 //! or dead is found by keepalive. Whoever connects to the administrators'
 //! socket is judged by the kernel's word on who it is, not by the socket's mode.
 //! Not here: who may call what (`gate`), TLS itself (`rhizome-tls`).
-//! Sources: limits.md ("one current_thread runtime per core"), attacks.md §1.4.
+//! Sources: ADR 0007 (one single-threaded runtime per core), ca/docs/attacks.md §1.4.
 
 use std::io;
 use std::net::SocketAddr;

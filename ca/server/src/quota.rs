@@ -3,7 +3,7 @@
 //! Laws: authenticated callers are counted by who they are, never by where they come from (fleets behind one address
 //! translator do not starve each other); addresses count only for methods open to anybody. Buckets that are full
 //! again are forgotten, so memory is bounded by the callers of the last seconds.
-//! Sources: spiffe.md §11 rule 16.
+//! Sources: ca/docs/attacks.md §1.4 (floods of requests).
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;

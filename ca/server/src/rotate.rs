@@ -5,7 +5,7 @@
 //! and the next start makes a new one. Documents are changed only as they were read (compare and swap), so two
 //! processes never both win.
 //! Not here: which key signs when (`rhizome_core::authority`), keys for tokens and the bundle that shows them
-//! (`rotate_jwt`), the acknowledged change of roots (rotation.md).
+//! (`rotate_jwt`), the acknowledged change of roots (ca/docs/ARCHITECTURE.md §8).
 
 use std::sync::Arc;
 use std::time::Duration;

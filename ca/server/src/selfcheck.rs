@@ -2,7 +2,7 @@
 //!
 //! Laws: it looks at what was really sent, verifies it with webpki against the published bundle as both client and
 //! server, and never changes anything. A failure is an error in the log and a counter that must stay zero.
-//! Sources: attacks.md §2 invariant 24.
+//! Sources: ca/docs/attacks.md §2 (24).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

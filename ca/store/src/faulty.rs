@@ -2,7 +2,7 @@
 //! whatever happens while a commit takes its time.
 //!
 //! Laws: what it does not fail it hands to the store below, unchanged. Not here: what a caller does about it.
-//! Sources: attacks.md §1.3 (state durable before effect; fail the 1st, 2nd, … store call).
+//! Sources: ca/docs/attacks.md §1.3 (state durable before effect; fail the 1st, 2nd, … store call).
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};

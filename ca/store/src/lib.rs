@@ -5,7 +5,7 @@
 //! Not here: what the documents and entries mean (`rhizome_core`), when to write them (`rhizome_server`), the
 //! semantic marks of a restore, such as revoked tokens and a raised bundle sequence (the `restore` command writes them
 //! as ordinary transactions).
-//! Sources: ADR 0003; design/limits.md (why serials are not indexed and commits are gathered).
+//! Sources: ADR 0003; ca/docs/performance.md, The floor (why serials are not indexed and commits are gathered).
 
 pub mod conformance;
 mod faulty;

@@ -22,8 +22,8 @@ pub const MAX_TRANSACTION_PARTS: usize = 10_000;
 /// busy through its longest sync, little enough (about 1 MB) to be no memory risk.
 pub(crate) const QUEUE: usize = 1_024;
 
-/// Requests in one durable write. limits.md: a row costs 4.6 µs in batches of 64 and 2.7 µs in batches of 256; beyond
-/// that nothing is gained and everybody waits longer.
+/// Requests in one durable write. ca/docs/performance.md, The floor: a row costs 4.6 µs in batches of 64 and
+/// 2.7 µs in batches of 256; beyond that nothing is gained and everybody waits longer.
 pub(crate) const BATCH_REQUESTS: usize = 256;
 
 /// Bytes of bodies after which a batch is closed: SQLite's default WAL checkpoint is at 4 MB.

@@ -1,5 +1,5 @@
 //! Killed at any moment: what a caller was told is there, nothing is there twice, and the chain holds.
-//! Sources: attacks.md §2 (1, 2, 22).
+//! Sources: ca/docs/attacks.md §2 (1, 2, 22).
 
 #![expect(
     clippy::unwrap_used,

@@ -4,7 +4,7 @@
 //! its first byte and whatever the umask: 0600 for the key, 0644 for the rest, 0700 for the directory; a crash at any
 //! point leaves a directory that loads as the old or as the new identity, never a key beside another key's chain; two
 //! writers take turns; a key that others can read is refused. Not here: asking for certificates, sealing.
-//! Sources: attacks.md §1.5 "Key file mode", §2 invariant 17; RFC 7468 §5 and §10.
+//! Sources: ca/docs/attacks.md §1.5 "key file open to others", §2 (17); RFC 7468 §5 and §10.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};

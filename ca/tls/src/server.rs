@@ -6,7 +6,7 @@
 //! resumed session skips the check; a handshake has a deadline. Outside, a refusal is one TLS alert; inside,
 //! [`AcceptError`] has the reason.
 //! Not here: listeners, limits on connections, what the peer may do.
-//! Sources: RFC 8446 §2.2, §4.3.2, §4.4.2.4; attacks.md §1.1 "Resumption skips the current trust check".
+//! Sources: RFC 8446 §2.2, §4.3.2, §4.4.2.4; ca/docs/attacks.md §1.1 "a resumed session skips the current trust check".
 
 use std::fmt;
 use std::io;

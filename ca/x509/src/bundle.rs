@@ -162,7 +162,8 @@ impl Bundle {
     }
 
     /// The JWT keys that are live at `now` as the SPIFFE Workload API carries them: a JWK set of nothing else, without
-    /// `use` and SPIFFE's own members; `keys` is there also when it is empty (spiffe.md §10).
+    /// `use` and SPIFFE's own members; `keys` is there also when it is empty, as SPIRE's
+    /// agent answers.
     pub fn to_jwks_json(&self, now: Timestamp) -> String {
         let set = KeySet { keys: self.live_jwt_keys(now).map(Jwk::of_jwt_key_without_use).collect() };
         // Strings only, so writing cannot fail.

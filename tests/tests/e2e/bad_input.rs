@@ -4,7 +4,7 @@
 //! Laws: what is expected is said here, not asked of the product's own parsers; a refusal is one line without control
 //! characters; the log has no panic (`server` sees to that). Not here: parsers alone (`rhizome_x509`, `tests/fuzz`),
 //! what is no message at all (`bad_wire`), tokens, files and disks (`faults`).
-//! Sources: attacks.md §1.4, §2 (5, 6, 7); SPIFFE-ID §2.
+//! Sources: ca/docs/attacks.md §1.4, §2 (5, 6, 7); SPIFFE-ID §2.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! What is no message, and what comes beside messages: broken protobuf, oversized frames, forged and doubled metadata.
 //!
 //! Laws: whatever arrives, the connection's other calls and the server go on.
-//! Sources: CVE-2022-39388 (identity from headers), attacks.md §1.4.
+//! Sources: CVE-2022-39388 (identity from headers), ca/docs/attacks.md §1.4.
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use rhizome_proto::METADATA_CODE;

@@ -1,7 +1,7 @@
 //! A disk that is full while the server issues: a real small one, mounted for the test.
 //!
 //! Laws: mounting needs root; as root with `CI=true` it must work, elsewhere the skip is loud.
-//! Sources: attacks.md §1.3 ("500 after the mutation"), §2 (12).
+//! Sources: ca/docs/attacks.md §1.3 (state lost when the store fails), §2 (12).
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};

@@ -2,7 +2,7 @@
 //!
 //! Not here: disks that are full (`disk`), callers that are slow or many (`flood`), clocks that jump
 //! (`ca/server/tests/suite/clock.rs`, because a process cannot be given another clock).
-//! Sources: attacks.md §1.3, §2 (9, 10, 18).
+//! Sources: ca/docs/attacks.md §1.3, §2 (9, 10, 18).
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Callers that are too many, too slow or too restless: what they cost is bounded, and the others go on.
 //!
 //! Laws: the test waits for what the server does (it closes, it answers), never for time to pass.
-//! Sources: attacks.md §1.4, §2 (20); CVE-2023-44487.
+//! Sources: ca/docs/attacks.md §1.4, §2 (20); CVE-2023-44487.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};

@@ -6,7 +6,7 @@
 //! (`synchronous=FULL`) is not seen here; and an answer a moment before its commit, because the kernel keeps what was
 //! written by then. The full disk (`disk`) finds the latter. What this finds is an answer whose record is still in an
 //! open transaction, or in memory.
-//! Sources: attacks.md §2 (1, 2, 10).
+//! Sources: ca/docs/attacks.md §2 (1, 2, 10).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! Laws: what the restored server gives out is newer than anything the lost one did, also after the backup.
 //! Not here: refusals of a restore, and its being killed (`ca/tests`).
-//! Sources: attacks.md §2 (2, 13, 22).
+//! Sources: ca/docs/attacks.md §2 (2, 13, 22).
 
 use std::path::Path;
 use std::process::Command;

@@ -2,7 +2,7 @@
 //!
 //! Laws: a rule sees paths as git names them and whole texts; an item under `#[cfg(test)]` is no product code. Words that may not stand in the repository are spelled in two halves here, or this file would break its rule.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -52,6 +52,12 @@ const FOREIGN_WORDS: &[(&str, &str)] = &[
     ("deb.deb", "ian.org"),
     ("artifact", "ory"),
 ];
+
+/// Documents of others that we cite, as their repositories name them.
+const DOCUMENTS_OF_OTHERS: &[&str] = &["docs/ISSUANCE-CYCLE.md", "SPIFFE_Workload_API.md"];
+
+/// How a section of the map used to be cited, which no reader could follow; in two halves.
+const BARE_SECTION: (&str, &str) = ("architec", "ture §");
 
 impl Source {
     fn is_rust(&self) -> bool {
@@ -159,6 +165,51 @@ fn foreign_words(sources: &[Source]) -> Vec<String> {
     complaints
 }
 
+/// Documents that comments and documents name and that are not in the repository: from its root or, in a document, from
+/// where that stands. The words of a link may be short; its target is looked for, too.
+fn documents_that_are_not_here(sources: &[Source]) -> Vec<String> {
+    let here: BTreeSet<&str> = sources.iter().map(|source| source.path.as_str()).collect();
+    let bare = format!("{}{}", BARE_SECTION.0, BARE_SECTION.1);
+    let mut complaints = Vec::new();
+    for source in sources.iter().filter(|source| !source.is_generated()) {
+        let directory = source.path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        for (at, line) in source.text.lines().enumerate() {
+            let said = if source.is_rust() { line.split_once("//").map_or("", |it| it.1) } else { line };
+            if said.contains(&bare) {
+                complaints.push(format!("{}:{} cites {bare} without a path", source.path, at + 1));
+            }
+            for name in documents_named(said) {
+                let beside = source.path.ends_with(".md")
+                    && (here.contains(&*joined(directory, name)) || said.contains(&format!("[{name}](")));
+                if !beside && !here.contains(name) && !DOCUMENTS_OF_OTHERS.contains(&name) {
+                    complaints.push(format!("{}:{} cites {name}, which is not here", source.path, at + 1));
+                }
+            }
+        }
+    }
+    complaints
+}
+
+/// Every word that ends in `.md` and is no address of the web.
+fn documents_named(line: &str) -> impl Iterator<Item = &str> {
+    let words = line.split(|c: char| !c.is_ascii_alphanumeric() && !"._-/".contains(c));
+    let names = words.map(|word| word.trim_end_matches('.'));
+    names.filter(|name| name.len() > 3 && name.ends_with(".md") && !name.starts_with("//"))
+}
+
+/// `name` as seen from `directory`, with `..` followed.
+fn joined(directory: &str, name: &str) -> String {
+    let mut parts: Vec<&str> = directory.split('/').filter(|part| !part.is_empty()).collect();
+    for part in name.split('/') {
+        match part {
+            ".." => drop(parts.pop()),
+            "." => {}
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
 /// Every text file that is tracked or about to be.
 fn tracked() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -209,6 +260,11 @@ fn facts_are_asserted_only_at_the_listed_doors() {
 #[test]
 fn no_tracked_file_names_a_machine_or_a_registry() {
     assert_eq!(foreign_words(&tracked()), [""; 0]);
+}
+
+#[test]
+fn every_document_that_is_cited_is_in_the_repository() {
+    assert_eq!(documents_that_are_not_here(&tracked()), [""; 0]);
 }
 
 mod planted {
@@ -281,5 +337,28 @@ mod planted {
             let found = foreign_words(&source("README.md", &format!("see {first}{second}x")));
             assert_eq!(found.len(), 1, "{first}{second}");
         }
+    }
+
+    #[test]
+    fn a_document_that_nobody_finds_is_found() {
+        let here = source("ca/docs/attacks.md", "");
+        let complaints = |path: &str, text: &str| {
+            documents_that_are_not_here(&[here.as_slice(), &source(path, text)].concat()).len()
+        };
+        let (first, second) = BARE_SECTION;
+        let bare = format!("// {first}{second}5");
+        // This file is read by the rule, too.
+        let comment = |name: &str| format!("//! Sources: {name}.md.");
+        for text in [&*bare, &comment("attacks"), &comment("docs/attacks"), &comment("/ca/docs/attacks")] {
+            assert_eq!(complaints("ca/id/src/a.rs", text), 1, "{text}");
+        }
+        let web = comment("https://example.org/a");
+        for text in [&*web, &comment("ca/docs/attacks"), "let x = \"a.md\";"] {
+            assert_eq!(complaints("ca/id/src/a.rs", text), 0, "{text}");
+        }
+        for (path, expected) in [("ca/docs/b.md", 0), ("ca/docs/adr/b.md", 1), ("README.md", 1)] {
+            assert_eq!(complaints(path, "[attacks](attacks.md#x)"), expected, "{path}");
+        }
+        assert_eq!(complaints("ca/docs/adr/b.md", "see ../attacks.md."), 0);
     }
 }

@@ -184,7 +184,8 @@ impl Catalogue<'_> {
     }
 
     /// Adds the revocation lists, which are those of the own trust domain. Leaves only: our lists speak of leaves, and
-    /// Envoy wants one of every CA of a chain otherwise. Its SPIFFE validator ignores the field (`divergences.md`).
+    /// Envoy wants one of every CA of a chain otherwise. Its SPIFFE validator ignores the field
+    /// (ca/docs/divergences.md).
     fn with_crls(
         &self,
         domain: &TrustDomain,

@@ -1,7 +1,8 @@
 //! What local callers may take of the agent: every number with its reason.
 //!
 //! Laws: no user and no process can take everything; whoever does not read, does not finish or does not answer is
-//! dropped, and only its own connection with it. Sources: attacks.md §1.4 and invariant 20, limits.md.
+//! dropped, and only its own connection with it. Sources: ca/docs/attacks.md §1.4 and §2 (20);
+//! ca/docs/performance.md, Results.
 
 use std::time::Duration;
 

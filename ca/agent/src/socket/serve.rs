@@ -3,7 +3,7 @@
 //! Laws: a connection is named before it is served; what cannot be named or has no place is closed, which a client
 //! takes for an agent that is not there and tries again. Reflection offers what the standard wants discoverable, the
 //! Workload API; it never lists what this socket does not serve.
-//! Sources: SPIFFE Workload Endpoint §6, §7; attacks.md §1.4 (CVE-2023-44487).
+//! Sources: SPIFFE Workload Endpoint §6, §7; ca/docs/attacks.md §1.4 (CVE-2023-44487).
 
 use std::collections::BTreeSet;
 use std::io;

@@ -3,7 +3,7 @@
 //! Laws: a token is given as it is until half of its life is over, then only while no new one can be had, and never in
 //! its last moments; there is room for so many bytes and so many tokens of one identity, and what expires first goes
 //! first, so that no workload pushes out another's by asking for many audiences.
-//! Sources: spiffe.md §10 (renewal by half life).
+//! Sources: spiffe/spire `pkg/common/rotationutil/rotationutil.go` (half of the life).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

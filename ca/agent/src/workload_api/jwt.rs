@@ -5,7 +5,8 @@
 //! the token alone, and says nothing about a token that did not pass; of a foreign trust domain's token the caller sees
 //! the claims that the standard defines, and those that the operator allows.
 //! Not here: fetching and keeping (`tokens`), what a valid token is (`rhizome_jwt`).
-//! Sources: SPIFFE Workload API §6, §8; spiffe.md §10.
+//! Sources: SPIFFE Workload API §6, §8; spiffe/spire `pkg/agent/endpoints/workload/handler.go` (claims of foreign
+//! tokens).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::socket::Doors;
 use crate::tokens::{NoToken, TokenWish, Tokens};
 
 const PROFILE: &str = "the JWT-SVID profile";
-/// What a token of a foreign trust domain always shows (spiffe.md §10).
+/// What a token of a foreign trust domain always shows, as SPIRE's agent does.
 const FOREIGN_CLAIMS: [&str; 3] = ["sub", "exp", "aud"];
 
 /// Where tokens come from, unless the profile is off.

@@ -1,7 +1,7 @@
 //! A disk that is full or read-only while the agent works: a real small one, mounted for the test.
 //!
 //! Laws: mounting needs root; as root with `CI=true` it must work, elsewhere the skip is loud.
-//! Sources: attacks.md §2 (12).
+//! Sources: ca/docs/attacks.md §2 (12).
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};

@@ -4,7 +4,7 @@
 //! A token's `jti` comes from the counter of serial numbers, so no two tokens share one; a token never outlives the key
 //! that signs it; the ledger holds the hash of what is signed and never the token.
 //! Not here: the bytes of a token (`rhizome-jwt`), the order of the steps with their I/O (`rhizome_server`).
-//! Sources: JWT-SVID §3 and §4; spiffe.md §10; models.md rules 2, 3 and 6.
+//! Sources: JWT-SVID §3 and §4; ca/docs/issuance.md, JWT-SVIDs; ca/docs/CONTRIBUTING.md, house rules 1 and 6.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! A clock that jumps back: nothing is issued beyond two minutes, and all goes on when it is right again. One that jumps
 //! ahead: not believed until the step has lasted, and forgotten when it is taken back.
 //!
-//! Sources: attacks.md §2 (21).
+//! Sources: ca/docs/attacks.md §2 (21).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

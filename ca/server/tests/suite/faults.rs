@@ -1,7 +1,7 @@
 //! What happens while a commit takes its time, when the store fails at every call in turn, and to those who hurry.
 //!
 //! Laws: a commit is held where the test wants it, and the test waits until it has come there.
-//! Sources: attacks.md §1.3, §1.4; CVE-2023-44487.
+//! Sources: ca/docs/attacks.md §1.3, §1.4; CVE-2023-44487.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,6 @@
 //! JWT-SVIDs as nodes ask for them, and the keys that sign them as years pass.
 //!
-//! Sources: JWT-SVID §2 to §4, spiffe.md §10 and §11.11, attacks.md §2 (1, 3).
+//! Sources: JWT-SVID §2 to §4, ADR 0011, ca/docs/attacks.md §2 (1, 3).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! Laws: what is not a clause here is not promised; a clause says nothing about one backend. Each clause gets stores
 //! of its own and fails by panicking with what it saw. Not here: files, damage and crashes (the backends' own tests).
-//! Sources: models.md rule 11; attacks.md §1.3.
+//! Sources: ca/docs/CONTRIBUTING.md, a store; ca/docs/attacks.md §1.3.
 
 #![expect(
     clippy::unwrap_used,

@@ -5,7 +5,7 @@
 //! ledger were verified. So a file that is empty is damage, never a fresh start.
 //! Not here: the marks that a restore leaves in the state (revoked tokens, a raised bundle sequence); their
 //! transactions belong to the `restore` command.
-//! Sources: sqlite.org/backup.html; attacks.md §2 (22).
+//! Sources: sqlite.org/backup.html; ca/docs/attacks.md §2 (22).
 
 use std::path::Path;
 

@@ -5,7 +5,7 @@
 //! Here: opening, and the port. The files are in `place`, the schema in `schema`, group commit in `writer`, waking in `answers`, columns in
 //! `rows`, new files, backup and restore in `copy`, errors in `error`.
 //! Not here: what is stored. Put the database on a local disk: write-ahead logging and `flock` need one.
-//! Sources: sqlite.org/wal.html; limits.md.
+//! Sources: sqlite.org/wal.html; ca/docs/performance.md, The floor.
 
 mod answers;
 mod copy;

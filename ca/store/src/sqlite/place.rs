@@ -5,7 +5,7 @@
 //! a second server on the same file is refused at once, and a killed one leaves no lock behind. The lock is a file of
 //! its own because SQLite's POSIX locks on the database are lost when any descriptor of it is closed.
 //! Not here: what is in the files.
-//! Sources: attacks.md §1.5 (key file mode); sqlite.org/howtocorrupt.html §2.2.
+//! Sources: ca/docs/attacks.md §1.5 (key file open to others); sqlite.org/howtocorrupt.html §2.2.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};

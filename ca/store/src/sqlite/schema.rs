@@ -4,7 +4,7 @@
 //! migrations are append-only, embedded, and applied together in one transaction, so a killed upgrade leaves the old
 //! schema. Every commit is synced (`synchronous=FULL`) before it is answered.
 //! Not here: file modes and the lock (`place`).
-//! Sources: sqlite.org/pragma.html; models.md rule 13.
+//! Sources: sqlite.org/pragma.html; ca/docs/CONTRIBUTING.md, a migration.
 
 use std::path::Path;
 

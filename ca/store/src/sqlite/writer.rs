@@ -6,7 +6,7 @@
 //! batch fails with it. Nobody is answered before the commit is on disk. After a failure the state is read again
 //! from the database, for it may have happened or not.
 //! Not here: reads, and how a caller lives with an unknown outcome.
-//! Sources: limits.md (a batch, not a timer).
+//! Sources: ca/docs/performance.md (a batch, not a timer).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

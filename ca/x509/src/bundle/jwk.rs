@@ -102,7 +102,7 @@ impl<'a> Jwk<'a> {
         Self { purpose: Some(JWT_SVID), ..Self::of_jwt_key_without_use(key) }
     }
 
-    /// The same as the Workload API carries it, where the use goes without saying (spiffe.md §10).
+    /// The same as the Workload API carries it, where the use goes without saying, as from SPIRE's agent.
     pub(super) fn of_jwt_key_without_use(key: &'a JwtKey) -> Self {
         Self { kid: Some(key.kid()), ..Self::of_key(key.public_key()) }
     }
