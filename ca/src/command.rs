@@ -1,15 +1,17 @@
 //! The command line: every verb of `rhizome`, and which module does it.
 //!
+//! Laws: whatever a verb fails at is told in the form that `--output` asks for, on standard error.
 //! Not here: what administrators' verbs do and their options (`rhizome_cli`).
 
-use std::io::{self, IsTerminal as _};
+use std::ffi::OsString;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
-use rhizome_agent::program;
-use rhizome_cli::{Console, EXIT_CODES_HELP, Exit, Options, OutputFormat};
+use rhizome_agent::program::{self, NotUnderstood, asks_for_json};
+use rhizome_cli::{Console, EXIT_CODES_HELP, Exit, Failure, Options, OutputFormat, complain};
 use rhizome_core::ports::Clock as _;
 use rhizome_id::Timestamp;
 use rhizome_server::SystemClock;
@@ -81,29 +83,59 @@ enum Verb {
     },
 }
 
-/// Does what the command line says, and gives how it ended.
-pub fn run(arguments: Arguments) -> Exit {
+/// Does what the words of the command line say, the program's name first, and gives how it ended.
+pub fn main(words: &[OsString]) -> Exit {
+    match Arguments::try_parse_from(words) {
+        Ok(arguments) => run(arguments),
+        Err(error) if !error.use_stderr() || !asks_for_json(words) => {
+            // Help, versions, and usage as people read it; when that cannot be written, there is nobody left to tell.
+            drop(error.print());
+            if error.use_stderr() { Exit::Usage } else { Exit::Done }
+        }
+        Err(error) => {
+            let NotUnderstood { message, hint } = NotUnderstood::from(&error);
+            failed(OutputFormat::Json, &Failure::usage(message).hint(hint))
+        }
+    }
+}
+
+/// Tells why a verb failed, and gives how the process ends.
+pub(crate) fn failed(output: OutputFormat, failure: &Failure) -> Exit {
+    complain(&mut io::stderr(), output, failure);
+    failure.exit()
+}
+
+fn run(arguments: Arguments) -> Exit {
     let Arguments { options, verb } = arguments;
+    let output = options.output;
     let many = || Builder::new_multi_thread().worker_threads(BACKGROUND_THREADS).enable_all().build();
     let one = || Builder::new_current_thread().enable_all().build();
     match verb {
-        Verb::Server { config, check_config: true, .. } => serve::check_config(&config),
+        Verb::Server { config, check_config: true, .. } => serve::check_config(&config, output),
         Verb::Server { config, check_config: false, believe_clock } => {
-            on(many(), serve::run(&config, believe_clock))
+            on(many(), output, serve::run(&config, believe_clock, output))
         }
-        Verb::Dev { check, dir } => on(many(), dev::run(check, dir.as_deref())),
-        Verb::DevWorkload(wish) => on(one(), dev::run_workload(wish)),
-        Verb::Restore { config, backup } => on(one(), restore::run(&config, &backup)),
-        Verb::Agent(arguments) => on(one(), agent(*arguments, options.output)),
+        Verb::Dev { check, dir } => on(many(), output, dev::run(check, dir.as_deref(), output)),
+        Verb::DevWorkload(wish) => on(one(), output, dev::run_workload(wish)),
+        Verb::Restore { config, backup } => on(one(), output, restore::run(&config, &backup, output)),
+        Verb::Agent(arguments) => on(one(), output, agent(*arguments, output)),
         Verb::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "rhizome", &mut io::stdout());
-            Exit::Done
+            // In memory first: the library panics when what it writes to does not take it.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "rhizome", &mut script);
+            let mut out = io::stdout();
+            match out.write_all(&script).and_then(|()| out.flush()) {
+                Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+                    failed(output, &Failure::file("write to", "standard output".as_ref(), &cause))
+                }
+                Ok(()) | Err(_) => Exit::Done,
+            }
         }
         Verb::Admin(command) => {
             let terminal = io::stdout().is_terminal();
             let (mut out, mut err) = (io::stdout(), io::stderr());
             let mut console = Console { out: &mut out, err: &mut err, clock: clock(), terminal };
-            on(one(), rhizome_cli::run(&options, command, &mut console))
+            on(one(), output, rhizome_cli::run(&options, command, &mut console))
         }
     }
 }
@@ -148,12 +180,12 @@ pub(crate) fn clock() -> Arc<dyn Fn() -> Timestamp + Send + Sync> {
     Arc::new(|| SystemClock.now())
 }
 
-fn on(runtime: io::Result<Runtime>, work: impl Future<Output = Exit>) -> Exit {
+fn on(runtime: io::Result<Runtime>, output: OutputFormat, work: impl Future<Output = Exit>) -> Exit {
     match runtime {
         Ok(runtime) => runtime.block_on(work),
         Err(cause) => {
-            eprintln!("error: threads cannot be started: {cause}");
-            Exit::Failed
+            let told = format!("threads cannot be started: {cause}");
+            failed(output, &Failure::new(Exit::Failed, "threads", told))
         }
     }
 }

@@ -2,9 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use rhizome::command::{Arguments, run};
-
 fn main() -> ExitCode {
-    ExitCode::from(run(Arguments::parse()).code())
+    let words: Vec<_> = std::env::args_os().collect();
+    ExitCode::from(rhizome::command::main(&words).code())
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhizome_cli::Exit;
+use rhizome_cli::{Exit, Failure, OutputFormat};
 use rhizome_core::authority::{AuthorityState, JwtAuthority};
 use rhizome_core::caller::Principal;
 use rhizome_core::documents::{
@@ -27,8 +27,10 @@ use rhizome_id::{Timestamp, TrustDomain};
 use rhizome_server::{Stopwatch, SystemClock};
 use rhizome_store::{Options, SqliteStore};
 
+use crate::command;
 use crate::config::{self, Config, ConfigError};
 use crate::launch::{self, LaunchError};
+use crate::serve::misconfigured;
 
 /// Documents read at once, and tokens revoked in one transaction.
 const PAGE: usize = 500;
@@ -102,6 +104,22 @@ pub enum RestoreError {
     Bug(String),
 }
 
+impl RestoreError {
+    /// Stable, for programs.
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "configuration",
+            Self::Launch(_) => "launch",
+            Self::Exists { .. } => "exists",
+            Self::NoBackup { .. } | Self::Io { .. } => "file",
+            Self::OtherTrustDomain { .. } => "other_trust_domain",
+            Self::NoIdentity { .. } => "no_identity",
+            Self::Store(_) | Self::Document(_) => "backup",
+            Self::Bug(_) => "bug",
+        }
+    }
+}
+
 /// What a restore did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restored {
@@ -116,31 +134,54 @@ pub struct Restored {
 }
 
 /// Restores `backup` as the configuration file at `path` says, and reports.
-pub async fn run(path: &Path, backup: &Path) -> Exit {
-    match restore(path, backup).await {
+pub async fn run(path: &Path, backup: &Path, output: OutputFormat) -> Exit {
+    match restore(path, backup, output).await {
         Ok((config, restored)) => {
             let keys = missing_keys(&config, &restored.database).await;
             drop(io::stdout().write_all(report(&restored, &keys).as_bytes()));
-            if keys.is_ok_and(|missing| missing.is_empty()) { Exit::Done } else { Exit::CheckFailed }
+            keys_checked(keys, output)
         }
-        Err(error) => {
-            drop(writeln!(io::stderr(), "error: {error}"));
-            if matches!(error, RestoreError::Config(_)) { Exit::Usage } else { Exit::Failed }
+        Err(RestoreError::Config(error)) => misconfigured(&error, output),
+        Err(error) => command::failed(output, &Failure::new(Exit::Failed, error.code(), error.to_string())),
+    }
+}
+
+/// How a restore ends that put everything into place; people have read about the keys in the report.
+fn keys_checked(keys: Result<Vec<String>, String>, output: OutputFormat) -> Exit {
+    let told = match keys {
+        Ok(missing) if missing.is_empty() => return Exit::Done,
+        Ok(missing) => format!("restored; private keys missing: {}", missing.join(", ")),
+        Err(cause) => format!("restored; private keys not checked: {cause}"),
+    };
+    match output {
+        OutputFormat::Table => Exit::CheckFailed,
+        OutputFormat::Json => {
+            let failure = Failure::new(Exit::CheckFailed, "keys", told);
+            command::failed(output, &failure.hint("put the keys directory back before starting the server"))
         }
     }
 }
 
-async fn restore(path: &Path, backup: &Path) -> Result<(Config, Restored), RestoreError> {
+async fn restore(
+    path: &Path,
+    backup: &Path,
+    output: OutputFormat,
+) -> Result<(Config, Restored), RestoreError> {
     let config = config::load(path)?.config;
-    let restored = restore_into(&config, backup, SystemClock.now()).await?;
+    let restored = restore_into(&config, backup, SystemClock.now(), output).await?;
     Ok((config, restored))
 }
 
-/// Restores `backup` into the data directory of `config`.
+/// Restores `backup` into the data directory of `config`; says on standard error what takes long, unless programs read.
 ///
 /// # Errors
 /// [`RestoreError`]; the data directory then has no database, as before.
-pub async fn restore_into(config: &Config, backup: &Path, now: Timestamp) -> Result<Restored, RestoreError> {
+pub async fn restore_into(
+    config: &Config,
+    backup: &Path,
+    now: Timestamp,
+    output: OutputFormat,
+) -> Result<Restored, RestoreError> {
     launch::check_data(&config.data)?;
     let target = launch::database(&config.data);
     let exists = fs::exists(&target).map_err(|cause| io_error("look for", &target, cause))?;
@@ -153,7 +194,7 @@ pub async fn restore_into(config: &Config, backup: &Path, now: Timestamp) -> Res
     let workshop = tempfile::Builder::new().prefix(WORKSHOP).tempdir_in(&config.data);
     let workshop = workshop.map_err(|cause| io_error("make a directory in", &config.data, cause))?;
     let (from, draft) = (backup.to_owned(), workshop.path().join("draft.db"));
-    let store = patiently("copying and verifying the backup", async {
+    let store = patiently(output, "copying and verifying the backup", async {
         let opening =
             tokio::task::spawn_blocking(move || SqliteStore::restore(&from, &draft, now, Options::default()));
         opening.await.map_err(|lost| RestoreError::Bug(lost.to_string()))
@@ -161,10 +202,10 @@ pub async fn restore_into(config: &Config, backup: &Path, now: Timestamp) -> Res
     let store: Arc<dyn Store> = Arc::new(store.await??);
     check_identity(store.as_ref(), config, backup).await?;
     let (revoked_tokens, bundle) =
-        patiently("marking it as restored", mark(store.as_ref(), backup, now)).await?;
+        patiently(output, "marking it as restored", mark(store.as_ref(), backup, now)).await?;
     let records = store.head().await?.position.0;
     let finished = workshop.path().join("finished.db");
-    patiently("writing the database", store.backup(&finished)).await?;
+    patiently(output, "writing the database", store.backup(&finished)).await?;
     drop(store);
     match fs::hard_link(&finished, &target) {
         Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {
@@ -339,8 +380,8 @@ fn io_error(action: &'static str, path: &Path, cause: io::Error) -> RestoreError
     RestoreError::Io { action, path: path.to_owned(), cause }
 }
 
-/// Waits for `work`, and says on standard error that it goes on once it has taken a second.
-async fn patiently<T>(doing: &str, work: impl Future<Output = T>) -> T {
+/// Waits for `work`, and says to people, on standard error, that it goes on once it has taken a second.
+async fn patiently<T>(output: OutputFormat, doing: &str, work: impl Future<Output = T>) -> T {
     let watch = Stopwatch::start();
     tokio::pin!(work);
     let mut wait = PATIENCE;
@@ -348,7 +389,7 @@ async fn patiently<T>(doing: &str, work: impl Future<Output = T>) -> T {
         tokio::select! {
             biased;
             done = &mut work => return done,
-            () = tokio::time::sleep(wait) => {
+            () = tokio::time::sleep(wait), if output == OutputFormat::Table => {
                 drop(writeln!(io::stderr(), "{doing} … {} s", watch.elapsed().as_secs()));
                 wait = REMIND;
             }

@@ -7,7 +7,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use rhizome_cli::Exit;
+use rhizome_cli::{Exit, Failure, OutputFormat};
 use rhizome_core::documents::DocumentKey;
 use rhizome_core::documents::Kind;
 use rhizome_core::ports::Store;
@@ -17,12 +17,12 @@ use rhizome_server::{Running, Settings};
 use rhizome_x509::Bundle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{self, Config, Loaded, Warning};
-use crate::launch;
+use crate::config::{self, Config, ConfigError, Loaded, Warning};
 use crate::logging::{self, LevelHandle};
+use crate::{command, launch};
 
 /// Checks the configuration file and says what is wrong with it, or that nothing is.
-pub fn check_config(path: &Path) -> Exit {
+pub fn check_config(path: &Path, output: OutputFormat) -> Exit {
     match config::load(path) {
         Ok(Loaded { config, warnings }) => {
             let mut text = warnings.iter().map(|warning| warned(path, warning)).collect::<String>();
@@ -30,9 +30,20 @@ pub fn check_config(path: &Path) -> Exit {
             drop(io::stdout().write_all(text.as_bytes()));
             Exit::Done
         }
-        Err(error) => {
+        Err(error) => misconfigured(&error, output),
+    }
+}
+
+/// Tells the faults of a configuration: to people one a line that begins with its place, so that editors jump there.
+pub(crate) fn misconfigured(error: &ConfigError, output: OutputFormat) -> Exit {
+    match output {
+        OutputFormat::Table => {
             drop(writeln!(io::stderr(), "{error}"));
             Exit::Usage
+        }
+        OutputFormat::Json => {
+            let told = error.to_string().trim_end().to_owned();
+            command::failed(output, &Failure::new(Exit::Usage, "configuration", told))
         }
     }
 }
@@ -46,13 +57,10 @@ fn warned(path: &Path, warning: &Warning) -> String {
 
 /// Runs the server that the configuration file at `path` describes, until a signal stops it. With `believe_clock` it
 /// starts although the ledger has seen a later time than the clock tells.
-pub async fn run(path: &Path, believe_clock: bool) -> Exit {
+pub async fn run(path: &Path, believe_clock: bool, output: OutputFormat) -> Exit {
     let Loaded { config, warnings } = match config::load(path) {
         Ok(loaded) => loaded,
-        Err(error) => {
-            drop(writeln!(io::stderr(), "{error}"));
-            return Exit::Usage;
-        }
+        Err(error) => return misconfigured(&error, output),
     };
     let level = logging::start(config.log);
     for warning in warnings {
@@ -61,17 +69,17 @@ pub async fn run(path: &Path, believe_clock: bool) -> Exit {
     rhizome_agent::descriptors::raise_limit();
     let signals = match Signals::listen() {
         Ok(signals) => signals,
-        Err(cause) => return failed("cannot listen for signals", &cause),
+        Err(cause) => return failed(output, "signals", "cannot listen for signals", &cause),
     };
     let launched = match launch::open(&config).await {
         Ok(launched) => launched,
-        Err(error) => return failed("cannot start", &error),
+        Err(error) => return failed(output, "launch", "cannot start", &error),
     };
     let store = Arc::clone(&launched.ports.store);
     let settings = Settings { believe_clock, ..launched.settings };
     let running = match rhizome_server::start(settings, launched.ports).await {
         Ok(running) => running,
-        Err(error) => return failed("cannot start", &error),
+        Err(error) => return failed(output, "start", "cannot start", &error),
     };
     let bundle = bundle_digest(store.as_ref(), &config.trust_domain).await;
     tracing::info!(
@@ -86,12 +94,27 @@ pub async fn run(path: &Path, believe_clock: bool) -> Exit {
         "ready"
     );
     drop(store);
-    until_stopped(running, signals, path, &config, &level).await
+    if until_stopped(running, signals, path, &config, &level).await {
+        return Exit::Done;
+    }
+    let told = "stopped at once; open calls were cut off";
+    match output {
+        OutputFormat::Table => Exit::Failed,
+        OutputFormat::Json => command::failed(output, &Failure::new(Exit::Failed, "cut_off", told)),
+    }
 }
 
-fn failed(what: &str, error: &dyn std::error::Error) -> Exit {
-    tracing::error!(cause = %error, "{what}");
-    Exit::Failed
+/// Tells why there is no server: people and whoever collects it in the log, programs that asked for it as they asked.
+fn failed(output: OutputFormat, code: &str, what: &str, error: &dyn std::error::Error) -> Exit {
+    match output {
+        OutputFormat::Table => {
+            tracing::error!(cause = %error, "{what}");
+            Exit::Failed
+        }
+        OutputFormat::Json => {
+            command::failed(output, &Failure::new(Exit::Failed, code, format!("{what}: {error}")))
+        }
+    }
 }
 
 /// Sequence and digest of the bundle in the store, for the log.
@@ -131,13 +154,14 @@ impl Signals {
     }
 }
 
+/// Serves until a signal; whether all calls that were open then came to their end.
 async fn until_stopped(
     running: Running,
     mut signals: Signals,
     path: &Path,
     config: &Config,
     level: &LevelHandle,
-) -> Exit {
+) -> bool {
     loop {
         match signals.next().await {
             Told::Reread => reread(path, config, level),
@@ -154,10 +178,10 @@ async fn until_stopped(
     tokio::pin!(stopping);
     loop {
         tokio::select! {
-            () = &mut stopping => return Exit::Done,
+            () = &mut stopping => return true,
             told = signals.next() => if let Told::Stop(signal) = told {
                 tracing::warn!(signal, "stopped at once; open calls were cut off");
-                return Exit::Failed;
+                return false;
             },
         }
     }

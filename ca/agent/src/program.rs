@@ -4,6 +4,7 @@
 //! failure is one sentence and an exit code with the same meaning as those of `rhizome`.
 //! Not here: anything that the agent does.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,10 +22,12 @@ mod logging;
 mod look;
 mod output;
 mod serve;
+mod words;
 
 pub use exit::{EXIT_CODES_HELP, Exit};
 pub use logging::{LogFormat, LogLevel};
 pub use output::OutputFormat;
+pub use words::{NotUnderstood, asks_for_json};
 
 use config::{Config, MetricsAddress};
 use exit::Failure;
@@ -152,10 +155,29 @@ impl AgentOptions {
     }
 }
 
-impl Program {
-    /// Does what the command line says, and gives how it ended. Call it inside a runtime.
-    pub async fn run(self) -> Exit {
-        run(self.arguments, self.output).await
+/// Does what the words of the command line say, the program's name first, and gives how it ended.
+pub fn main(words: &[OsString]) -> Exit {
+    let Program { arguments, output } = match Program::try_parse_from(words) {
+        Ok(program) => program,
+        Err(error) if !error.use_stderr() || !asks_for_json(words) => {
+            // Help, versions, and usage as people read it; when that cannot be written, there is nobody left to tell.
+            drop(error.print());
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
+        }
+        Err(error) => {
+            let NotUnderstood { message, hint } = NotUnderstood::from(&error);
+            let failure = Failure { exit: Exit::Usage, code: "usage", message, hint: Some(hint) };
+            output::complain(OutputFormat::Json, &failure);
+            return failure.exit;
+        }
+    };
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(arguments, output)),
+        Err(cause) => {
+            let told = format!("threads cannot be started: {cause}");
+            output::complain(output, &Failure::new(Exit::Failed, "threads", told));
+            Exit::Failed
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub use exit::{EXIT_CODES_HELP, Exit, Failure};
 pub use explain::{CallerArgument, Explain};
 pub use ledger::{HeadArgument, LedgerVerb, ListEntries};
 pub use node::{JoinNode, ListNodes, NodeArgument, NodeVerb};
-pub use output::{Clock, Console, OutputFormat};
+pub use output::{Clock, Console, OutputFormat, complain};
 pub use request::{AttributeArgument, RequestCertificate, Workload};
 pub use rhizome_tls::{
     JoinString, JoinStringError, MAX_ADDRESSES, MAX_JOIN_STRING_BYTES as MAX_BYTES, MAX_ROOTS,

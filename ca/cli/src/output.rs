@@ -92,8 +92,13 @@ impl Console<'_> {
 
     /// Why the verb failed.
     pub(crate) fn complain(&mut self, format: OutputFormat, failure: &Failure) {
-        say(self.err, &complaint(format, failure));
+        complain(self.err, format, failure);
     }
+}
+
+/// Writes why a verb failed to `err`: a sentence for people, or one JSON object for programs.
+pub fn complain(err: &mut (dyn Write + Send), format: OutputFormat, failure: &Failure) {
+    say(err, &complaint(format, failure));
 }
 
 /// Standard error is the last resort: when it fails, there is nobody left to tell.

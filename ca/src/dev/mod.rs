@@ -18,7 +18,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use rhizome_cli::Exit;
+use rhizome_cli::{Exit, Failure, OutputFormat};
 use rhizome_server::Stopwatch;
 use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,24 +28,21 @@ use self::stage::Stage;
 use self::walk::{Place, Walk};
 pub use self::workload::{Workload, run as run_workload};
 use crate::config::{Log, LogFormat, LogLevel};
-use crate::logging;
+use crate::{command, logging};
 
 /// The trust domain of a trial: a name that nobody can own (RFC 2606).
 const TRUST_DOMAIN: &str = "dev.example.org";
 
 /// Runs the trial: once through with `check`, else until a signal.
-pub async fn run(check: bool, directory: Option<&Path>) -> Exit {
+pub async fn run(check: bool, directory: Option<&Path>, output: OutputFormat) -> Exit {
     logging::start(Log { format: LogFormat::Text, level: LogLevel::Error });
-    match trial(check, directory).await {
+    match trial(check, directory, output).await {
         Ok(exit) => exit,
-        Err(error) => {
-            drop(writeln!(io::stderr(), "error: {error}"));
-            Exit::Failed
-        }
+        Err(error) => command::failed(output, &Failure::new(Exit::Failed, "failed", error)),
     }
 }
 
-async fn trial(check: bool, directory: Option<&Path>) -> Result<Exit, String> {
+async fn trial(check: bool, directory: Option<&Path>, output: OutputFormat) -> Result<Exit, String> {
     let watch = Stopwatch::start();
     let mut signals = Signals::listen()?;
     let home = Home::make(directory)?;
@@ -68,12 +65,19 @@ async fn trial(check: bool, directory: Option<&Path>) -> Result<Exit, String> {
             () = show::live(&stage) => {}
             () = signals.any() => {}
         }
-    } else {
-        walk.complain();
     }
     // Before the directory goes: nothing writes there any more.
     stage.clear().await;
-    Ok(if facts.is_some() { Exit::Done } else { Exit::Failed })
+    if facts.is_some() {
+        return Ok(Exit::Done);
+    }
+    Ok(match output {
+        // The last line of the check said it.
+        OutputFormat::Table if check => Exit::Failed,
+        OutputFormat::Table | OutputFormat::Json => {
+            command::failed(output, &Failure::new(Exit::Failed, "step_failed", walk.failure()))
+        }
+    })
 }
 
 /// The one directory that everything is in.

@@ -188,10 +188,9 @@ impl Walk {
         drop(writeln!(io::stdout(), "{line}"));
     }
 
-    /// Says which step failed.
-    pub(super) fn complain(&self) {
-        let failure = self.failure.as_deref().unwrap_or("nothing was done");
-        drop(writeln!(io::stderr(), "error: {failure}"));
+    /// Which step failed, and why.
+    pub(super) fn failure(&self) -> &str {
+        self.failure.as_deref().unwrap_or("nothing was done")
     }
 }
 

@@ -84,7 +84,7 @@ fn collect_help(command: &mut clap::Command, above: &str, text: &mut String) {
     }
 }
 
-fn golden(name: &str, found: &str) {
+pub(crate) fn golden(name: &str, found: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if std::env::var_os("RHIZOME_BLESS").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -9,6 +9,8 @@ mod deploy;
 #[cfg(test)]
 mod dev;
 #[cfg(test)]
+mod failures;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod restore;

@@ -119,8 +119,10 @@ fn a_damaged_or_missing_backup_is_refused_and_nothing_is_left() {
     assert_eq!(fs::read_dir(other.data()).unwrap().count(), 0);
 
     let keyless = Home::new("");
-    let restored = restore(&keyless, &backup);
+    let restored = rhizome(&["restore", "--config", &keyless.config(), &backup, "--output", "json"]);
     assert_eq!(restored.status.code(), Some(6), "{}{}", stdout(&restored), stderr(&restored));
+    let failure: Value = serde_json::from_slice(&restored.stderr).unwrap();
+    assert_eq!((&failure["error"]["code"], &failure["error"]["exit_code"]), (&"keys".into(), &6.into()));
     assert!(
         stdout(&restored).contains("private keys not checked") && keyless.data().join("rhizome.db").exists()
     );

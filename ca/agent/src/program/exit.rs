@@ -61,12 +61,14 @@ pub(super) struct Failure {
     /// Stable, for programs.
     pub(super) code: &'static str,
     pub(super) message: String,
+    /// What to do, where the sentence does not say it already.
+    pub(super) hint: Option<String>,
 }
 
 impl Failure {
     #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err takes")]
     pub(super) fn new(exit: Exit, code: &'static str, cause: impl ToString) -> Self {
-        Self { exit, code, message: cause.to_string() }
+        Self { exit, code, message: cause.to_string(), hint: None }
     }
 
     pub(super) fn failed(cause: impl ToString) -> Self {

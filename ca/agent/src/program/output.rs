@@ -47,11 +47,14 @@ pub(super) fn complain(format: OutputFormat, failure: &Failure) {
     drop(io::stderr().lock().write_all(complaint(format, failure).as_bytes()));
 }
 
-fn complaint(format: OutputFormat, Failure { exit, code, message }: &Failure) -> String {
+fn complaint(format: OutputFormat, Failure { exit, code, message, hint }: &Failure) -> String {
     match format {
-        OutputFormat::Table => format!("error: {} [{code}]\n", printable(message)),
+        OutputFormat::Table => {
+            let hint = hint.iter().map(|hint| format!("hint:  {}\n", printable(hint))).collect::<String>();
+            format!("error: {} [{code}]\n{hint}", printable(message))
+        }
         OutputFormat::Json => {
-            let error = json!({ "code": code, "message": message, "exit_code": exit.code() });
+            let error = json!({ "code": code, "message": message, "hint": hint, "exit_code": exit.code() });
             format!("{:#}\n", json!({ "error": error }))
         }
     }

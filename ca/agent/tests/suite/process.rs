@@ -212,3 +212,19 @@ async fn a_configuration_with_a_fault_starts_nothing_and_ends_with_2() {
         run(program(folder.path(), &["check", "--config", "/nonexistent/x.yaml"]), String::new()).await;
     assert!(code == Some(2) && said.contains("cannot be read"), "{said}");
 }
+
+#[tokio::test]
+async fn programs_are_told_as_json_that_a_command_line_was_not_understood() {
+    let state = TempDir::new().unwrap();
+    let (code, said) = run(program(state.path(), &["--output", "json", "stauts"]), String::new()).await;
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let expected = serde_json::json!({ "error": {
+        "code": "usage",
+        "message": "unrecognized subcommand 'stauts'",
+        "hint": "a similar subcommand exists: 'status'",
+        "exit_code": 2,
+    }});
+    assert_eq!((code, told), (Some(2), expected));
+    let (code, said) = run(program(state.path(), &["--output", "json", "--version"]), String::new()).await;
+    assert_eq!((code, said.trim_end()), (Some(0), concat!("rhizome-agent ", env!("CARGO_PKG_VERSION"))));
+}
