@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
+use crate::fetch::{LOOK_EVERY, until};
 use crate::link::Link;
 use crate::node::Node;
 use crate::sealed::{Aside, NodeRenewal, Restored, Sealed, SealedError};
@@ -118,6 +119,7 @@ pub fn start(settings: Settings, ports: Ports) -> Result<Agent, StartError> {
     let aside = sealed.aside().to_vec();
     let agent = Agent { cache, status: Arc::default(), nudge: Arc::default(), spawner, aside };
     agent.status.set(|status| status.aside = agent.aside.len());
+    let clock = Arc::clone(&ports.clock);
     let link = Link {
         state,
         join,
@@ -132,6 +134,7 @@ pub fn start(settings: Settings, ports: Ports) -> Result<Agent, StartError> {
     let sealer = Sealer { cache, node, sealed: Arc::new(sealed), status, beside: 0 };
     agent.spawner.spawn("seal", sealer.run(agent.spawner.stopping().clone()));
     agent.spawner.spawn_until_stop("link", link.run());
+    agent.spawner.spawn_until_stop("clock", watch_clock(Arc::clone(&agent.cache), clock));
     Ok(agent)
 }
 
@@ -165,6 +168,15 @@ impl Agent {
     /// Stops everything; what is held is sealed when this returns, if the disk lets it.
     pub async fn stop(self) {
         self.spawner.shut_down().await;
+    }
+}
+
+/// Lets go of what expires and of who leaves, whether or not the authority can be reached.
+async fn watch_clock(cache: Arc<Cache>, clock: Arc<dyn Clock>) {
+    loop {
+        let next = cache.tick();
+        // Certificates may come meanwhile, but none that expires before this looks again.
+        tokio::time::sleep(next.map_or(LOOK_EVERY, |at| until(at, clock.now()))).await;
     }
 }
 

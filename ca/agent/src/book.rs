@@ -4,7 +4,7 @@
 //! certificate, nor one that the rules do not give it; a bundle in force is never replaced by one with a lower
 //! sequence, or by another one with the same; it may be acknowledged only when it is sealed on disk and no open stream
 //! can hold an older one. While a successor is being fetched, the certificate of the same identity stays.
-//! Not here: locks and wake-ups (`cache`), asking (`fetch`), the disk (`sealed`).
+//! Not here: locks and wake-ups (`cache`), the disk (`sealed`).
 //! Sources: ca/docs/ARCHITECTURE.md §2 (acknowledged trust); spiffe/spire#1847 (a restart during an outage); SPIFFE
 //! Workload API §4.4.
 
@@ -13,18 +13,19 @@ use std::sync::Arc;
 
 use rhizome_core::attributes::Attributes;
 use rhizome_core::caller::Principal;
-use rhizome_core::policy;
 use rhizome_core::rules::{Rule, RuleSet};
 use rhizome_id::{Digest, RuleName, SpiffeId, Timestamp, TrustDomain};
 use rhizome_proto::node::v1::CrlSet;
-use rhizome_x509::Bundle;
+use rhizome_x509::{Bundle, Crl};
 use tokio::sync::watch;
 
 use crate::crls::{Crls, Taken, issuer_of};
-use crate::holdings::{NotYet, Standing, Svid, View, differs};
-use crate::renewal::{Candidate, DENIED_SECONDS, Entitlement, Plan, not_at_once, plan, retry_at};
+use crate::holdings::{NotYet, Standing, Svid, View};
+use crate::renewal::Entitlement;
 
+mod asking;
 mod insight;
+mod views;
 
 pub(crate) use insight::Insight;
 
@@ -56,6 +57,8 @@ pub(crate) struct Book {
     stopped: VecDeque<String>,
     streams: BTreeMap<u64, Standing>,
     next: u64,
+    /// With so many followers those that left are let go of.
+    let_go_at: usize,
 }
 
 struct Follower {
@@ -127,7 +130,16 @@ pub(crate) struct Snapshot {
     pub(crate) rules: Option<Vec<Arc<Rule>>>,
     pub(crate) bundle: Option<Arc<Bundle>>,
     pub(crate) crls: Crls,
-    pub(crate) svids: Vec<(Entitlement, Arc<Svid>)>,
+    pub(crate) svids: Vec<Kept>,
+}
+
+/// A certificate as it is kept on disk.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    pub(crate) entitlement: Entitlement,
+    pub(crate) svid: Arc<Svid>,
+    /// The certificate's own instant, or an earlier one by the server's order.
+    pub(crate) renew_at: Timestamp,
 }
 
 impl Book {
@@ -149,6 +161,7 @@ impl Book {
             stopped: VecDeque::new(),
             streams: BTreeMap::new(),
             next: 0,
+            let_go_at: 0,
         }
     }
 
@@ -159,9 +172,10 @@ impl Book {
         self.sealed = snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence());
         self.bundle = snapshot.bundle;
         self.crls = snapshot.crls;
-        for (entitlement, svid) in snapshot.svids.into_iter().filter(|(_, svid)| svid.not_after >= now) {
+        for kept in snapshot.svids.into_iter().filter(|kept| kept.svid.not_after >= now) {
+            let Kept { entitlement, svid, renew_at } = kept;
             let holding = self.holdings.entry(entitlement).or_default();
-            holding.renew_at = Some(svid.renew_at);
+            holding.renew_at = Some(renew_at);
             holding.issuer = issuer_of(&svid);
             holding.svid = Some(svid);
         }
@@ -172,8 +186,9 @@ impl Book {
     /// What is to be kept on disk.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let svids = self.holdings.iter().filter_map(|(entitlement, holding)| {
-            let svid = holding.svid.as_ref()?;
-            Some((entitlement.clone(), Arc::clone(svid)))
+            let svid = Arc::clone(holding.svid.as_ref()?);
+            let renew_at = holding.renew_at.unwrap_or(svid.renew_at);
+            Some(Kept { entitlement: entitlement.clone(), svid, renew_at })
         });
         Snapshot {
             cursor: self.cursor,
@@ -223,6 +238,7 @@ impl Book {
         if let Some(follower) = self.by_attributes.get(&attributes).and_then(|id| self.followers.get(id)) {
             return follower.sender.subscribe();
         }
+        self.keep_followers_few();
         let id = self.fresh();
         let (sender, receiver) = watch::channel(Err(NotYet::Starting));
         self.by_attributes.insert(attributes.clone(), id);
@@ -260,15 +276,14 @@ impl Book {
         for name in &change.removed {
             rules = rules.without(name);
         }
+        let granted_more = change.full || !change.upserts.is_empty();
         for rule in change.upserts {
             rules = rules.with(rule);
         }
         self.rules = Some(rules);
         self.cursor = change.cursor;
-        // Somebody changed something: what was denied may be granted now.
-        for holding in self.holdings.values_mut().filter(|holding| holding.denied.is_some()) {
-            holding.denied = None;
-            holding.not_before = None;
+        if granted_more {
+            self.ask_denied_again(now);
         }
         self.rules_changed(now);
     }
@@ -313,9 +328,10 @@ impl Book {
     fn choose_crls(&mut self) -> bool {
         let serving = self.holdings.values().filter(|it| it.svid.is_some());
         let shown = self.crls.shown(serving.filter_map(|it| it.issuer.as_deref()));
-        let changed = *self.shown_crls != shown;
+        // Compared before anything is copied: this is asked for every certificate that comes.
+        let changed = !shown.iter().map(Crl::der).eq(self.shown_crls.iter().map(Vec::as_slice));
         if changed {
-            self.shown_crls = Arc::new(shown);
+            self.shown_crls = Arc::new(shown.iter().map(|it| it.der().to_vec()).collect());
         }
         changed
     }
@@ -347,121 +363,15 @@ impl Book {
         stopped
     }
 
-    /// Brings renewals forward to `slot`, of the certificates for which `concerns` holds.
-    pub(crate) fn renew_by(&mut self, slot: Timestamp, concerns: impl Fn(&Svid) -> bool) {
+    /// Brings renewals forward to `slot`, of the certificates for whose issuer (its key identifier) `concerns` holds.
+    pub(crate) fn renew_by(&mut self, slot: Timestamp, concerns: impl Fn(Option<&[u8]>) -> bool) {
         for holding in self.holdings.values_mut() {
-            if let (Some(svid), Some(renew_at)) = (&holding.svid, &mut holding.renew_at)
-                && concerns(svid)
+            if let (Some(_), Some(renew_at)) = (&holding.svid, &mut holding.renew_at)
+                && concerns(holding.issuer.as_deref())
             {
                 *renew_at = slot.min(*renew_at);
             }
         }
-    }
-
-    // What the fetcher does.
-
-    /// What to ask for now, and when to look again.
-    pub(crate) fn plan(&self, now: Timestamp, room: usize) -> Plan {
-        if self.rules.is_none() || self.bundle.is_none() {
-            return Plan::default();
-        }
-        let wanted = self.holdings.iter().filter(|(_, holding)| {
-            // Whoever left may come back; until then nothing is renewed for it, only watched until it expires.
-            !holding.followers.is_empty() || holding.svid.is_some()
-        });
-        let candidates = wanted.map(|(entitlement, holding)| Candidate {
-            entitlement,
-            held: holding
-                .svid
-                .as_ref()
-                .map(|svid| (holding.renew_at.unwrap_or(svid.renew_at), svid.not_after)),
-            not_before: holding.not_before,
-            asked: holding.asked || holding.followers.is_empty(),
-        });
-        plan(candidates, now, room)
-    }
-
-    /// Notes that `entitlement` is being asked for, and says with which attributes; `None` when nobody wants it.
-    pub(crate) fn ask(&mut self, entitlement: &Entitlement) -> Option<Attributes> {
-        let holding = self.holdings.get_mut(entitlement)?;
-        let first = holding.followers.first()?;
-        let attributes = self.followers.get(first)?.attributes.clone();
-        holding.asked = true;
-        Some(attributes)
-    }
-
-    /// A certificate has come.
-    pub(crate) fn issued(&mut self, entitlement: &Entitlement, svid: Arc<Svid>, now: Timestamp) {
-        let overtaken = self.stopped.contains(&svid.serial);
-        let Some(holding) = self.holdings.get_mut(entitlement) else { return };
-        holding.asked = false;
-        holding.failures = 0;
-        holding.not_before = None;
-        holding.denied = None;
-        if overtaken {
-            return;
-        }
-        holding.renew_at = Some(not_at_once(svid.renew_at, now, svid.not_after));
-        holding.issuer = issuer_of(&svid);
-        holding.svid = Some(svid);
-        let followers = holding.followers.clone();
-        // A certificate of an issuer whose list is not here: better no lists than some.
-        if self.choose_crls() {
-            self.show_everyone(now);
-        } else {
-            self.show(followers, now);
-        }
-    }
-
-    /// No certificate has come. `draw` is 64 random bits.
-    pub(crate) fn failed(&mut self, entitlement: &Entitlement, failure: Failure, now: Timestamp, draw: u64) {
-        let Some(holding) = self.holdings.get_mut(entitlement) else { return };
-        holding.asked = false;
-        let not_after = holding.svid.as_ref().map(|svid| svid.not_after);
-        match failure {
-            Failure::Lost => {}
-            Failure::Passing { wait } => {
-                holding.failures = holding.failures.saturating_add(1);
-                let own = retry_at(now, holding.failures, draw, not_after);
-                holding.not_before = Some(wait.map_or(own, |wait| own.max(now.plus(wait))));
-            }
-            Failure::Denied(reason) => {
-                holding.failures = holding.failures.saturating_add(1);
-                holding.not_before = Some(now.plus(DENIED_SECONDS));
-                holding.denied = Some(reason);
-                let followers = holding.followers.clone();
-                self.show(followers, now);
-            }
-        }
-    }
-
-    /// Lets go of what has expired and of workloads that left. Whether anything expired.
-    pub(crate) fn tick(&mut self, now: Timestamp) -> bool {
-        let mut affected = BTreeSet::new();
-        let mut expired = false;
-        for holding in self.holdings.values_mut() {
-            let Some(svid) = holding.svid.take_if(|svid| svid.not_after < now) else { continue };
-            expired = true;
-            affected.extend(holding.followers.iter().copied());
-            affected.extend(self.followers.iter().filter(|(_, it)| it.sees(&svid)).map(|(id, _)| *id));
-        }
-        let left: Vec<u64> =
-            self.followers.iter().filter(|(_, it)| it.sender.is_closed()).map(|(id, _)| *id).collect();
-        for id in left {
-            affected.remove(&id);
-            if let Some(follower) = self.followers.remove(&id) {
-                self.by_attributes.remove(&follower.attributes);
-            }
-            for holding in self.holdings.values_mut() {
-                holding.followers.remove(&id);
-            }
-        }
-        self.holdings.retain(|_, holding| holding.is_of_use());
-        if expired && self.choose_crls() {
-            affected.extend(self.followers.keys());
-        }
-        self.show(affected, now);
-        expired
     }
 
     // Acknowledgement.
@@ -482,87 +392,6 @@ impl Book {
     pub(crate) const fn set_sealed(&mut self, sequence: u64) {
         self.sealed = sequence;
     }
-
-    // What follows from it.
-
-    const fn fresh(&mut self) -> u64 {
-        self.next = self.next.saturating_add(1);
-        self.next
-    }
-
-    /// What the rules give to everyone, anew.
-    fn rules_changed(&mut self, now: Timestamp) {
-        let everyone: Vec<u64> = self.followers.keys().copied().collect();
-        everyone.iter().for_each(|id| self.entitle(*id));
-        self.holdings.retain(|_, holding| holding.is_of_use());
-        self.show(everyone, now);
-    }
-
-    /// What the rules give to one follower, anew.
-    fn entitle(&mut self, id: u64) {
-        let Some(follower) = self.followers.get_mut(&id) else { return };
-        for entitlement in follower.entitled.iter().flatten() {
-            if let Some(holding) = self.holdings.get_mut(entitlement) {
-                holding.followers.remove(&id);
-            }
-        }
-        follower.entitled = match (&self.node, &self.rules) {
-            (Some(node), Some(rules)) => entitlements(node, &follower.attributes, rules, &self.domain),
-            (None, _) | (_, None) => Err(NotYet::Starting),
-        };
-        for entitlement in follower.entitled.iter().flatten() {
-            self.holdings.entry(entitlement.clone()).or_default().followers.insert(id);
-        }
-    }
-
-    fn show_everyone(&mut self, now: Timestamp) {
-        let everyone: Vec<u64> = self.followers.keys().copied().collect();
-        self.show(everyone, now);
-    }
-
-    /// Shows each of these followers what it may have now, if that is something else than it sees.
-    fn show(&mut self, followers: impl IntoIterator<Item = u64>, now: Timestamp) {
-        for id in followers {
-            let Some(follower) = self.followers.get(&id) else { continue };
-            let version = self.version.saturating_add(1);
-            let seen = self.view(follower, version, now);
-            if differs(&seen, &follower.sender.borrow()) {
-                self.version = version;
-                drop(follower.sender.send_replace(seen));
-            }
-        }
-    }
-
-    fn view(&self, follower: &Follower, version: u64, now: Timestamp) -> Seen {
-        let entitled = follower.entitled.as_ref().map_err(Clone::clone)?;
-        let bundle = self.bundle.as_ref().ok_or(NotYet::Starting)?;
-        let mut svids: Vec<Arc<Svid>> = Vec::new();
-        let mut denied = Vec::new();
-        for entitlement in entitled {
-            let holding = self.holdings.get(entitlement);
-            let own = holding.and_then(|holding| holding.svid.as_ref());
-            let found = own.or_else(|| self.lent(follower, entitlement)).filter(|svid| svid.not_after >= now);
-            match found {
-                Some(svid) => svids.push(Arc::clone(svid)),
-                None => denied.extend(holding.and_then(|holding| holding.denied.as_ref())),
-            }
-        }
-        if svids.is_empty() {
-            // One that is still on its way is worth waiting for.
-            let hopeless = denied.len() == entitled.len();
-            let reason = denied.first().filter(|_| hopeless);
-            return Err(reason.map_or(NotYet::Starting, |reason| NotYet::Denied((*reason).clone())));
-        }
-        let bundles = BTreeMap::from([(self.domain.clone(), Arc::clone(bundle))]);
-        Ok(Arc::new(View { svids, bundles, crls: Arc::clone(&self.shown_crls), version }))
-    }
-
-    /// When a rule changed an entitlement's lifetime or DNS names, its holder keeps the certificate that it has until
-    /// the new one is there, as long as the identity is still granted.
-    fn lent(&self, follower: &Follower, entitlement: &Entitlement) -> Option<&Arc<Svid>> {
-        let same = |it: &&Arc<Svid>| it.spiffe_id == entitlement.spiffe_id;
-        self.svids().filter(same).find(|it| follower.sees(it))
-    }
 }
 
 impl Follower {
@@ -576,21 +405,6 @@ impl Holding {
     fn is_of_use(&self) -> bool {
         self.svid.is_some() || !self.followers.is_empty()
     }
-}
-
-fn entitlements(
-    node: &Principal,
-    attributes: &Attributes,
-    rules: &RuleSet,
-    domain: &TrustDomain,
-) -> Result<Vec<Entitlement>, NotYet> {
-    let found = policy::identities(node, attributes, rules, domain);
-    let found = found.map_err(|denial| NotYet::Denied(denial.to_string()))?;
-    let entitlement = |it: policy::Prospect| {
-        let policy::Prospect { spiffe_id, dns_names, ttl, .. } = it;
-        Entitlement { spiffe_id, dns_names, ttl }
-    };
-    Ok(found.into_iter().map(entitlement).collect())
 }
 
 #[cfg(test)]

@@ -32,6 +32,11 @@ fn serials(seen: &watch::Receiver<Seen>) -> Vec<String> {
     seen.borrow().iter().flat_map(|view| &view.svids).map(|svid| svid.serial.clone()).collect()
 }
 
+fn default(seen: &watch::Receiver<Seen>) -> Option<String> {
+    let view = seen.borrow().clone().ok()?;
+    view.default_svid().map(|svid| svid.spiffe_id.path().to_owned())
+}
+
 fn version(seen: &watch::Receiver<Seen>) -> u64 {
     seen.borrow().as_ref().unwrap().version
 }
@@ -157,6 +162,7 @@ fn what_is_stopped_is_gone_at_once_and_asked_for_anew() {
     book.issued(&entitlement("/web"), svid("/web", "bad", at(0)), at(0));
     assert_eq!(book.stop(&["bad".to_owned(), "unknown".to_owned()], at(1)), ["bad"]);
     assert_eq!(serials(&web), ["a1"], "only /any is left");
+    assert_eq!(default(&web), None, "which is not the default one");
     assert_eq!(book.plan(at(1), 100).ask, [entitlement("/web")]);
     book.issued(&entitlement("/web"), svid("/web", "bad", at(0)), at(1));
     assert_eq!(serials(&web), ["a1"], "an answer that the order overtook is not served");
@@ -172,8 +178,9 @@ fn renewal_is_asked_for_at_its_instant_or_at_the_servers_slot_and_the_old_one_st
     assert_eq!(book.plan(at(1_799), 100).ask, []);
     assert_eq!(book.plan(at(1_799), 100).wake_at, Some(at(1_800)));
     assert_eq!(book.plan(at(1_800), 100).ask.len(), 2);
-    book.renew_by(at(60), |svid| svid.spiffe_id.path() == "/web");
-    assert_eq!(book.plan(at(60), 100).ask, [entitlement("/web")]);
+    book.renew_by(at(60), |_any| true);
+    assert_eq!(book.plan(at(60), 100).ask.len(), 2);
+    book.ask(&entitlement("/any")).unwrap();
     book.ask(&entitlement("/web")).unwrap();
     book.failed(&entitlement("/web"), Failure::Passing { wait: Some(30) }, at(60), 0);
     assert_eq!(book.plan(at(89), 100).ask, []);
@@ -212,8 +219,81 @@ fn a_denial_by_the_server_is_told_until_a_rule_changes() {
     }
     assert_eq!(paths(&api), Err(NotYet::Denied("out of scope".into())));
     assert_eq!(book.plan(at(1), 100).ask, []);
-    book.apply(RuleChange { cursor: 9, ..RuleChange::default() }, at(2));
-    assert_eq!(book.plan(at(2), 100).ask.len(), 2);
+    let removed = vec!["web".parse().unwrap()];
+    book.apply(RuleChange { cursor: 8, removed, ..RuleChange::default() }, at(1));
+    assert_eq!(book.plan(at(299), 100).ask, [], "a rule that goes grants nothing more");
+    let upserts = vec![valid(rule("other", ("unix.uid", "7"), "/other"))];
+    book.apply(RuleChange { cursor: 9, upserts, ..RuleChange::default() }, at(2));
+    assert_eq!(book.plan(at(17), 100).ask.len(), 2);
+    assert_eq!(paths(&api), Err(NotYet::Denied("out of scope".into())), "until the authority says otherwise");
+    assert_eq!(fetch(&mut book, "a1", at(17)), ["/any", "/api"]);
+    assert_eq!(paths(&api).unwrap(), ["/api", "/any"]);
+}
+
+#[test]
+fn the_nodes_of_a_fleet_do_not_all_ask_at_once_for_what_was_denied() {
+    let instants: BTreeSet<i64> = (0..50)
+        .map(|n| {
+            let mut book = book();
+            let id: SpiffeId =
+                format!("spiffe://example.org/rhizome/node/prod/join_token/vm-{n}").parse().unwrap();
+            let upserts = || vec![valid(rule("api", ("unix.uid", "2000"), "/api"))];
+            book.set_node(rhizome_core::caller::principal_of(&id, &id.trust_domain()).unwrap(), at(0));
+            book.apply(RuleChange { full: true, upserts: upserts(), removed: Vec::new(), cursor: 8 }, at(0));
+            let _api = book.follow(attributes(&[("unix.uid", "2000")]), at(0));
+            book.ask(&entitlement("/api")).unwrap();
+            book.failed(&entitlement("/api"), Failure::Denied("out of scope".into()), at(0), 0);
+            book.apply(RuleChange { cursor: 9, upserts: upserts(), ..RuleChange::default() }, at(100));
+            book.plan(at(99), 100).wake_at.unwrap().since(at(100))
+        })
+        .collect();
+    assert!(instants.len() > 5, "{instants:?}");
+    assert!(instants.iter().all(|it| (0..15).contains(it)), "{instants:?}");
+}
+
+#[test]
+fn no_other_identity_is_the_default_while_the_first_is_on_its_way_and_a_denied_one_is_not_waited_for() {
+    let mut book = book();
+    let web = book.follow(attributes(&WEB), at(0));
+    book.ask(&entitlement("/any")).unwrap();
+    book.issued(&entitlement("/any"), svid("/any", "a1", at(0)), at(0));
+    assert_eq!((paths(&web).unwrap(), default(&web)), (vec!["/any".to_owned()], None));
+    let id = entitlement("/web").spiffe_id;
+    assert_eq!(web.borrow().as_ref().unwrap().svid(&id).err(), Some(NotYet::Starting), "it is no denial");
+    book.issued(&entitlement("/web"), svid("/web", "a1", at(0)), at(0));
+    assert_eq!(default(&web).as_deref(), Some("/web"));
+    book.stop(&["a1".to_owned()], at(1));
+    book.issued(&entitlement("/any"), svid("/any", "a2", at(1)), at(1));
+    assert_eq!(default(&web), None, "nor after it was revoked");
+    book.failed(&entitlement("/web"), Failure::Denied("out of scope".into()), at(1), 0);
+    assert_eq!(default(&web).as_deref(), Some("/any"));
+    assert!(matches!(web.borrow().as_ref().unwrap().svid(&id).err(), Some(NotYet::Denied(_))));
+}
+
+#[test]
+fn a_renewal_that_was_brought_forward_is_kept_on_disk() {
+    let mut before = book();
+    let _web = before.follow(attributes(&WEB), at(0));
+    fetch(&mut before, "a1", at(0));
+    before.renew_by(at(60), |_any| true);
+    let mut after = Book::new("example.org".parse().unwrap());
+    after.set_node(node(), at(30));
+    after.restore(before.snapshot(), at(30));
+    let _again = after.follow(attributes(&WEB), at(30));
+    assert_eq!(after.plan(at(59), 100).ask, []);
+    assert_eq!(after.plan(at(60), 100).ask.len(), 2);
+}
+
+#[test]
+fn workloads_that_come_and_go_leave_nothing_behind_between_two_ticks() {
+    let mut book = book();
+    let stays = book.follow(attributes(&WEB), at(0));
+    for n in 0..5_000 {
+        drop(book.follow(attributes(&[("unix.uid", "1000"), ("pod", &n.to_string())]), at(0)));
+    }
+    assert!(book.followers.len() <= 1_100, "{}", book.followers.len());
+    fetch(&mut book, "a1", at(0));
+    assert_eq!(paths(&stays).unwrap().len(), 2);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tonic::Request;
 
 use crate::node::{CALL_DEADLINE, Node, NodeError};
-use crate::sealed::{self, SealedError};
+use crate::sealed::{self, SealedError, check_directory, on_disk};
 use crate::wire::Nonsense;
 
 const SERVERS: &str = "servers.json";
@@ -48,11 +48,11 @@ pub enum BootstrapError {
 /// # Errors
 /// [`BootstrapError`]; a later attempt with the same join string goes on where this one stopped.
 pub async fn join(state: &Path, join: &JoinString, clock: &Arc<dyn Clock>) -> Result<String, BootstrapError> {
-    join_as(&Node::new(state), state, join, clock).await
+    join_as(&Arc::new(Node::new(state)), state, join, clock).await
 }
 
 pub(crate) async fn join_as(
-    node: &Node,
+    node: &Arc<Node>,
     state: &Path,
     join: &JoinString,
     clock: &Arc<dyn Clock>,
@@ -64,16 +64,25 @@ pub(crate) async fn join_as(
     let config = rhizome_tls::client_config(anchors, None, expected, Arc::new(move || now.now()))?;
     let channel = rhizome_tls::connect(&address, Some(Arc::new(config))).await?;
 
-    make_directory(state).map_err(NodeError::from)?;
-    let key = node.pending_key()?;
+    let (here, place) = (Arc::clone(node), state.to_owned());
+    let key = move || {
+        make_directory(&place)?;
+        here.pending_key()
+    };
+    let key = on_disk(key).await.map_err(NodeError::from)??;
     let evidence = JoinTokenEvidence { token: join.token().to_owned() };
     let csr_der = Bytes::from(create_csr(&key).map_err(NodeError::from)?);
     let mut request = Request::new(AttestRequest { evidence: Some(Evidence::JoinToken(evidence)), csr_der });
     request.set_timeout(CALL_DEADLINE);
     let answer = NodeServiceClient::new(channel).attest(request).await.map_err(NodeError::from)?.into_inner();
     let sent = answer.identity.ok_or_else(|| NodeError::from(Nonsense::of("the identity is missing")))?;
-    save_servers(state, join.addresses()).map_err(NodeError::from)?;
-    node.keep(&sent, &key, &bundle, clock.now())?;
+    let (here, place, addresses) = (Arc::clone(node), state.to_owned(), join.addresses().to_vec());
+    let now = clock.now();
+    let keep = move || {
+        save_servers(&place, &addresses)?;
+        here.keep(&sent, &key, &bundle, now)
+    };
+    on_disk(keep).await.map_err(NodeError::from)??;
     tracing::info!(node = answer.node_id, %address, "joined");
     Ok(answer.node_id)
 }
@@ -86,7 +95,8 @@ struct Servers {
 fn make_directory(state: &Path) -> Result<(), SealedError> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state);
-    made.map_err(|cause| failed("create", state.to_owned(), &cause))
+    made.map_err(|cause| failed("create", state.to_owned(), &cause))?;
+    check_directory(state)
 }
 
 fn save_servers(state: &Path, addresses: &[String]) -> Result<(), SealedError> {

@@ -3,6 +3,7 @@
 //! Laws: the lock is held for the time of one entry and never across a wait; whoever sleeps until something changes is
 //! woken by the entry that changes it. Not here: any decision (`book`, `renewal`).
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -169,22 +170,34 @@ impl Cache {
         stopped
     }
 
-    pub(crate) fn renew_by(&self, slot: Timestamp, concerns: impl Fn(&Svid) -> bool) {
+    pub(crate) fn renew_by(&self, slot: Timestamp, concerns: impl Fn(Option<&[u8]>) -> bool) {
         self.book().renew_by(slot, concerns);
+        // Or a restart would forget the order.
+        self.seal();
         self.planning.notify_one();
     }
 
     pub(crate) fn plan(&self, room: usize) -> Plan {
+        self.tick();
+        self.book().plan(self.now(), room)
+    }
+
+    /// Lets go of what is over by time alone; when the next thing will be.
+    pub(crate) fn tick(&self) -> Option<Timestamp> {
         let mut book = self.book();
-        let now = self.now();
-        let expired = book.tick(now);
-        let plan = book.plan(now, room);
+        let expired = book.tick(self.now());
+        let next = book.expires_next();
         drop(book);
         if expired {
             self.seal();
             self.changed_svids();
         }
-        plan
+        next
+    }
+
+    /// What is held, by issuer: how many certificates, and the last second of the first to expire.
+    pub(crate) fn issuers(&self) -> BTreeMap<Vec<u8>, (u32, Timestamp)> {
+        self.book().issuers()
     }
 
     pub(crate) fn ask(&self, entitlement: &Entitlement) -> Option<Attributes> {

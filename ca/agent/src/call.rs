@@ -77,13 +77,29 @@ impl Session {
 
     /// The first view, or why there is none within the time callers wait.
     pub(crate) async fn first(&mut self) -> Result<Arc<View>, Refusal> {
+        self.first_with(|_any| true).await
+    }
+
+    /// The first view that has what the caller wants, or why there is none within the time callers wait.
+    pub(crate) async fn first_with(
+        &mut self,
+        has_it: impl Fn(&View) -> bool + Send,
+    ) -> Result<Arc<View>, Refusal> {
         let deadline = Instant::now() + self.doors.limits.patience;
         loop {
             let next = timeout_at(deadline, self.next()).await.map_err(|_elapsed| Refusal::Starting)?;
             if let Some(view) = next? {
-                return Ok(view);
+                if has_it(&view) {
+                    return Ok(view);
+                }
+                self.subscription.waits();
             }
         }
+    }
+
+    /// The caller is given nothing of the view that has come: what it wants is on its way.
+    pub(crate) fn waits(&self) {
+        self.subscription.waits();
     }
 
     /// The call is not a stream of bundles: it holds up no acknowledgement while it waits for something else.
@@ -119,12 +135,12 @@ impl Session {
     }
 
     /// The caller has what concerns it of the view of this version.
-    pub(crate) fn delivered(&self, version: u64) {
+    pub(crate) fn delivered(&mut self, version: u64) {
         self.subscription.delivered(version);
     }
 
     /// Checks the caller, hands `message` over and waits until the transport took it.
-    pub(crate) async fn give<T>(&self, outlet: &Outlet<T>, message: T) -> Result<(), Refusal> {
+    pub(crate) async fn give<T>(&mut self, outlet: &Outlet<T>, message: T) -> Result<(), Refusal> {
         let stall = self.doors.limits.stall;
         let slow = |_elapsed| {
             tracing::info!(
@@ -138,6 +154,7 @@ impl Session {
         let gone = |_closed| Refusal::NotTheCaller;
         let room = timeout(stall, outlet.reserve()).await.map_err(slow)?.map_err(gone)?;
         self.check()?;
+        self.subscription.gives();
         room.send(Ok(message));
         // There is room for one, so room again means that it was taken.
         timeout(stall, outlet.reserve()).await.map_err(slow)?.map_err(gone)?;

@@ -73,7 +73,7 @@ pub fn checkup(directory: &Path, clock: &dyn Clock) -> Checkup {
                 spiffe_id: svid.spiffe_id.clone(),
                 not_after: svid.not_after,
             };
-            found.identities = restored.snapshot.svids.iter().map(|(_, svid)| identity(svid)).collect();
+            found.identities = restored.snapshot.svids.iter().map(|kept| identity(&kept.svid)).collect();
         }
         Ok(None) => {}
         Err(cause) => found.troubles.push(format!("the sealed state is of no use: {cause}")),

@@ -98,15 +98,11 @@ impl Crls {
         self.held.iter().find(|it| it.issuer_key_id() == issuer_key_id)
     }
 
-    /// What may be handed out, DER each, when certificates of the issuers `serving` are served.
-    pub(crate) fn shown<'a>(&self, serving: impl IntoIterator<Item = &'a [u8]>) -> Vec<Vec<u8>> {
+    /// What may be handed out when certificates of the issuers `serving` are served.
+    pub(crate) fn shown<'a>(&self, serving: impl IntoIterator<Item = &'a [u8]>) -> &[Crl] {
         let listed = |key_id: &[u8]| self.of(key_id).is_some();
         let named = self.issuers.iter().all(|it| hex::decode(it).is_ok_and(|it| listed(&it)));
-        if named && serving.into_iter().all(listed) {
-            self.held.iter().map(|it| it.der().to_vec()).collect()
-        } else {
-            Vec::new()
-        }
+        if named && serving.into_iter().all(listed) { &self.held } else { &[] }
     }
 
     /// At least as many bytes as the JSON takes.

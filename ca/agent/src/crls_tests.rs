@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::{TestIssuer, bundle, crl_set};
 
 fn shown(crls: &Crls) -> Vec<u64> {
-    crls.shown([]).iter().map(|der| Crl::parse(der).unwrap().number()).collect()
+    crls.shown([]).iter().map(Crl::number).collect()
 }
 
 #[test]
@@ -18,7 +18,7 @@ fn a_newer_list_replaces_the_one_held_and_an_older_one_or_another_of_the_same_nu
     for (bad, word) in [(issuer.crl(5, 0), "held"), (issuer.crl(6, 0), "another")] {
         let taken = crls.take(&set(bad), &bundle);
         assert!(!taken.changed && taken.refused[0].contains(word), "{taken:?}");
-        assert_eq!(crls.shown([]), std::slice::from_ref(&newer));
+        assert_eq!(crls.shown([])[0].der(), newer);
     }
 }
 

@@ -32,7 +32,7 @@ use crate::wire::{self, Nonsense};
 /// Questions on their way at once: as many as the server works on for one stream.
 const IN_FLIGHT: usize = 128;
 /// The longest sleep between two looks at the clock: a suspended machine or a stepped clock is noticed soon.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// A stream on which questions stay unanswered for so long is given up: issuing takes milliseconds.
 const STALLED: Duration = Duration::from_secs(60);
 /// A lost question is repeated as it was for so long; later it is a new one, because the answer to the old one ages.

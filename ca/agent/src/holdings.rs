@@ -6,7 +6,7 @@
 //! Not here: fetching and renewing (`cache`), sockets and their wire forms (`workload_api`, `sds`).
 //! Sources: SPIFFE Workload API §4.3, §4.4 (full state, redaction); ca/docs/ARCHITECTURE.md §2 (acknowledged trust).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -21,8 +21,11 @@ use crate::tokens::Tokens;
 /// What one workload may be given now. Immutable; replaced whole.
 #[derive(Debug)]
 pub struct View {
-    /// Its identities, the default one first. Never empty, none expired when the view was made.
+    /// Its identities, the default one first, unless that is awaited ([`Self::default_svid`]). Never empty, none expired
+    /// when the view was made.
     pub svids: Vec<Arc<Svid>>,
+    /// Its identities that are not among them, but will be.
+    pub awaited: Awaited,
     /// The bundle of its own trust domain and those of the federated ones. Never merged.
     pub bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
     /// Certificate revocation lists of its own trust domain in DER, one for each issuer known; empty when one of them is
@@ -30,6 +33,35 @@ pub struct View {
     pub crls: Arc<Vec<Vec<u8>>>,
     /// Grows with every view the agent makes, over all workloads.
     pub version: u64,
+}
+
+/// Identities that the rules give to a workload, that the authority has not denied, and of which no certificate is held
+/// now: never asked for yet, or revoked, or expired. Their absence from a view is no denial.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Awaited {
+    /// Which ones.
+    pub identities: BTreeSet<SpiffeId>,
+    /// Whether the default identity is one of them. Then no other one is to be taken for it.
+    pub default: bool,
+}
+
+impl View {
+    /// The workload's default identity; `None` while it is on its way.
+    pub fn default_svid(&self) -> Option<&Arc<Svid>> {
+        self.svids.first().filter(|_| !self.awaited.default)
+    }
+
+    /// The identity called `id`; of one that is not granted, or not any more, a denial.
+    ///
+    /// # Errors
+    /// [`NotYet`].
+    pub fn svid(&self, id: &SpiffeId) -> Result<&Arc<Svid>, NotYet> {
+        let held = self.svids.iter().find(|svid| svid.spiffe_id == *id);
+        held.ok_or_else(|| match self.awaited.identities.contains(id) {
+            true => NotYet::Starting,
+            false => NotYet::Denied("the rules give another identity than this one".to_owned()),
+        })
+    }
 }
 
 /// One identity with its private key.
@@ -70,7 +102,10 @@ pub(crate) fn differs(one: &Result<Arc<View>, NotYet>, other: &Result<Arc<View>,
         (Ok(one), Ok(other)) => {
             let same_svids = one.svids.len() == other.svids.len()
                 && one.svids.iter().zip(&other.svids).all(|(a, b)| Arc::ptr_eq(a, b));
-            !same_svids || one.bundles != other.bundles || !Arc::ptr_eq(&one.crls, &other.crls)
+            !same_svids
+                || one.awaited != other.awaited
+                || one.bundles != other.bundles
+                || !Arc::ptr_eq(&one.crls, &other.crls)
         }
         (Err(one), Err(other)) => one != other,
         (Ok(_), Err(_)) | (Err(_), Ok(_)) => true,
@@ -82,7 +117,7 @@ pub(crate) fn differs(one: &Result<Arc<View>, NotYet>, other: &Result<Arc<View>,
 pub enum Standing {
     /// It has been given nothing, and is about to take what there is.
     Taking,
-    /// It was given nothing that is still in force, and waits.
+    /// It was given nothing, and waits; or it was told that it may have nothing.
     Nothing,
     /// It was given the view of this version, or what in it concerns the stream.
     Given(u64),
@@ -128,6 +163,8 @@ pub struct Subscription {
     subscriber: u64,
     receiver: watch::Receiver<Result<Arc<View>, NotYet>>,
     first: bool,
+    /// Where it stands while there is nothing to give: what it was given stays with it.
+    waiting: Standing,
 }
 
 impl Subscription {
@@ -135,7 +172,7 @@ impl Subscription {
     pub fn open(identities: Arc<dyn Identities>, attributes: Attributes) -> Self {
         let subscriber = identities.open();
         let receiver = identities.follow(attributes);
-        Self { identities, subscriber, receiver, first: true }
+        Self { identities, subscriber, receiver, first: true, waiting: Standing::Nothing }
     }
 
     /// What the workload may have: the first time at once, then when it has changed. `None` when the agent stops.
@@ -148,10 +185,26 @@ impl Subscription {
         // Before looking: from here on this stream may come to hold whatever is current now.
         self.identities.stands(self.subscriber, Standing::Taking);
         let value = self.receiver.borrow_and_update().clone();
-        if value.is_err() {
-            self.identities.stands(self.subscriber, Standing::Nothing);
+        match &value {
+            // The workload still has the bundle that it was given, if it was given one.
+            Err(NotYet::Starting) => self.waits(),
+            // It is told so, and its stream ends.
+            Err(NotYet::Denied(_)) => self.identities.stands(self.subscriber, Standing::Nothing),
+            Ok(_) => {}
         }
         Some(value)
+    }
+
+    /// The workload is given nothing of what there is now; it has what it was given before.
+    pub fn waits(&self) {
+        self.identities.stands(self.subscriber, self.waiting);
+    }
+
+    /// The workload is about to be given something; until it is known that it was, it may hold either.
+    pub const fn gives(&mut self) {
+        if matches!(self.waiting, Standing::Nothing) {
+            self.waiting = Standing::Taking;
+        }
     }
 
     /// What the workload may have at this moment. It is not taken for being given.
@@ -165,7 +218,8 @@ impl Subscription {
     }
 
     /// The workload has been given the view of this version.
-    pub fn delivered(&self, view_version: u64) {
+    pub fn delivered(&mut self, view_version: u64) {
+        self.waiting = Standing::Given(view_version);
         self.identities.delivered(self.subscriber, view_version);
     }
 }
@@ -195,5 +249,58 @@ impl fmt::Debug for Svid {
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription").field("subscriber", &self.subscriber).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::book::Offered;
+    use crate::cache::Cache;
+    use crate::spawn::Spawner;
+    use crate::system::SystemClock;
+    use crate::testing::{attributes, bundle, entitlement, node, root, rule, svid, valid};
+
+    #[tokio::test]
+    async fn a_workload_whose_only_identity_was_revoked_still_holds_the_bundle_it_was_given() {
+        let clock = Arc::new(SystemClock);
+        let cache =
+            Cache::new("example.org".parse().unwrap(), Arc::<SystemClock>::clone(&clock), Spawner::default());
+        let cache = Arc::new(cache);
+        let (now, root) = (rhizome_core::ports::Clock::now(&*clock), root("r1"));
+        let all = valid(rule("all", ("unix.uid", "*"), "/any"));
+        cache.set_node(node());
+        cache.apply(crate::book::RuleChange {
+            full: true,
+            upserts: vec![all],
+            removed: Vec::new(),
+            cursor: 1,
+        });
+        assert_eq!(cache.offer(bundle(1, &[&root])), Offered::InForce);
+        cache.set_sealed(1);
+        let mut stream = Subscription::open(Arc::<Cache>::clone(&cache), attributes(&[("unix.uid", "1")]));
+        assert_eq!(stream.next().await.unwrap().err(), Some(NotYet::Starting));
+        let acknowledged = || cache.acknowledgeable().borrow().map(|(sequence, _)| sequence);
+        assert_eq!(acknowledged(), Some(1), "it was given nothing");
+        cache.ask(&entitlement("/any")).unwrap();
+        cache.issued(&entitlement("/any"), svid("/any", "a1", now));
+        let view = stream.next().await.unwrap().unwrap();
+        stream.delivered(view.version);
+        assert_eq!(acknowledged(), Some(1));
+
+        cache.stop(&["a1".to_owned()]);
+        assert_eq!(stream.next().await.unwrap().err(), Some(NotYet::Starting));
+        assert_eq!(acknowledged(), Some(1));
+        cache.offer(bundle(2, &[&root]));
+        cache.set_sealed(2);
+        assert_eq!(acknowledged(), None, "it holds the bundle before");
+        cache.issued(&entitlement("/any"), svid("/any", "a2", now));
+        let view = stream.next().await.unwrap().unwrap();
+        stream.gives();
+        cache.stop(&["a2".to_owned()]);
+        assert_eq!(stream.next().await.unwrap().err(), Some(NotYet::Starting));
+        assert_eq!(acknowledged(), None);
+        stream.delivered(view.version);
+        assert_eq!(acknowledged(), Some(2));
     }
 }

@@ -22,6 +22,7 @@ use crate::cache::Cache;
 use crate::fetch::{Fetcher, until};
 use crate::node::{Node, NodeError};
 use crate::renewal::{reconnect_after, refused_pace};
+use crate::sealed::on_disk;
 use crate::status::StatusBoard;
 use crate::sync::Sync;
 use crate::system::random;
@@ -95,7 +96,7 @@ impl Link {
             "the authority refuses this node ({cause}): it was evicted, banned or its certificate revoked; an \
              administrator sees why with `rhizome node show`; join again with a new join string"
         );
-        self.node.note_refusal(Some(&advice));
+        self.node.note_refusal(Some(advice.clone())).await;
         self.status.set(|status| {
             status.refused = true;
             status.failures = status.failures.saturating_add(1);
@@ -132,7 +133,9 @@ impl Link {
     /// Makes sure that there is a node certificate to connect with: the one on disk, or a new one by the join string.
     async fn become_a_node(&self) -> Result<(), String> {
         // Somebody may have joined anew meanwhile: what is on disk counts.
-        let loaded = self.node.load(&self.node.renewal());
+        let node = Arc::clone(&self.node);
+        let loaded = on_disk(move || node.load(&node.renewal())).await;
+        let loaded = loaded.map_err(NodeError::from).and_then(std::convert::identity);
         let now = self.clock.now();
         let why = match loaded {
             Ok((certificate, bundle)) if certificate.not_after >= now => {
@@ -144,8 +147,8 @@ impl Link {
                 if self.is_refused(&certificate.serial)
                     && let Some(join) = &self.join
                 {
-                    // Whoever evicted this node may have left it a new join string; otherwise the old certificate is
-                    // tried again, in case that the server's clock was wrong.
+                    // The join string that this process was started with may still be good; otherwise the old certificate
+                    // is tried again, in case that the server's clock was wrong.
                     match bootstrap::join_as(&self.node, &self.state, join, &self.clock).await {
                         Ok(node) => tracing::warn!(node, "joined anew after the authority refused this node"),
                         Err(cause) => tracing::warn!(%cause, "joining anew failed, too"),
@@ -166,8 +169,9 @@ impl Link {
         if let Some(certificate) = self.node.current() {
             self.cache.set_node(certificate.principal);
         }
+        let directory = self.node.directory().clone();
         if self.cache.bundle().is_none()
-            && let Ok(bundle) = self.node.directory().load_bundle()
+            && let Ok(Ok(bundle)) = on_disk(move || directory.load_bundle()).await
         {
             self.cache.offer(bundle);
         }
@@ -192,7 +196,9 @@ impl Link {
     }
 
     async fn connect(&self, turn: usize) -> Result<Channel, String> {
-        let addresses = servers(&self.state).map_err(|error| error.to_string())?;
+        let state = self.state.clone();
+        let addresses = on_disk(move || servers(&state)).await.and_then(std::convert::identity);
+        let addresses = addresses.map_err(|error| error.to_string())?;
         let address =
             turn.checked_rem(addresses.len()).and_then(|at| addresses.get(at)).ok_or("no address")?;
         let bundle = self.cache.bundle().ok_or("no bundle to verify a server with")?;
@@ -242,7 +248,7 @@ impl Link {
     async fn renew(&self, channel: Channel) -> Result<(), NodeError> {
         let bundle = self.cache.bundle();
         let bundle = bundle.ok_or_else(|| Nonsense::of("there is no bundle to verify it with"))?;
-        self.node.renew(channel, &bundle, self.clock.now()).await?;
+        self.node.renew(channel, bundle, self.clock.now()).await?;
         self.post_node();
         let not_after = self.node.current().map(|it| it.not_after.to_string());
         tracing::info!(not_after, "node certificate renewed");

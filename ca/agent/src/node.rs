@@ -3,7 +3,7 @@
 //! Laws: a key is on disk before it is used in a request, and a request whose answer was lost is repeated with the same
 //! key (the server takes any other for a copy of the node); the identity on disk is the newest; a certificate is
 //! renewed at the instant drawn for it, or at the server's order, and never by a clock of its own.
-//! Not here: the first join (`bootstrap`), the connection (`session`).
+//! Not here: the first join (`bootstrap`), the connection (`link`).
 //! Sources: `rhizome_core::nodes` (lost answers and copies); ca/docs/issuance.md, Renewal (drawn once).
 
 use std::io;
@@ -23,7 +23,7 @@ use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
 use crate::renewal;
-use crate::sealed::{self, NodeRenewal, SealedError};
+use crate::sealed::{self, NodeRenewal, SealedError, on_disk};
 use crate::wire::{self, Nonsense};
 
 /// Where the identity lies below the state directory.
@@ -99,12 +99,14 @@ pub(crate) struct Node {
     state: PathBuf,
     directory: IdentityDir,
     current: Mutex<Option<Certificate>>,
+    /// Held while the identity is read or replaced, so that what was read before never takes the place of what was kept.
+    disk: Mutex<()>,
 }
 
 impl Node {
     pub(crate) fn new(state: &Path) -> Self {
         let directory = IdentityDir::new(state.join(IDENTITY));
-        Self { state: state.to_owned(), directory, current: Mutex::new(None) }
+        Self { state: state.to_owned(), directory, current: Mutex::new(None), disk: Mutex::new(()) }
     }
 
     pub(crate) const fn directory(&self) -> &IdentityDir {
@@ -123,6 +125,7 @@ impl Node {
     /// Reads what is on disk, where somebody may have joined anew meanwhile; `known` is the drawn instant of the
     /// certificate that was there before. Blocks on the disk.
     pub(crate) fn load(&self, known: &NodeRenewal) -> Result<(Certificate, Bundle), NodeError> {
+        let _disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         let StoredIdentity { identity, bundle } = self.directory.load()?;
         let not_a_node = || NodeError::NotANode { path: self.directory.path().to_owned() };
         let facts = inspect(identity.leaf_der()).map_err(Nonsense::of)?;
@@ -157,17 +160,19 @@ impl Node {
 
     /// Asks for the next certificate over a connection that presents the current one, and keeps it.
     pub(crate) async fn renew(
-        &self,
+        self: &Arc<Self>,
         channel: Channel,
-        bundle: &Bundle,
+        bundle: Arc<Bundle>,
         now: Timestamp,
     ) -> Result<(), NodeError> {
-        let key = self.pending_key()?;
+        let node = Arc::clone(self);
+        let key = on_disk(move || node.pending_key()).await??;
         let mut request = Request::new(RenewRequest { csr_der: Bytes::from(create_csr(&key)?) });
         request.set_timeout(CALL_DEADLINE);
         let answer = NodeServiceClient::new(channel).renew(request).await?.into_inner();
         let sent = answer.identity.ok_or_else(|| Nonsense::of("the identity is missing"))?;
-        self.keep(&sent, &key, bundle, now)
+        let node = Arc::clone(self);
+        on_disk(move || node.keep(&sent, &key, &bundle, now)).await?
     }
 
     /// Checks and keeps an identity that was issued for the pending key. Blocks on the disk.
@@ -186,6 +191,7 @@ impl Node {
         if let Some(known) = known {
             tracing::warn!(before = %known.spiffe_id, now = %checked.spiffe_id, "this machine is another node now");
         }
+        let _disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         let identity =
             || ClientIdentity::new(checked.chain_der.clone(), key.pkcs8_der()).map_err(Nonsense::of);
         self.directory.save(&StoredIdentity { identity: identity()?, bundle: bundle.clone() })?;
@@ -223,9 +229,17 @@ impl Node {
         Ok(key)
     }
 
-    /// Notes, for `check`, that the authority refuses this node, or that it does no more. Blocks on the disk.
-    pub(crate) fn note_refusal(&self, cause: Option<&str>) {
-        let noted = match cause {
+    /// Notes, for `check`, that the authority refuses this node, or that it does no more.
+    pub(crate) async fn note_refusal(self: &Arc<Self>, cause: Option<String>) {
+        let node = Arc::clone(self);
+        let noted = on_disk(move || node.keep_refusal(cause.as_deref())).await;
+        if let Err(cause) = noted.and_then(std::convert::identity) {
+            tracing::warn!(%cause, "that the authority refuses this node could not be noted");
+        }
+    }
+
+    fn keep_refusal(&self, cause: Option<&str>) -> Result<(), SealedError> {
+        match cause {
             Some(cause) => sealed::write(&self.state, REFUSED, &[cause.as_bytes(), b"\n"]),
             None => match std::fs::remove_file(self.state.join(REFUSED)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -233,9 +247,6 @@ impl Node {
                 }
                 Ok(()) | Err(_) => Ok(()),
             },
-        };
-        if let Err(cause) = noted {
-            tracing::warn!(%cause, "that the authority refuses this node could not be noted");
         }
     }
 

@@ -1,9 +1,10 @@
 //! What the agent holds, encrypted on disk: certificates with their keys, the bundle, the rules and the cursor.
 //!
 //! Laws: AES-256-GCM with a fresh random nonce for every write, under a key file of mode 0600 beside it; a file is
-//! replaced whole (temporary file, fsync, rename, fsync of the directory); what cannot be opened, or belongs to another
+//! replaced whole (temporary file, fsync, rename, fsync of the directory); what cannot be decrypted, or belongs to another
 //! node, is kept aside under another name and reported, and is never fatal; a key file that others can read is kept
-//! aside, too. The sealing protects copies of the state that are not copies of the key: backups, snapshots, images.
+//! aside, too. What the disk does not let us read is not known to be of no use: it stays where it is and the start fails.
+//! One entry that cannot be used costs that entry. A directory that others can write to is not used. The sealing protects copies of the state that are not copies of the key: backups, snapshots, images.
 //! Not here: the node's own identity (`rhizome_tls::IdentityDir`), what to keep (`book`).
 //! Sources: NIST SP 800-38D §8.2.2 (random nonces: 2^32 writes per key; ours come by the second),
 //! spiffe/spire#1847 (a restart during an outage).
@@ -21,10 +22,11 @@ use rhizome_core::rules::Rule;
 use rhizome_id::{SpiffeId, Timestamp, TrustDomain, Ttl};
 use rhizome_x509::{Bundle, CaCertificate, JwtKey, inspect};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use crate::book::Snapshot;
+use crate::book::{Kept, Snapshot};
 use crate::crls::Crls;
 use crate::holdings::Svid;
 use crate::renewal::Entitlement;
@@ -73,6 +75,9 @@ pub enum SealedError {
         /// What the system said.
         cause: String,
     },
+    /// The work on it was cut off.
+    #[error("work on the disk was cut off")]
+    CutOff,
     /// No randomness, or no encryption.
     #[error("the state cannot be sealed: {0}")]
     Crypto(&'static str),
@@ -88,19 +93,21 @@ impl Sealed {
     /// Opens `directory`, making it (0700) and its key where they are missing. Blocks on the disk.
     ///
     /// # Errors
-    /// [`SealedError`] when the directory cannot be written.
+    /// [`SealedError`] when the directory cannot be written, others can write to it, or the key cannot be read.
     pub(crate) fn open(directory: &Path, entropy: Arc<dyn Entropy>) -> Result<Self, SealedError> {
         if !directory.is_dir() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
             made.and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o700)))
                 .map_err(|cause| SealedError::io("create", directory, &cause))?;
         }
+        check_directory(directory)?;
         let mut aside = Vec::new();
         let path = directory.join(KEY);
         let bytes = match read_key(&path) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => make_key(directory, &*entropy)?,
-            Err(cause) => {
+            Err(Unusable::Unread(cause)) => return Err(cause),
+            Err(Unusable::Useless(cause)) => {
                 aside.push(keep_aside(directory, KEY, cause)?);
                 make_key(directory, &*entropy)?
             }
@@ -114,11 +121,12 @@ impl Sealed {
     /// nothing, and is kept aside. Blocks on the disk.
     ///
     /// # Errors
-    /// [`SealedError`] when what is of no use cannot be put aside either.
+    /// [`SealedError`] when the disk does not let it be read, or what is of no use cannot be put aside either.
     pub(crate) fn load(&mut self, node: Option<&SpiffeId>) -> Result<Option<Restored>, SealedError> {
         match read_state(&self.directory, &self.key, node) {
             Ok(found) => Ok(found),
-            Err(cause) => {
+            Err(Unusable::Unread(cause)) => Err(cause),
+            Err(Unusable::Useless(cause)) => {
                 self.aside.push(keep_aside(&self.directory, STATE, cause)?);
                 Ok(None)
             }
@@ -130,10 +138,12 @@ impl Sealed {
     /// # Errors
     /// Why it is of no use, in words.
     pub(crate) fn peek(directory: &Path, node: Option<&SpiffeId>) -> Result<Option<Restored>, String> {
-        let Some(bytes) = read_key(&directory.join(KEY))? else { return Ok(None) };
+        let Some(bytes) = read_key(&directory.join(KEY)).map_err(Unusable::into_words)? else {
+            return Ok(None);
+        };
         let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).map(LessSafeKey::new);
         let key = key.map_err(|_unspecified| "the key cannot be used")?;
-        read_state(directory, &key, node)
+        read_state(directory, &key, node).map_err(Unusable::into_words)
     }
 
     /// What was kept aside so far.
@@ -166,13 +176,37 @@ impl Sealed {
     }
 }
 
+/// Why a file cannot be used.
+enum Unusable {
+    /// The system did not let it be read: it may be good.
+    Unread(SealedError),
+    /// What is in it is of no use.
+    Useless(String),
+}
+
+impl Unusable {
+    fn into_words(self) -> String {
+        match self {
+            Self::Unread(cause) => cause.to_string(),
+            Self::Useless(cause) => cause,
+        }
+    }
+}
+
 fn read_state(
     directory: &Path,
     key: &LessSafeKey,
     node: Option<&SpiffeId>,
-) -> Result<Option<Restored>, String> {
-    let path = directory.join(STATE);
-    let Some(mut bytes) = read_limited(&path, MAX_STATE_BYTES)? else { return Ok(None) };
+) -> Result<Option<Restored>, Unusable> {
+    let Some(bytes) = read_limited(&directory.join(STATE), MAX_STATE_BYTES)? else { return Ok(None) };
+    decrypt(bytes, key, node).map(Some).map_err(Unusable::Useless)
+}
+
+fn decrypt(
+    mut bytes: Zeroizing<Vec<u8>>,
+    key: &LessSafeKey,
+    node: Option<&SpiffeId>,
+) -> Result<Restored, String> {
     let body =
         bytes.strip_prefix(HEADER).ok_or("it does not begin as a state of this agent's release does")?;
     let (nonce, _) = body.split_first_chunk::<NONCE_LEN>().ok_or("it is cut off")?;
@@ -187,7 +221,7 @@ fn read_state(
         return Err(format!("it belongs to {}, this is {node}", stored.node));
     }
     let (node, renewal) = (stored.node.clone(), stored.renewal.clone());
-    Ok(Some(Restored { node, snapshot: stored.snapshot()?, renewal }))
+    Ok(Restored { node, snapshot: stored.snapshot(), renewal })
 }
 
 /// What an earlier process left.
@@ -209,17 +243,77 @@ pub(crate) struct NodeRenewal {
     pub(crate) at: Option<Timestamp>,
 }
 
-/// The content, as JSON. Unknown fields are ignored, so that a release can be taken back.
+/// The content, as JSON. Unknown fields are ignored, and entries that cannot be read are left out, so that a release can be
+/// taken back.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     node: SpiffeId,
     renewal: NodeRenewal,
     cursor: u64,
-    rules: Option<Vec<Arc<Rule>>>,
+    rules: Option<Entries<Arc<Rule>>>,
+    #[serde(deserialize_with = "if_readable")]
     bundle: Option<StoredBundle>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "if_readable")]
     crls: Crls,
-    svids: Vec<StoredSvid>,
+    svids: Entries<StoredSvid>,
+}
+
+/// A list of which each entry is read by itself.
+struct Entries<T> {
+    read: Vec<T>,
+    /// Entries that could not be read.
+    lost: usize,
+}
+
+/// One of them. Decoding borrows the text, so that no copies of secrets are left behind.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Entry<T> {
+    Read(T),
+    Lost(IgnoredAny),
+}
+
+impl<T> Entries<T> {
+    const fn of(read: Vec<T>) -> Self {
+        Self { read, lost: 0 }
+    }
+}
+
+impl<T: Serialize> Serialize for Entries<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.read.serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut entries = Self::of(Vec::new());
+        for entry in Vec::<Entry<T>>::deserialize(deserializer)? {
+            match entry {
+                Entry::Read(entry) => entries.read.push(entry),
+                Entry::Lost(_) => entries.lost = entries.lost.saturating_add(1),
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Something that the authority sends anew: nothing, where it cannot be read.
+fn if_readable<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Deserialize<'de> + Default,
+    D: Deserializer<'de>,
+{
+    Ok(match Entry::deserialize(deserializer)? {
+        Entry::Read(value) => value,
+        Entry::Lost(_) => {
+            tracing::error!(
+                what = std::any::type_name::<T>(),
+                "a part of the sealed state cannot be read; it is left out"
+            );
+            T::default()
+        }
+    })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -267,51 +361,74 @@ impl Stored {
             anchors: it.anchors().to_vec(),
             jwt_keys: it.jwt_keys().to_vec(),
         });
-        let svid = |(entitlement, svid): &(Entitlement, Arc<Svid>)| StoredSvid {
+        let svid = |Kept { entitlement, svid, renew_at }: &Kept| StoredSvid {
             entitlement: entitlement.clone(),
             chain: svid.chain_der.iter().map(|der| STANDARD.encode(der)).collect(),
             key: Secret(Zeroizing::new(STANDARD.encode(&*svid.key_pkcs8_der))),
-            renew_at: svid.renew_at,
+            renew_at: *renew_at,
             hint: svid.hint.clone(),
         };
         Self {
             node: node.clone(),
             renewal: renewal.clone(),
             cursor: *cursor,
-            rules: rules.clone(),
+            rules: rules.clone().map(Entries::of),
             bundle,
             crls: crls.clone(),
-            svids: svids.iter().map(svid).collect(),
+            svids: Entries::of(svids.iter().map(svid).collect()),
         }
     }
 
     /// At least as many bytes as the JSON takes, unless the rules are unusually long.
     fn room(&self) -> usize {
-        let chains = self.svids.iter().flat_map(|svid| &svid.chain).map(String::len).sum::<usize>();
+        let chains = self.svids.read.iter().flat_map(|svid| &svid.chain).map(String::len).sum::<usize>();
         let anchors = self.bundle.iter().flat_map(|it| &it.anchors).map(|it| it.der().len()).sum::<usize>();
-        let rules = self.rules.iter().flatten().count();
+        let rules = self.rules.as_ref().map_or(0, |rules| rules.read.len());
         let jwt_keys = self.bundle.iter().flat_map(|it| &it.jwt_keys).count();
         chains
             .saturating_add(jwt_keys.saturating_mul(2_048))
             .saturating_add(anchors.saturating_mul(2))
             .saturating_add(self.crls.room())
-            .saturating_add(self.svids.len().saturating_mul(4_096))
+            .saturating_add(self.svids.read.len().saturating_mul(4_096))
             .saturating_add(rules.saturating_mul(2_048))
             .saturating_add(8_192)
     }
 
-    fn snapshot(self) -> Result<Snapshot, String> {
-        let bundle = self.bundle.map(|it| {
-            Bundle::new(it.trust_domain, it.sequence, it.refresh_hint, it.anchors)?.with_jwt_keys(it.jwt_keys)
+    /// What of it can be used; what cannot is said in the log.
+    fn snapshot(self) -> Snapshot {
+        let bundle = self.bundle.and_then(|it| {
+            Bundle::new(it.trust_domain, it.sequence, it.refresh_hint, it.anchors)
+                .and_then(|bundle| bundle.with_jwt_keys(it.jwt_keys))
+                .inspect_err(|cause| tracing::error!(%cause, "the sealed bundle is of no use"))
+                .ok()
         });
-        let bundle = bundle.transpose().map_err(|error| error.to_string())?.map(Arc::new);
-        let svids: Result<Vec<_>, String> = self.svids.into_iter().map(StoredSvid::svid).collect();
-        Ok(Snapshot { cursor: self.cursor, rules: self.rules, bundle, crls: self.crls, svids: svids? })
+        let (lost_rules, lost_svids) = (self.rules.as_ref().map_or(0, |rules| rules.lost), self.svids.lost);
+        if lost_rules > 0 || lost_svids > 0 {
+            tracing::error!(
+                lost_rules,
+                lost_svids,
+                "entries of the sealed state cannot be read; they are left out"
+            );
+        }
+        // Without some rules this node is not where the cursor says: it asks for all of them.
+        let cursor = if lost_rules > 0 { 0 } else { self.cursor };
+        let usable = |stored: StoredSvid| {
+            let id = stored.entitlement.spiffe_id.clone();
+            let kept = stored.kept();
+            kept.inspect_err(|cause| tracing::error!(%id, cause, "a sealed identity is of no use")).ok()
+        };
+        Snapshot {
+            cursor,
+            rules: self.rules.map(|rules| rules.read),
+            bundle: bundle.map(Arc::new),
+            crls: self.crls,
+            svids: self.svids.read.into_iter().filter_map(usable).collect(),
+        }
     }
 }
 
 impl StoredSvid {
-    fn svid(self) -> Result<(Entitlement, Arc<Svid>), String> {
+    fn kept(self) -> Result<Kept, String> {
         let decode = |text: &str| STANDARD.decode(text).map_err(|error| error.to_string());
         let chain_der: Vec<Vec<u8>> = self.chain.iter().map(|text| decode(text)).collect::<Result<_, _>>()?;
         let leaf = chain_der.first().ok_or("a chain is empty")?;
@@ -327,36 +444,39 @@ impl StoredSvid {
             hint: self.hint,
             chain_der,
         };
-        Ok((self.entitlement, Arc::new(svid)))
+        Ok(Kept { entitlement: self.entitlement, svid: Arc::new(svid), renew_at: self.renew_at })
     }
 }
 
-/// `None` when there is no file; why it is of no use otherwise.
-fn read_limited(path: &Path, limit: u64) -> Result<Option<Zeroizing<Vec<u8>>>, String> {
+/// `None` when there is no file; why it cannot be used otherwise.
+fn read_limited(path: &Path, limit: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Unusable> {
+    let unread = |cause: io::Error| Unusable::Unread(SealedError::io("read", path, &cause));
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(unread(error)),
     };
-    let metadata = file.metadata().map_err(|error| error.to_string())?;
+    let metadata = file.metadata().map_err(unread)?;
     if !metadata.is_file() || metadata.len() > limit {
-        return Err(format!("it is no file, or larger than {limit} bytes"));
+        return Err(Unusable::Useless(format!("it is no file, or larger than {limit} bytes")));
     }
     let room = usize::try_from(metadata.len()).unwrap_or_default().saturating_add(1);
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
-    file.take(limit).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    file.take(limit).read_to_end(&mut bytes).map_err(unread)?;
     Ok(Some(bytes))
 }
 
-fn read_key(path: &Path) -> Result<Option<Zeroizing<[u8; KEY_BYTES]>>, String> {
+fn read_key(path: &Path) -> Result<Option<Zeroizing<[u8; KEY_BYTES]>>, Unusable> {
     let Some(text) = read_limited(path, MAX_KEY_BYTES)? else { return Ok(None) };
-    let mode = fs::metadata(path).map_err(|error| error.to_string())?.mode() & 0o777;
+    let metadata = fs::metadata(path);
+    let metadata = metadata.map_err(|cause| Unusable::Unread(SealedError::io("read", path, &cause)))?;
+    let mode = metadata.mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(format!("others can read it (mode {mode:04o})"));
+        return Err(Unusable::Useless(format!("others can read it (mode {mode:04o})")));
     }
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     let decoded = hex::decode_to_slice(text.trim_ascii(), bytes.as_mut_slice());
-    decoded.map_err(|_not_hex| "it is not a key")?;
+    decoded.map_err(|_not_hex| Unusable::Useless("it is not a key".to_owned()))?;
     Ok(Some(bytes))
 }
 
@@ -366,6 +486,29 @@ fn make_key(directory: &Path, entropy: &dyn Entropy) -> Result<Zeroizing<[u8; KE
     let text = Zeroizing::new(hex::encode(bytes.as_slice()));
     write(directory, KEY, &[text.as_bytes(), b"\n"])?;
     Ok(bytes)
+}
+
+/// Refuses a directory in which somebody else could put files: it holds who this node is and what it serves.
+pub(crate) fn check_directory(directory: &Path) -> Result<(), SealedError> {
+    let metadata = fs::metadata(directory).map_err(|cause| SealedError::io("look at", directory, &cause))?;
+    let (mode, owner) = (metadata.mode() & 0o7777, metadata.uid());
+    let ours = owner == 0 || owner == rustix::process::geteuid().as_raw();
+    let cause = match (ours, mode & 0o022) {
+        (true, 0) => return Ok(()),
+        (true, _) => format!("others can write to it (mode {mode:04o}); chmod it to 0700"),
+        (false, _) => format!("it belongs to user {owner}, neither to this one nor to root"),
+    };
+    Err(SealedError::Io { action: "use", path: directory.to_owned(), cause })
+}
+
+/// Does what blocks on the disk where it holds up nothing else.
+///
+/// # Errors
+/// [`SealedError::CutOff`] when the runtime ends, or the work panicked.
+pub(crate) async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, SealedError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_lost| SealedError::CutOff)
 }
 
 /// Renames a file of no use, so that nothing is lost.

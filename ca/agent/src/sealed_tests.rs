@@ -32,7 +32,7 @@ fn snapshot() -> Snapshot {
         cursor: 42,
         rules: Some(vec![valid(rule("web", ("unix.uid", "1000"), "/web"))]),
         bundle: Some(Arc::new(bundle(3, &[&root("a"), &root("b")]))),
-        svids: vec![(entitlement("/web"), Arc::new(svid))],
+        svids: vec![Kept { entitlement: entitlement("/web"), svid: Arc::new(svid), renew_at: at(17) }],
     }
 }
 
@@ -56,8 +56,8 @@ fn what_was_sealed_comes_back_whole() {
     assert_eq!(restored.renewal, NodeRenewal { serial: "01".to_owned(), at: Some(at(5)) });
     let after = restored.snapshot;
     assert_eq!((after.cursor, &after.rules, &after.bundle), (42, &before.rules, &before.bundle));
-    let [(known, old)] = before.svids.as_slice() else { panic!() };
-    let [(found, new)] = after.svids.as_slice() else { panic!() };
+    let [Kept { entitlement: known, svid: old, .. }] = before.svids.as_slice() else { panic!() };
+    let [Kept { entitlement: found, svid: new, .. }] = after.svids.as_slice() else { panic!() };
     assert_eq!((found, &new.chain_der, &new.key_pkcs8_der), (known, &old.chain_der, &old.key_pkcs8_der));
     assert_eq!(format!("{new:?}"), format!("{old:?}"));
     assert!(open(&folder).load(None).unwrap().is_some(), "also when it is not known which node this is");
@@ -136,4 +136,88 @@ fn a_directory_that_cannot_be_made_is_named() {
     fs::write(&path, "x").unwrap();
     let refused = Sealed::open(&path.join("state"), Arc::new(SeededEntropy::new(1))).err().unwrap();
     assert!(refused.to_string().contains("file"), "{refused}");
+}
+
+#[test]
+fn what_the_disk_does_not_let_us_read_stays_where_it_is_and_the_start_fails() {
+    let folder = TempDir::new().unwrap();
+    save(&folder);
+    let mut sealed = open(&folder);
+    for name in [STATE, KEY] {
+        // A link to itself: the system refuses to open it, also for root.
+        let (path, away) = (folder.path().join(name), folder.path().join("away"));
+        fs::rename(&path, &away).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        let refused = match name {
+            STATE => sealed.load(Some(&node("vm-1"))).err(),
+            _key => Sealed::open(folder.path(), Arc::new(SeededEntropy::new(1))).err(),
+        };
+        assert!(matches!(refused, Some(SealedError::Io { action: "read", .. })), "{refused:?}");
+        assert!(path.is_symlink(), "not put aside");
+        fs::rename(&away, &path).unwrap();
+    }
+    assert!(open(&folder).load(Some(&node("vm-1"))).unwrap().is_some());
+}
+
+/// Changes the content of the sealed state.
+fn change(folder: &TempDir, change: impl FnOnce(&mut serde_json::Value)) {
+    let sealed = open(folder);
+    let snapshot = snapshot();
+    let mut stored =
+        serde_json::to_value(Stored::of(&node("vm-1"), &snapshot, &NodeRenewal::default())).unwrap();
+    change(&mut stored);
+    let (mut text, nonce) = (serde_json::to_vec(&stored).unwrap(), [7; NONCE_LEN]);
+    let unique = Nonce::assume_unique_for_key(nonce);
+    sealed.key.seal_in_place_append_tag(unique, Aad::from(HEADER), &mut text).unwrap();
+    write(folder.path(), STATE, &[HEADER, &nonce, &text]).unwrap();
+}
+
+#[test]
+fn one_entry_that_cannot_be_used_costs_only_itself() {
+    let folder = TempDir::new().unwrap();
+    change(&folder, |stored| {
+        let good = stored["svids"][0].clone();
+        let svids = stored["svids"].as_array_mut().unwrap();
+        for (field, bad) in
+            [("chain", "?".into()), ("key", "?".into()), ("entitlement", 5.into()), ("renew_at", "?".into())]
+        {
+            svids.push(good.clone());
+            svids.last_mut().unwrap()[field] = bad;
+        }
+        svids.last_mut().unwrap()["chain"] = serde_json::json!(["bm8gY2VydGlmaWNhdGU="]);
+    });
+    let restored = open(&folder).load(Some(&node("vm-1"))).unwrap().unwrap().snapshot;
+    assert_eq!((restored.svids.len(), restored.cursor), (1, 42));
+    assert!(restored.bundle.is_some() && restored.rules.is_some());
+
+    change(&folder, |stored| {
+        stored["rules"].as_array_mut().unwrap().push(serde_json::json!({ "name": "of a later release" }));
+        stored["crls"] = 5.into();
+        stored["bundle"]["anchors"][0] = "?".into();
+    });
+    let mut sealed = open(&folder);
+    let restored = sealed.load(Some(&node("vm-1"))).unwrap().unwrap().snapshot;
+    assert_eq!(sealed.aside(), []);
+    assert_eq!(restored.svids.len(), 1);
+    assert_eq!((restored.rules.unwrap().len(), restored.cursor), (1, 0), "the lost rule is asked for again");
+    assert!(restored.bundle.is_none() && restored.crls == Crls::default(), "they come anew");
+}
+
+#[test]
+fn a_directory_that_others_can_write_to_is_refused() {
+    let folder = TempDir::new().unwrap();
+    for mode in [0o777, 0o1777, 0o770, 0o702] {
+        fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+        let refused = Sealed::open(folder.path(), Arc::new(SeededEntropy::new(1))).err().unwrap();
+        assert!(refused.to_string().contains("others can write to it"), "{mode:o}: {refused}");
+    }
+    for mode in [0o755, 0o700] {
+        fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+        assert!(Sealed::open(folder.path(), Arc::new(SeededEntropy::new(1))).is_ok(), "{mode:o}");
+    }
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(folder.path(), Some(65_534), None).unwrap();
+        let refused = check_directory(folder.path()).unwrap_err();
+        assert!(refused.to_string().contains("65534"), "{refused}");
+    }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::fetch::until;
-use crate::holdings::{Identities, Standing, View};
+use crate::holdings::{Identities, NotYet, Standing, View};
 use crate::spawn::Spawner;
 use crate::system::random;
 
@@ -218,11 +218,13 @@ impl Sink {
     }
 
     /// What of a view is to be in the files.
-    fn choose(&self, view: &View) -> Option<Content> {
-        let wanted = self.settings.spiffe_id.as_ref();
-        let svid = view.svids.iter().find(|svid| wanted.is_none_or(|wanted| *wanted == svid.spiffe_id))?;
-        let bundle = view.bundles.get(&svid.spiffe_id.trust_domain())?;
-        Some(Content {
+    fn choose(&self, view: &View) -> Result<Content, NotYet> {
+        let svid = match &self.settings.spiffe_id {
+            Some(id) => view.svid(id)?,
+            None => view.default_svid().ok_or(NotYet::Starting)?,
+        };
+        let bundle = view.bundles.get(&svid.spiffe_id.trust_domain()).ok_or(NotYet::Starting)?;
+        Ok(Content {
             svid: Arc::clone(svid),
             bundle: Arc::clone(bundle),
             crls: Arc::clone(&view.crls),

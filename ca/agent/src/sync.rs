@@ -2,7 +2,7 @@
 //!
 //! Laws: a batch of changes is applied whole, when its last message (the one with a cursor) has come; a bundle is
 //! acknowledged when the book says that it may be, and once for every stream; an order to stop serving is carried out
-//! before anything else is read. Not here: what follows from a change (`book`), the connection (`session`).
+//! before anything else is read. Not here: what follows from a change (`book`), the connection (`link`).
 //! Sources: `rhizome/node/v1/node.proto`; ca/docs/ARCHITECTURE.md §2 (acknowledged trust).
 
 use std::collections::BTreeMap;
@@ -26,7 +26,6 @@ use crate::book::{Offered, RuleChange};
 use crate::cache::Cache;
 use crate::crls::Taken;
 use crate::fetch::offer;
-use crate::holdings::Svid;
 use crate::node::Node;
 use crate::status::StatusBoard;
 use crate::wire::read_rule;
@@ -70,7 +69,7 @@ impl Sync {
         let stream = NodeServiceClient::new(channel).sync(ReceiverStream::new(outgoing)).await;
         let mut answers = stream?.into_inner();
         // The stream was let in.
-        self.node.note_refusal(None);
+        self.node.note_refusal(None).await;
         let (mut bundle, mut served) = (self.cache.acknowledgeable(), self.cache.served());
         let mut batch = Batch::default();
         // The server may have forgotten what an earlier stream said.
@@ -91,7 +90,7 @@ impl Sync {
                 changed = served.changed() => {
                     changed.map_err(gone)?;
                     served.mark_unchanged();
-                    say(&requests, Message::ServedIssuers(report(&self.cache.svids()))).await?;
+                    say(&requests, Message::ServedIssuers(report(self.cache.issuers()))).await?;
                 }
             }
         }
@@ -188,13 +187,14 @@ impl Sync {
         let (slot, deadline) = (order.slot.as_ref().map(instant), order.deadline.as_ref().map(instant));
         let Some(begin) = [slot, deadline].into_iter().flatten().min() else { return };
         tracing::info!(slot = %begin, reason = order.reason, "the authority asks for renewal");
-        let concerns = |issuer: Option<Vec<u8>>| {
-            let of = |id: &Bytes| issuer.as_ref().is_some_and(|issuer| issuer.as_slice() == &**id);
+        let concerns = |issuer: Option<&[u8]>| {
+            let of = |id: &Bytes| issuer.is_some_and(|issuer| *issuer == **id);
             order.authority_key_ids.is_empty() || order.authority_key_ids.iter().any(of)
         };
-        self.cache.renew_by(begin, |svid| concerns(issuer_of(svid.chain_der.first())));
+        self.cache.renew_by(begin, concerns);
         let node = self.node.current().and_then(|node| node.leaf());
-        if concerns(issuer_of(node.as_ref())) {
+        let issuer = node.and_then(|leaf| inspect(&leaf).ok()?.issuer_key_id);
+        if concerns(issuer.as_deref()) {
             self.node.renew_by(begin);
         }
     }
@@ -225,19 +225,8 @@ impl Batch {
     }
 }
 
-fn issuer_of(leaf: Option<&Vec<u8>>) -> Option<Vec<u8>> {
-    inspect(leaf?).ok()?.issuer_key_id
-}
-
 /// What is served, by issuer.
-fn report(svids: &[Arc<Svid>]) -> wire::ServedIssuers {
-    let mut issuers: BTreeMap<Vec<u8>, (u32, Timestamp)> = BTreeMap::new();
-    for svid in svids {
-        let Some(issuer) = issuer_of(svid.chain_der.first()) else { continue };
-        let (count, earliest) = issuers.entry(issuer).or_insert((0, svid.not_after));
-        *count = count.saturating_add(1);
-        *earliest = svid.not_after.min(*earliest);
-    }
+fn report(issuers: BTreeMap<Vec<u8>, (u32, Timestamp)>) -> wire::ServedIssuers {
     let served = issuers.into_iter().take(ISSUERS).map(|(issuer, (count, earliest))| wire::ServedIssuer {
         authority_key_id: Bytes::from(issuer),
         count,

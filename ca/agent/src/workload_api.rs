@@ -58,9 +58,14 @@ impl WorkloadApi {
 }
 
 /// How a kind of stream makes its messages.
-trait Answers<T>: Send + 'static {
+trait Answers<T>: Send + Sync + 'static {
     /// The message for a view; `None` when the caller has just that already.
     fn answer(&mut self, view: &View, own: &TrustDomain) -> Result<Option<T>, Refusal>;
+
+    /// Whether a view has what the caller wants; otherwise it waits for the next one.
+    fn has_it(&self, _view: &View) -> bool {
+        true
+    }
 }
 
 async fn follow<T>(
@@ -69,8 +74,12 @@ async fn follow<T>(
     answers: &mut impl Answers<T>,
     outlet: &Outlet<T>,
 ) -> Result<std::convert::Infallible, Refusal> {
-    let mut view = Some(session.first().await?);
+    let mut view = Some(session.first_with(|view| answers.has_it(view)).await?);
     loop {
+        if let Some(view) = view.take_if(|view| !answers.has_it(view)) {
+            tracing::debug!(version = view.version, "the default identity is on its way");
+            session.waits();
+        }
         if let Some(view) = view {
             if let Some(message) = answers.answer(&view, own)? {
                 session.give(outlet, message).await?;
@@ -90,6 +99,11 @@ struct X509Svids;
 impl Answers<wire::X509svidResponse> for X509Svids {
     fn answer(&mut self, view: &View, own: &TrustDomain) -> Result<Option<wire::X509svidResponse>, Refusal> {
         svid_response(view, own).map(Some)
+    }
+
+    /// Clients take the first identity for the default one (Workload API §5.2.1).
+    fn has_it(&self, view: &View) -> bool {
+        view.default_svid().is_some()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the book says about itself, to whoever looks after the agent. Nothing here changes or grants anything.
 
+use std::collections::BTreeMap;
+
 use rhizome_core::attributes::Attributes;
 use rhizome_core::explain::{Outlook, outlook};
 use rhizome_id::Timestamp;
@@ -41,6 +43,18 @@ impl Book {
             }
         });
         Some(Insight { held: held.collect(), outlook })
+    }
+
+    /// How many certificates are held of each issuer (by its key identifier), and the last second of the first to expire.
+    pub(crate) fn issuers(&self) -> BTreeMap<Vec<u8>, (u32, Timestamp)> {
+        let mut issuers: BTreeMap<Vec<u8>, (u32, Timestamp)> = BTreeMap::new();
+        for holding in self.holdings.values() {
+            let Some((svid, issuer)) = holding.svid.as_ref().zip(holding.issuer.as_ref()) else { continue };
+            let (count, earliest) = issuers.entry(issuer.clone()).or_insert((0, svid.not_after));
+            *count = count.saturating_add(1);
+            *earliest = svid.not_after.min(*earliest);
+        }
+        issuers
     }
 
     /// Whether anybody can be served: what workloads may have is known, and whom they may trust.

@@ -78,7 +78,9 @@ impl Delta {
         let gone = |name: &&String| !present.contains(name.as_str());
         let lost =
             self.has.iter().filter(|(_, version)| version.is_some()).map(|(name, _)| name).filter(gone);
-        let never = unserved.iter().map(|(name, _)| name).filter(|name| !self.has.contains_key(*name));
+        // A name that is on its way is not said to be removed unless the proxy had it: what was revoked must go.
+        let never = unserved.iter().filter(|(_, why)| *why != Unserved::OnItsWay).map(|(name, _)| name);
+        let never = never.filter(|name| !self.has.contains_key(*name));
         let removed: BTreeSet<String> = lost.chain(never).cloned().collect();
         let has = |it: &Resource| self.has.get(&it.name).and_then(Option::as_deref) == Some(&it.version);
         let changed: Vec<Resource> = resources.into_iter().filter(|it| !has(it)).collect();

@@ -217,5 +217,6 @@ pub(super) fn resource_errors(unserved: &[(String, Unserved)]) -> Vec<ResourceEr
         resource_name: Some(ResourceName { name: name.clone(), ..Default::default() }),
         error_detail: Some(Detail { code: PERMISSION_DENIED, message: why.to_string(), details: Vec::new() }),
     };
-    unserved.iter().map(error).collect()
+    // What is on its way is no error: it is sent when it is there.
+    unserved.iter().filter(|(_, why)| *why != Unserved::OnItsWay).map(error).collect()
 }

@@ -22,7 +22,7 @@ use ring::digest::{Context, SHA256};
 use zeroize::Zeroize as _;
 
 use super::pem;
-use crate::holdings::{Svid, View};
+use crate::holdings::{NotYet, Svid, View};
 
 /// The type of every resource of this service.
 pub(super) const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
@@ -93,6 +93,8 @@ pub(super) enum Unserved {
     Unknown,
     /// It is an identity that the caller does not have.
     NotGranted,
+    /// It is an identity of the caller, and its certificate has not come yet.
+    OnItsWay,
     /// There is no bundle of that trust domain for the caller.
     NoBundle,
     /// Several trust domains in one list of roots.
@@ -104,6 +106,7 @@ impl fmt::Display for Unserved {
         f.write_str(match self {
             Self::Unknown => "not a name of this service",
             Self::NotGranted => "not an identity of this workload",
+            Self::OnItsWay => "its certificate is on its way",
             Self::NoBundle => "no bundle of this trust domain",
             Self::NotInPlainForm => "several trust domains need the SPIFFE validator",
         })
@@ -124,7 +127,7 @@ impl Catalogue<'_> {
     pub(super) fn serve(&self, name: &str) -> Result<Resource, Unserved> {
         let settings = self.settings;
         if name == settings.default_name {
-            return self.view.svids.first().map(|svid| certificate(name, svid)).ok_or(Unserved::NotGranted);
+            return self.view.default_svid().map(|svid| certificate(name, svid)).ok_or(Unserved::OnItsWay);
         }
         if name == settings.root_name {
             let every = settings.root_covers == RootCovers::All && self.form == Form::Spiffe;
@@ -137,11 +140,10 @@ impl Catalogue<'_> {
         if id.path().is_empty() {
             return self.roots(name, &id.trust_domain());
         }
-        let mut svids = self.view.svids.iter();
-        svids
-            .find(|svid| svid.spiffe_id == id)
-            .map(|svid| certificate(name, svid))
-            .ok_or(Unserved::NotGranted)
+        self.view.svid(&id).map(|svid| certificate(name, svid)).map_err(|not_yet| match not_yet {
+            NotYet::Starting => Unserved::OnItsWay,
+            NotYet::Denied(_) => Unserved::NotGranted,
+        })
     }
 
     /// Everything there is, under its real names.

@@ -65,7 +65,9 @@ impl Sotw {
         let (resources, unserved) = self.collect(catalogue);
         let news = self.told.news(&unserved);
         let now: Vec<_> = resources.iter().map(|it| (it.name.clone(), it.version.clone())).collect();
-        let nothing_yet = now.is_empty() && !self.ever_sent;
+        // What is on its way is not gone: the proxy keeps what it has.
+        let waits = unserved.iter().any(|(_, why)| *why == Unserved::OnItsWay);
+        let nothing_yet = now.is_empty() && (waits || !self.ever_sent);
         let nothing_asked = now.is_empty() && self.wanted == Wanted::Names(Vec::new());
         if nothing_yet || nothing_asked || self.sent.as_ref() == Some(&now) {
             self.in_force.unchanged(catalogue.view.version);
@@ -98,6 +100,9 @@ pub(super) fn fetch(
         true => (catalogue.everything(), Vec::new()),
         false => collect(catalogue, &names),
     };
+    if resources.is_empty() && unserved.iter().any(|(_, why)| *why == Unserved::OnItsWay) {
+        return Err(Refusal::Starting);
+    }
     if resources.is_empty() {
         let why: Vec<_> = unserved.iter().map(|(name, why)| format!("`{name}`: {why}")).collect();
         return Err(Refusal::NoSecret(why.join(", ")));

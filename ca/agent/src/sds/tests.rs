@@ -17,7 +17,7 @@ use rhizome_x509::{Bundle, CaCertificate};
 
 use super::secrets::{Form, SECRET, Unserved};
 use super::*;
-use crate::holdings::Svid;
+use crate::holdings::{Awaited, Svid};
 use crate::testing::{at, root};
 
 const FIRST: &str = "spiffe://example.org/ns/prod/sa/web";
@@ -60,6 +60,7 @@ impl Host {
         View {
             svids: vec![svid(FIRST, leaf), svid(SECOND, b"second")],
             bundles,
+            awaited: Awaited::default(),
             crls: Arc::default(),
             version,
         }

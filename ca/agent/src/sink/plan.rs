@@ -2,7 +2,8 @@
 //!
 //! Laws: what is new is written before anything is told; a bundle is in force only when the files that hold it are
 //! written and the software was told; whatever failed is tried again, longer waits each time; what a newer state
-//! overtook is not done any more. Files whose identity was denied are taken away.
+//! overtook is not done any more. Files whose identity was denied are taken
+//! away; an identity that is on its way was not.
 //! Not here: doing it (`files`, `reload`), who follows what (`sink`).
 
 use std::sync::Arc;
@@ -77,15 +78,16 @@ impl Course {
     }
 
     /// There is a view, or none.
-    pub(super) fn see(&mut self, seen: Result<&View, &NotYet>, choose: impl Fn(&View) -> Option<Content>) {
-        let (wanted, denied) = match seen {
-            Ok(view) => match choose(view) {
-                Some(content) => (Some(content), None),
-                None => (None, Some("the rules give another identity than the one configured".to_owned())),
-            },
-            Err(NotYet::Denied(reason)) => (None, Some(reason.clone())),
+    pub(super) fn see(
+        &mut self,
+        seen: Result<&View, &NotYet>,
+        choose: impl Fn(&View) -> Result<Content, NotYet>,
+    ) {
+        let (wanted, denied) = match seen.map_err(Clone::clone).and_then(choose) {
+            Ok(content) => (Some(content), None),
+            Err(NotYet::Denied(reason)) => (None, Some(reason)),
             // What is in the files stays until there is something newer, or it is known that there will not be; it is
-            // not written again: it may have been revoked.
+            // not written again: it may have been revoked. So it is when other identities are there and this one is not.
             Err(NotYet::Starting) => (None, None),
         };
         let same = match (&self.wanted, &wanted) {

@@ -3,23 +3,30 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::testing::{at, bundle, root, svid};
+use crate::holdings::Awaited;
+use crate::testing::{at, bundle, entitlement, root, svid};
 
 fn view(svid: &Arc<Svid>, bundle: &Arc<Bundle>, version: u64) -> View {
     let bundles = BTreeMap::from([(bundle.trust_domain().clone(), Arc::clone(bundle))]);
-    View { svids: vec![Arc::clone(svid)], bundles, crls: Arc::default(), version }
+    View {
+        svids: vec![Arc::clone(svid)],
+        awaited: Awaited::default(),
+        bundles,
+        crls: Arc::default(),
+        version,
+    }
 }
 
-fn choose(view: &View) -> Option<Content> {
-    let svid = view.svids.first()?;
-    let bundle = view.bundles.get(&svid.spiffe_id.trust_domain())?;
+fn choose(view: &View) -> Result<Content, NotYet> {
+    let svid = view.default_svid().ok_or(NotYet::Starting)?;
+    let bundle = &view.bundles[&svid.spiffe_id.trust_domain()];
     let content = |it: &Arc<Svid>| Content {
         svid: Arc::clone(it),
         bundle: Arc::clone(bundle),
         crls: Arc::default(),
         version: view.version,
     };
-    Some(content(svid))
+    Ok(content(svid))
 }
 
 fn name(step: &Step) -> String {
@@ -149,7 +156,27 @@ fn files_that_somebody_changed_are_written_anew() {
 fn an_identity_that_the_rules_do_not_give_is_named_as_a_denial() {
     let trust = Arc::new(bundle(1, &[&root("one")]));
     let mut course = Course::new(false);
-    course.see(Ok(&view(&svid("/a", "01", at(0)), &trust, 1)), |_| None);
+    course.see(Ok(&view(&svid("/a", "01", at(0)), &trust, 1)), |view| {
+        view.svid(&entitlement("/b").spiffe_id).map(|_| unreachable!())
+    });
     assert_eq!(through(&mut course), ["nothing", "rest"]);
     assert!(course.denial().unwrap().contains("another identity"));
+}
+
+#[test]
+fn an_identity_that_is_on_its_way_while_another_one_is_there_takes_no_files_away() {
+    let trust = Arc::new(bundle(1, &[&root("one")]));
+    let (web, any) = (svid("/web", "01", at(0)), svid("/any", "02", at(0)));
+    let awaited = |default| Awaited { identities: [web.spiffe_id.clone()].into(), default };
+    let mut course = Course::new(false);
+    course.see(Ok(&view(&web, &trust, 1)), choose);
+    through(&mut course);
+    // By default, and by name.
+    let only_any = View { awaited: awaited(true), ..view(&any, &trust, 2) };
+    course.see(Ok(&only_any), choose);
+    assert_eq!(through(&mut course), ["rest"], "another identity is not the default one");
+    let only_any = View { awaited: awaited(false), ..view(&any, &trust, 3) };
+    course.see(Ok(&only_any), |view| view.svid(&web.spiffe_id).map(|_| unreachable!()));
+    assert_eq!(through(&mut course), ["rest"]);
+    assert_eq!(course.denial(), None);
 }

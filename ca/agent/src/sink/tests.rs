@@ -7,7 +7,7 @@ use rhizome_id::TrustDomain;
 use tokio::sync::watch;
 
 use super::*;
-use crate::holdings::{NotYet, Svid};
+use crate::holdings::{Awaited, NotYet, Svid};
 use crate::testing::{at, bundle, root, svid};
 use crate::{SystemClock, SystemEntropy};
 
@@ -76,6 +76,7 @@ impl Host {
         drop(self.fake.seen.send_replace(Ok(Arc::new(View {
             svids: vec![Arc::clone(svid)],
             bundles,
+            awaited: Awaited::default(),
             crls: Arc::default(),
             version,
         }))));

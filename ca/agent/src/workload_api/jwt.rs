@@ -23,7 +23,7 @@ use tonic::Request;
 
 use super::{Answers, hint_of};
 use crate::call::{Session, caller_of};
-use crate::holdings::View;
+use crate::holdings::{NotYet, View};
 use crate::refusal::Refusal;
 use crate::socket::Doors;
 use crate::tokens::{NoToken, TokenWish, Tokens};
@@ -48,7 +48,12 @@ pub(super) async fn fetch(
     let audiences = read_audiences(audience)?;
     let named = read_id(&spiffe_id)?;
     let mut session = Session::open(doors, caller).await?;
-    let view = session.first().await?;
+    // One that is on its way is none that the caller does not have, and no other one is the default meanwhile.
+    let has_it = |view: &View| match &named {
+        Some(named) => !matches!(view.svid(named), Err(NotYet::Starting)),
+        None => view.default_svid().is_some(),
+    };
+    let view = session.first_with(has_it).await?;
     session.takes_nothing();
     let wanted = chosen(&view, named.as_ref()).ok_or_else(|| session.not_its_own(&spiffe_id))?;
     let wish = |id: &SpiffeId| TokenWish {
@@ -59,6 +64,9 @@ pub(super) async fn fetch(
     let fetched = join_all(wanted.iter().map(|id| tokens.token(wish(id)))).await;
     // Fetching may have taken a while: rules and certificates may have changed, the process may have ended.
     let view = session.current()?;
+    if !has_it(&view) {
+        return Err(Refusal::Starting);
+    }
     let mut hints = BTreeSet::new();
     let mut svids = Vec::new();
     for (id, outcome) in wanted.iter().zip(fetched) {

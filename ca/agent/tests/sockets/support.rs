@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::future::BoxFuture;
-use rhizome_agent::holdings::{Identities, NotYet, Standing, Svid, View};
+use rhizome_agent::holdings::{Awaited, Identities, NotYet, Standing, Svid, View};
 use rhizome_agent::socket::{Doors, DoorsSettings, Socket, serve};
 use rhizome_agent::tokens::{NoToken, Token, TokenWish, Tokens};
 use rhizome_agent::{Spawner, SystemClock};
@@ -252,7 +252,13 @@ impl Host {
             bundle("example.org", version, &self.roots[0]),
             bundle("other.example", version, &self.roots[1]),
         ];
-        Ok(Arc::new(View { svids, bundles: bundles.into(), crls: Arc::default(), version }))
+        Ok(Arc::new(View {
+            svids,
+            bundles: bundles.into(),
+            awaited: Awaited::default(),
+            crls: Arc::default(),
+            version,
+        }))
     }
 
     /// One identity; the bundles carry these keys for tokens.
@@ -268,6 +274,7 @@ impl Host {
         Ok(Arc::new(View {
             svids: vec![svid(WEB, "leaf", "")],
             bundles: bundles.into(),
+            awaited: Awaited::default(),
             crls: Arc::default(),
             version,
         }))
