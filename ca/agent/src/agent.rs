@@ -251,3 +251,43 @@ impl Sealer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use rhizome_id::Timestamp;
+
+    use super::*;
+    use crate::book::RuleChange;
+    use crate::holdings::{Identities as _, NotYet};
+    use crate::testing::{at, attributes, bundle, entitlement, node, root, rule, svid, valid};
+
+    struct SetClock(AtomicI64);
+
+    impl Clock for SetClock {
+        fn now(&self) -> Timestamp {
+            at(self.0.load(Ordering::SeqCst))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_expires_is_taken_away_also_without_a_connection() {
+        let (clock, spawner) = (Arc::new(SetClock(AtomicI64::new(0))), Spawner::default());
+        let cache =
+            Cache::new("example.org".parse().unwrap(), Arc::<SetClock>::clone(&clock), spawner.clone());
+        let cache = Arc::new(cache);
+        cache.set_node(node());
+        let upserts = vec![valid(rule("all", ("unix.uid", "*"), "/any"))];
+        cache.apply(RuleChange { full: true, upserts, removed: Vec::new(), cursor: 1 });
+        cache.offer(bundle(1, &[&root("r1")]));
+        let mut seen = cache.follow(attributes(&[("unix.uid", "1")]));
+        cache.issued(&entitlement("/any"), svid("/any", "a1", at(0)));
+        assert!(seen.borrow_and_update().is_ok());
+        clock.0.store(3_600, Ordering::SeqCst);
+        spawner.spawn_until_stop("clock", watch_clock(Arc::clone(&cache), clock));
+        tokio::time::timeout(Duration::from_secs(60), seen.changed()).await.unwrap().unwrap();
+        assert_eq!(seen.borrow().as_ref().err(), Some(&NotYet::Starting));
+        spawner.shut_down().await;
+    }
+}

@@ -444,3 +444,23 @@ fn the_wildcard_follows_what_comes_and_goes() {
         assert_eq!((second.resources.len(), second.removed_resources), (0, vec![SECOND.to_owned()]));
     }
 }
+
+#[test]
+fn a_default_identity_that_is_on_its_way_is_not_another_one_and_nothing_is_said_to_be_gone() {
+    let host = Host::new();
+    let mut view = host.view(1, b"leaf");
+    view.awaited = Awaited { identities: [view.svids.remove(0).spiffe_id.clone()].into(), default: true };
+    let catalogue =
+        Catalogue { view: &view, own: &domain("example.org"), settings: &host.settings, form: Form::Spiffe };
+    for name in ["default", FIRST] {
+        assert_eq!(catalogue.serve(name).err(), Some(Unserved::OnItsWay), "{name}");
+    }
+    assert!(catalogue.serve(SECOND).is_ok());
+    let (mut sotw, mut delta) = (Sotw::default(), Delta::default());
+    sotw.hear(ask(&["default"], "")).unwrap();
+    assert!(host.sotw(&mut sotw, &view).response.is_none());
+    delta.hear(subscribe(&["default"], "")).unwrap();
+    assert!(host.delta(&mut delta, &view).response.is_none());
+    let later = host.view(2, b"leaf");
+    assert_eq!(names(&host.sotw(&mut sotw, &later).response.unwrap()), ["default"]);
+}

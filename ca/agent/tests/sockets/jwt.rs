@@ -1,9 +1,10 @@
 //! The JWT profile of the Workload API over the socket.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prost_types::value::Kind;
-use rhizome_agent::holdings::{NotYet, Standing};
+use rhizome_agent::holdings::{Awaited, NotYet, Standing, View};
 use rhizome_agent::tokens::NoToken;
 use rhizome_core::attributes::AttributeName;
 use rhizome_proto::workload as wire;
@@ -302,4 +303,30 @@ async fn secrets_for_proxies_hold_no_keys_for_tokens() {
         answers.push(answer.resources);
     }
     assert_eq!(answers[0], answers[1]);
+}
+
+#[tokio::test]
+async fn an_identity_that_is_on_its_way_is_no_denial_and_no_other_one_is_the_default_meanwhile() {
+    let host = Host::serving(|settings| settings.limits.patience = Duration::from_millis(20));
+    let awaited = Awaited { identities: [API.parse().unwrap()].into(), default: true };
+    let view = |awaited| {
+        let View { svids, bundles, crls, version, .. } = &*host.view(1, "leaf").unwrap();
+        let (svids, bundles) = (svids.clone(), bundles.clone());
+        Ok(Arc::new(View { svids, awaited, bundles, crls: Arc::clone(crls), version: *version }))
+    };
+    host.identities.set(view(awaited));
+    for id in [API, ""] {
+        assert_eq!(fetch(&host, wish(&["a"], id)).await.unwrap_err().code(), Code::Unavailable, "{id:?}");
+    }
+    assert_eq!(fetch(&host, wish(&["a"], WEB)).await.unwrap().len(), 1, "the others are there by name");
+    let mut client = host.workload_api().await;
+    let mut stream = client.fetch_x509svid(wire::X509svidRequest {}).await;
+    if let Ok(stream) = &mut stream {
+        let status = stream.get_mut().message().await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "the first of a message would be the default one");
+    }
+    let mut bundles = client.fetch_x509_bundles(wire::X509BundlesRequest {}).await.unwrap().into_inner();
+    assert!(bundles.message().await.unwrap().is_some(), "whom to trust does not wait for it");
+    host.identities.set(view(Awaited::default()));
+    assert_eq!(fetch(&host, wish(&["a"], "")).await.unwrap().len(), 1);
 }
