@@ -38,6 +38,9 @@ pub enum IssueError {
     /// What the rules grant changed while the request was being recorded.
     #[error("what the rules grant changed while the request was recorded; ask again")]
     PolicyChanged,
+    /// The key was taken out of service while the request was being recorded.
+    #[error("the key was tainted while the request was recorded; ask again")]
+    KeyTainted,
     /// There is no active authority yet.
     #[error("no authority is active yet")]
     NoAuthority,

@@ -3,7 +3,8 @@
 //! Laws: identity comes from the connection (a verified client certificate, or the kernel's word on a Unix socket)
 //! and from nothing in the request; forwarded headers and bearer tokens are no credentials here. A method that is not
 //! in the table of `roles` does not exist. Expiry, revocation, ban and removal are checked for every request, so a
-//! connection kept for days gains nothing. Refusals are opaque outside and exact in the log.
+//! connection kept for days gains nothing, and again when the body of a request that changes or issues something has come:
+//! headers sent in good time gain nothing either. Refusals are opaque outside and exact in the log.
 //! Not here: what an identity may be issued (`rhizome_core::policy`).
 
 use std::sync::Arc;
@@ -67,15 +68,14 @@ where
     }
 }
 
-/// The caller of a request, put there by the gate; absent where anybody may call.
+/// Whoever calls.
 pub(crate) type Caller = Arc<AttestedCaller>;
 
-/// The caller that the gate attached.
-///
-/// # Errors
-/// [`AuthError::NoCredential`] where the gate let an anonymous caller through.
-pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, ApiError> {
-    request.extensions().get::<Caller>().cloned().ok_or(ApiError::Auth(AuthError::NoCredential))
+/// What a request was let in for, put there by the gate; absent where anybody may call.
+#[derive(Clone, Copy)]
+struct Admitted {
+    method: &'static str,
+    needed: Needed,
 }
 
 /// The other end of the connection that a request came over.
@@ -91,7 +91,7 @@ impl Ca {
     fn admit(&self, request: &mut Request<Body>) -> Result<(), ApiError> {
         let path = request.uri().path();
         let no_such_method = || ApiError::NoSuchMethod { method: path.chars().take(200).collect() };
-        let needed = roles::needed(path).ok_or_else(no_such_method)?;
+        let (method, needed) = roles::needed(path).ok_or_else(no_such_method)?;
         let peer = request.extensions().get::<PeerInfo>().cloned();
         let peer = peer.ok_or_else(|| ApiError::Bug("a connection without peer information".into()))?;
         if needed == Needed::Nobody {
@@ -102,18 +102,39 @@ impl Ca {
             return Err(AuthError::TwoCredentials { what }.into());
         }
         let caller = self.authenticate(&peer)?;
+        let admitted = Admitted { method, needed };
+        self.check_allowed(&caller, admitted)?;
+        request.extensions_mut().insert(admitted);
+        Ok(())
+    }
+
+    fn check_allowed(&self, caller: &AttestedCaller, admitted: Admitted) -> Result<(), ApiError> {
+        let Admitted { method, needed } = admitted;
         let allowed = match needed {
             Needed::Nobody => true,
             Needed::Node => matches!(caller.principal(), Principal::Node { .. }),
             Needed::Role(role) => caller.role().is_some_and(|held| held >= role),
         };
-        if !allowed {
-            let method = path.to_owned();
-            self.note_refusal(&caller, &method, "forbidden", &format!("it needs {needed}"));
-            return Err(ApiError::Forbidden { caller: caller.principal().to_string(), method, needed });
+        if allowed {
+            return Ok(());
         }
-        request.extensions_mut().insert(caller);
-        Ok(())
+        self.note_refusal(caller, method, "forbidden", &format!("it needs {needed}"));
+        Err(ApiError::Forbidden { caller: caller.principal().to_string(), method: method.to_owned(), needed })
+    }
+
+    /// Who asks for `request`, whose body is there by now. The gate saw its headers, and whoever sends them may keep the
+    /// body back for as long as it likes: who that is, and whether it may call this, is asked anew.
+    ///
+    /// # Errors
+    /// [`ApiError::Auth`] when it is nobody (any more) or was let in without a name, [`ApiError::Forbidden`] when its role
+    /// was lowered meanwhile.
+    pub(crate) fn caller<T>(&self, request: &tonic::Request<T>) -> Result<Caller, ApiError> {
+        let admitted = request.extensions().get::<Admitted>().copied();
+        let admitted = admitted.ok_or(ApiError::Auth(AuthError::NoCredential))?;
+        let peer = peer(request)?;
+        let caller = self.identify(&peer)?;
+        self.check_allowed(&caller, admitted)?;
+        Ok(caller)
     }
 
     fn admit_anybody(&self, peer: &Peer) -> Result<(), ApiError> {

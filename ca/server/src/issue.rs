@@ -87,8 +87,10 @@ impl Ca {
             Some(name) => Some(self.turns.get_with(name.clone(), Arc::default).lock_owned().await),
             None => None,
         };
-        // 3. May they, as whom, for how long.
+        // 3. May they, as whom, for how long. Who called was asked when the request began; it may have waited since, and a
+        // ban that came meanwhile stands in this state already.
         let state = self.state();
+        let caller = &gate::still(&state, caller).map_err(IssueError::CallerGone)?;
         let grant = self.decide(&state, caller, &wish, now)?;
 
         // A retry gets the first answer, as long as that answer is still right: the same key, the same identity granted
@@ -194,10 +196,14 @@ impl Ca {
         now: Timestamp,
         cause: E,
     ) -> IssueError {
-        self.halt();
-        tracing::error!(%serial, %cause, "a signature was refused; issuing has stopped, look at the signer and restart");
+        self.stop_for_a_bad_signature(&cause);
         self.note_unsigned(serial, now, &cause.to_string());
         cause.into()
+    }
+
+    pub(crate) fn stop_for_a_bad_signature(&self, cause: &dyn std::fmt::Display) {
+        self.halt();
+        tracing::error!(%cause, "a signature was refused; issuing has stopped, look at the signer and restart");
     }
 
     pub(crate) fn signing_failed(

@@ -16,6 +16,7 @@ use rhizome_jwt::JwtSvid;
 
 use crate::ca::Ca;
 use crate::error::IssueError;
+use crate::gate;
 
 impl Ca {
     /// Issues a JWT-SVID for `audiences`.
@@ -28,8 +29,9 @@ impl Ca {
         // 1. Who is calling stands in `caller`; 2. there is no key to possess. One reading of time.
         let now = self.now()?;
         self.check_not_halted()?;
-        // 3. May they, as whom, for how long.
+        // 3. May they, as whom, for how long; by the state of now, also as to who they are.
         let state = self.state();
+        let caller = &gate::still(&state, caller).map_err(IssueError::CallerGone)?;
         let grant = self.decide(&state, caller, wish, now)?;
 
         // 4. A unique id, from the counter of serial numbers; 5. exactly the bytes that will be signed.
@@ -51,6 +53,12 @@ impl Ca {
         if let Err(cause) = self.check_still_granted(&state, &grant, caller, wish, now) {
             self.note_unsigned(jti, now, &cause.to_string());
             return Err(cause);
+        }
+
+        // Nor does a key sign that was tainted meanwhile: its tokens are refused already.
+        if !self.state().may_sign_tokens(intent.key()) {
+            self.note_unsigned(jti, now, &IssueError::KeyTainted.to_string());
+            return Err(IssueError::KeyTainted);
         }
 
         // 7. Sign, and only then reply.

@@ -57,10 +57,10 @@ pub const METHODS: &[(&str, Needed)] = &[
     ("/rhizome.node.v1.NodeService/Sync", Node),
 ];
 
-/// What a caller of the method at `path` needs; `None` when there is no such method.
-pub(crate) fn needed(path: &str) -> Option<Needed> {
+/// The method at `path` and what a caller of it needs; `None` when there is no such method.
+pub(crate) fn needed(path: &str) -> Option<(&'static str, Needed)> {
     let at = METHODS.binary_search_by(|(method, _)| (*method).cmp(path)).ok()?;
-    METHODS.get(at).map(|(_, needed)| *needed)
+    METHODS.get(at).copied()
 }
 
 #[cfg(test)]
@@ -70,7 +70,8 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_names_each_method_once() {
         assert!(METHODS.is_sorted_by(|a, b| a.0 < b.0));
-        assert_eq!(needed("/rhizome.node.v1.NodeService/Sync"), Some(Node));
+        let sync = "/rhizome.node.v1.NodeService/Sync";
+        assert_eq!(needed(sync), Some((sync, Node)));
         assert_eq!(needed("/rhizome.node.v1.NodeService/Steal"), None);
     }
 

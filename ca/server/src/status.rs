@@ -103,6 +103,9 @@ fn of_issue(error: &IssueError) -> Public {
         }
         IssueError::CallerGone(_) => unauthenticated(),
         IssueError::PolicyChanged => Public::new(Code::Aborted, "policy_changed", error.to_string()),
+        IssueError::KeyTainted => {
+            unavailable("key_tainted", "the signing key was just replaced", Duration::from_secs(1))
+        }
         IssueError::NoAuthority => {
             unavailable("no_authority", "the authority is starting", Duration::from_secs(1))
         }
@@ -258,6 +261,7 @@ mod tests {
             IssueError::RequestIdReused { id: "r-1".to_owned() }.into(),
             IssueError::CallerGone(AuthError::Unknown { who: text() }).into(),
             IssueError::PolicyChanged.into(),
+            IssueError::KeyTainted.into(),
             IssueError::NoAuthority.into(),
             IssueError::ClockWentBack { now: at, seen: at }.into(),
             IssueError::NoEntropy.into(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use rhizome_id::{AuthorityId, ReplicaName, Timestamp};
+use rhizome_id::{AuthorityId, KeyId, ReplicaName, Timestamp};
 
 use super::{State, Subscriber};
 use crate::authority::{Authority, AuthorityState, JwtAuthority, Records};
@@ -19,6 +19,14 @@ impl State {
     /// The key that this replica signs JWT-SVIDs with, if there is one.
     pub const fn jwt_key(&self) -> Option<&Arc<ActiveJwtKey>> {
         self.jwt_key.as_ref()
+    }
+
+    /// Whether a token that was prepared for `key` may still be signed: some JWT key of this replica names it, and none
+    /// that is tainted. One that was merely replaced finishes what it began.
+    pub fn may_sign_tokens(&self, key: &KeyId) -> bool {
+        let named = |it: &&Versioned<Arc<JwtAuthority>>| it.value.key == *key;
+        let mut naming = self.jwt_authorities.values().filter(named).peekable();
+        naming.peek().is_some() && naming.all(|it| it.value.state != AuthorityState::Tainted)
     }
 
     /// Living subscribers of the bundle: one whose certificate has expired at `now` verifies for nobody any more.

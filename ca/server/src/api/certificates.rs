@@ -27,7 +27,7 @@ impl CertificateService for Api {
         &self,
         request: Request<wire::SignCertificateRequest>,
     ) -> Answer<wire::SignCertificateResponse> {
-        let caller = gate::caller(&request)?;
+        let caller = self.0.caller(&request)?;
         let issued = self.sign(&caller, request.into_inner().certificate).await;
         let issued = issued.map_err(|error| self.0.count_refusal(error))?;
         Ok(Response::new(wire::SignCertificateResponse { issued: Some(issued) }))

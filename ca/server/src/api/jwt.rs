@@ -12,7 +12,6 @@ use tonic::{Request, Response};
 
 use super::{Api, convert};
 use crate::error::ApiError;
-use crate::gate;
 use crate::status::{self, Answer};
 
 #[tonic::async_trait]
@@ -21,7 +20,7 @@ impl JwtService for Api {
         &self,
         request: Request<wire::SignJwtSvidRequest>,
     ) -> Answer<wire::SignJwtSvidResponse> {
-        let caller = gate::caller(&request)?;
+        let caller = self.0.caller(&request)?;
         let signed = self.sign_token(&caller, request.into_inner()).await;
         let jwt_svid = signed.map_err(|error| self.0.count_refusal(error))?;
         Ok(Response::new(wire::SignJwtSvidResponse { jwt_svid: Some(jwt_svid) }))

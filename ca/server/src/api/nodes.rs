@@ -52,7 +52,7 @@ impl NodeService for Api {
     }
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Answer<wire::RenewResponse> {
-        let caller = gate::caller(&request)?;
+        let caller = self.0.caller(&request)?;
         let presented = match gate::peer(&request).ok().as_deref() {
             Some(Peer::Remote { certificate: Some(certificate), .. }) => certificate.serial,
             _ => return Err(ApiError::from(AuthError::NoCredential).into()),

@@ -321,6 +321,33 @@ async fn a_tainted_key_leaves_the_bundle_and_never_signs_again() {
     sign(&node.channel, "shop", "web").await.unwrap();
 }
 
+#[tokio::test]
+async fn a_key_that_is_tainted_while_the_entry_is_written_signs_nothing() {
+    let server = TestServer::start().await;
+    let node = server.join("vm-1").await;
+    let svid = token(&node.channel, ask("shop", "web")).await.unwrap();
+    for moment in [Moment::Before, Moment::After] {
+        let kid =
+            jwt_authorities(&server).await.into_iter().find(|it| it.state() == admin::AuthorityState::Active);
+        let mut held = server.store.hold_commit(1, moment);
+        let channel = node.channel.clone();
+        #[expect(clippy::disallowed_methods, reason = "a test's own task, which it waits for")]
+        let call = tokio::spawn(async move { token(&channel, ask("shop", "web")).await });
+        assert!(held.reached().await);
+        let taint =
+            admin::TaintJwtKeyRequest { id: kid.unwrap().id, reason: "copied".into(), dry_run: false };
+        AuthorityServiceClient::new(server.local().await).taint_jwt_key(taint).await.unwrap();
+        drop(held);
+        let status = call.await.unwrap().unwrap_err();
+        let found = status.metadata().get(METADATA_CODE).and_then(|it| it.to_str().ok());
+        assert_eq!((status.code(), found), (Code::Unavailable, Some("key_tainted")), "{moment:?}");
+        server.recorded(&["signing_failed", "tainted"]).await;
+    }
+    let next = token(&node.channel, ask("shop", "web")).await.unwrap();
+    assert_ne!(next.kid, svid.kid);
+    server.stop().await;
+}
+
 /// A server on a store and keys that outlive it.
 struct Years {
     store: Arc<FaultyStore<MemoryStore>>,

@@ -13,6 +13,7 @@ mod explain;
 mod faults;
 mod joining;
 mod jwt;
+mod late_bodies;
 mod nodes;
 mod roles;
 mod rules;

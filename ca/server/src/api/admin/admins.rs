@@ -24,7 +24,6 @@ use super::{page_size, read_page_token, read_reason};
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::ApiError;
-use crate::gate;
 use crate::issue::Csr;
 use crate::status::Answer;
 
@@ -34,7 +33,7 @@ impl AdminIdentityService for Api {
         &self,
         request: Request<wire::IssueAdminCertificateRequest>,
     ) -> Answer<wire::IssueAdminCertificateResponse> {
-        let caller = gate::caller(&request)?;
+        let caller = self.0.caller(&request)?;
         Ok(Response::new(self.0.issue_admin(&caller, request.get_ref()).await?))
     }
 
@@ -59,7 +58,7 @@ impl AdminIdentityService for Api {
         &self,
         request: Request<wire::RemoveAdminRequest>,
     ) -> Answer<wire::RemoveAdminResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let name: AdminName = convert::read("name", &request.name)?;
         let reason = read_reason(&request.reason)?.to_owned();

@@ -19,7 +19,6 @@ use super::{page_size, read_page_token, read_required_reason};
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
-use crate::gate;
 use crate::status::Answer;
 
 #[tonic::async_trait]
@@ -57,7 +56,7 @@ impl AuthorityService for Api {
         &self,
         request: Request<wire::RotateIssuerRequest>,
     ) -> Answer<wire::RotateIssuerResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let reason = read_required_reason(&request.reason)?;
         self.0.must_be_here(convert::read_optional("replica", &request.replica)?)?;
@@ -75,7 +74,7 @@ impl AuthorityService for Api {
         &self,
         request: Request<wire::TaintJwtKeyRequest>,
     ) -> Answer<wire::TaintJwtKeyResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let reason = read_required_reason(&request.reason)?;
         let id: AuthorityId = convert::read("id", &request.id)?;

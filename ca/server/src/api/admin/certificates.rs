@@ -20,7 +20,6 @@ use tonic::{Request, Response};
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::ApiError;
-use crate::gate;
 use crate::status::Answer;
 
 /// Records read from the store in one go.
@@ -65,7 +64,7 @@ impl CertificateAdminService for Api {
         &self,
         request: Request<wire::RevokeCertificatesRequest>,
     ) -> Answer<wire::RevokeCertificatesResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let request = request.into_inner();
         super::read_required_reason(&request.reason)?;
         let ca = Arc::clone(&self.0);

@@ -25,7 +25,6 @@ use super::{page_size, read_page_token, read_reason, read_required_reason, token
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::ApiError;
-use crate::gate;
 use crate::status::Answer;
 
 /// Tokens read from the store in one go.
@@ -61,7 +60,7 @@ impl NodeAdminService for Api {
     }
 
     async fn ban_node(&self, request: Request<wire::BanNodeRequest>) -> Answer<wire::BanNodeResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let reason = read_required_reason(&request.reason)?.to_owned();
         let at = self.0.ports.clock.now();
@@ -73,7 +72,7 @@ impl NodeAdminService for Api {
     }
 
     async fn evict_node(&self, request: Request<wire::EvictNodeRequest>) -> Answer<wire::EvictNodeResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let reason = read_reason(&request.reason)?.to_owned();
         let at = self.0.ports.clock.now();

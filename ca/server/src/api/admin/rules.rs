@@ -26,7 +26,6 @@ use super::{page_size, read_page_token};
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::ApiError;
-use crate::gate;
 use crate::status::Answer;
 
 /// Newest records read for the workloads known lately.
@@ -91,7 +90,7 @@ impl RuleService for Api {
     }
 
     async fn put_rule(&self, request: Request<wire::PutRuleRequest>) -> Answer<wire::PutRuleResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let rule = read_rule(request.rule)?;
         let state = self.0.state();
@@ -106,7 +105,7 @@ impl RuleService for Api {
         &self,
         request: Request<wire::DeleteRuleRequest>,
     ) -> Answer<wire::DeleteRuleResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let request = request.into_inner();
         let name: RuleName = convert::read("name", &request.name)?;
         let state = self.0.state();

@@ -19,7 +19,6 @@ use tonic::{Request, Response};
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::ApiError;
-use crate::gate;
 use crate::status::{Answer, Broken, Outgoing};
 
 /// How the directory begins in which a backup is put together.
@@ -46,7 +45,7 @@ impl ServerService for Api {
     type BackupStream = Outgoing<wire::BackupResponse>;
 
     async fn backup(&self, request: Request<wire::BackupRequest>) -> Answer<Self::BackupStream> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let entry = self.0.changed(&by, "store.backup", self.0.settings.trust_domain.as_str(), "");
         let transaction = Transaction::named("note backup").record(entry);
         self.0.commit(transaction).await.map_err(ApiError::from)?;

@@ -27,7 +27,6 @@ use super::{page_size, read_page_token};
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
-use crate::gate;
 use crate::status::Answer;
 
 /// Tokens read from the store in one go.
@@ -45,7 +44,7 @@ impl TokenService for Api {
         &self,
         request: Request<wire::CreateTokenRequest>,
     ) -> Answer<wire::CreateTokenResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         Ok(Response::new(self.0.create_token(&by, request.into_inner()).await?))
     }
 
@@ -72,7 +71,7 @@ impl TokenService for Api {
         &self,
         request: Request<wire::RevokeTokenRequest>,
     ) -> Answer<wire::RevokeTokenResponse> {
-        let by = gate::caller(&request)?.principal().to_string();
+        let by = self.0.caller(&request)?.principal().to_string();
         let id: TokenId = convert::read("id", &request.get_ref().id)?;
         let token = self.0.revoke_token(&by, &id).await?;
         let token = Some(shown(&token, self.0.ports.clock.now()));
