@@ -19,7 +19,7 @@ use rhizome_x509::CaCertificate;
 
 use crate::limits::{
     ACKNOWLEDGE_PATIENCE_SECONDS, ACTIVATE_CAP_SECONDS, ACTIVATE_FRACTION, BACKDATE_FRACTION,
-    BACKDATE_SECONDS, PREPARE_CAP_SECONDS, PREPARE_FRACTION,
+    BACKDATE_SECONDS, CLOCK_BEHIND_SECONDS, PREPARE_CAP_SECONDS, PREPARE_FRACTION,
 };
 use crate::renewal::{Validity, validity};
 
@@ -102,6 +102,8 @@ pub enum Reason {
     Expired,
     /// Its root is gone or tainted, or ends before it.
     RootUnusable,
+    /// It was made while the clock was wrong, and is not valid for a long time.
+    Future,
 }
 
 impl fmt::Display for Reason {
@@ -114,6 +116,7 @@ impl fmt::Display for Reason {
             Self::RootChanged => "the active root is another one now",
             Self::Superseded => "another one of its kind serves",
             Self::Expired => "its last second has passed",
+            Self::Future => "the clock came back; it is from the time before that",
             Self::RootUnusable => "its root is gone, tainted, or ends before it",
         })
     }
@@ -133,6 +136,17 @@ pub fn step(
     plan_certifying(&slots, replica, now, policy, &mut plan);
     plan_jwt(&slots, replica, now, policy, &mut plan);
     plan.due(now)
+}
+
+/// What takes the JWT keys of `replica` out of service that were made ahead of `now`, by a clock that has come back since:
+/// they would sign nothing until then, and no other would be made. To be asked only when the clock is believed to have come
+/// back, not when it may come forward again.
+pub fn leaving_the_future(records: &Records, replica: &ReplicaName, now: Timestamp) -> Vec<Effect> {
+    let serves = |it: &&JwtAuthority| matches!(it.state, AuthorityState::Active | AuthorityState::Prepared);
+    let ahead = |it: &&JwtAuthority| it.not_before.since(now) > CLOCK_BEHIND_SECONDS;
+    let mine = records.jwt.iter().filter(|it| it.replica == *replica);
+    let retire = |it: &JwtAuthority| Effect::Retire { id: it.id.clone(), reason: Reason::Future };
+    mine.filter(serves).filter(ahead).map(retire).collect()
 }
 
 /// Whether `effect` is still to be done. To be asked on the records read in the transaction that performs it: a crash,

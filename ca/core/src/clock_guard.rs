@@ -16,6 +16,8 @@ use crate::limits::{CLOCK_AHEAD_SECONDS, CLOCK_BELIEVED_AFTER_SECONDS, CLOCK_SET
 pub struct ClockGuard {
     /// Wall clock minus steady clock.
     offset: i64,
+    /// The difference of the last reading that was believed: at most [`CLOCK_AHEAD_SECONDS`] ahead of `offset`.
+    last: i64,
     /// Reading of the steady clock at which that difference was first believed.
     since: i64,
     /// The difference that was believed before the clock stepped ahead.
@@ -49,13 +51,28 @@ pub enum ClockEvent {
 impl ClockGuard {
     /// Believes the readings of the start: whoever starts a process says that its clock is right.
     pub const fn new(wall: Timestamp, steady: i64) -> Self {
-        Self { offset: wall.unix().saturating_sub(steady), since: steady, earlier: None, doubt: None }
+        let offset = wall.unix().saturating_sub(steady);
+        Self { offset, last: offset, since: steady, earlier: None, doubt: None }
+    }
+
+    /// Hears of a difference that was believed at a glance (see [`ClockGuard::offset`]): time goes on from there when the
+    /// next reading is not believed. What is not to be believed at a glance is not heard.
+    pub const fn glanced(&mut self, offset: i64) {
+        let away = offset.saturating_sub(self.offset).saturating_abs();
+        if self.doubt.is_none() && away <= CLOCK_AHEAD_SECONDS {
+            self.last = offset;
+        }
     }
 
     /// The difference that is believed, for a caller that wants to see at a glance that nothing has changed: it has
     /// not when the readings differ by it, give or take [`CLOCK_AHEAD_SECONDS`], and [`ClockGuard::ahead`] is `None`.
     pub const fn offset(&self) -> i64 {
         self.offset
+    }
+
+    /// The difference of the last reading that was believed.
+    pub const fn last_offset(&self) -> i64 {
+        self.last
     }
 
     /// By how much the wall clock is ahead of what is believed; `None` while it is not in doubt.
@@ -77,6 +94,7 @@ impl ClockGuard {
             return self.judge_ahead(wall, steady, ahead);
         }
         let recovered = self.doubt.take().map(|_taken_back| ClockEvent::Recovered);
+        self.last = offset;
         if ahead < -CLOCK_AHEAD_SECONDS && self.may_return_to(offset, steady) {
             let back = ahead.saturating_neg();
             self.earlier =
@@ -99,13 +117,13 @@ impl ClockGuard {
             return (self.continued(steady), None);
         }
         self.earlier = Some(self.earlier.filter(|_| !self.settled_before(since)).unwrap_or(self.offset));
-        (self.offset, self.since, self.doubt) = (offset, steady, None);
+        (self.offset, self.last, self.since, self.doubt) = (offset, offset, steady, None);
         (wall, Some(ClockEvent::Believed { ahead }))
     }
 
     /// Time as it goes on from what was believed last.
     fn continued(&self, steady: i64) -> Timestamp {
-        Timestamp::from_unix(self.offset.saturating_add(steady))
+        Timestamp::from_unix(self.last.saturating_add(steady))
     }
 
     const fn settled_before(&self, steady: i64) -> bool {
@@ -159,8 +177,27 @@ mod tests {
         let mut clocks = Clocks::new();
         assert_eq!(clocks.step(CLOCK_AHEAD_SECONDS), (CLOCK_AHEAD_SECONDS, None));
         let ahead = CLOCK_AHEAD_SECONDS + 1;
-        assert_eq!(clocks.step(1), (0, Some(ClockEvent::Doubted { ahead })));
+        assert_eq!(clocks.step(1), (CLOCK_AHEAD_SECONDS, Some(ClockEvent::Doubted { ahead })));
         assert_eq!(clocks.guard.ahead(), Some(ahead));
+        for _ in 0..10 {
+            assert_eq!(clocks.step(1).0, CLOCK_AHEAD_SECONDS, "and small steps do not add up");
+        }
+    }
+
+    #[test]
+    fn time_goes_on_from_what_was_believed_last_when_a_step_is_doubted() {
+        for drift in [-3_000, -120, 0, 30, CLOCK_AHEAD_SECONDS] {
+            let mut clocks = Clocks::new();
+            assert_eq!(clocks.step(drift), (drift, None), "the clock was set");
+            assert_eq!(clocks.step(DAY).0, drift, "it does not jump back to the time of the start");
+            assert_eq!(clocks.after(10).0, drift);
+            assert_eq!(clocks.step(-DAY), (drift, Some(ClockEvent::Recovered)));
+        }
+        let mut clocks = Clocks::new();
+        clocks.guard.glanced(START + 300);
+        assert_eq!(clocks.step(DAY).0, 300, "also when that was seen at a glance");
+        clocks.guard.glanced(START);
+        assert_eq!(clocks.after(1).0, 300, "nothing is glanced at while a step is doubted");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use rhizome_id::{AuthorityId, Serial, Timestamp};
+use rhizome_id::{AuthorityId, ReplicaName, Serial, Timestamp};
 use rhizome_x509::{Crl, MAX_CRL_ENTRIES, Revoked};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,8 @@ pub enum Reason {
     NewIssuer,
     /// A certificate was revoked that it does not list.
     Revoked,
+    /// It holds only from a time that has not come yet: it was signed while the clock was wrong.
+    Future,
     /// It lists certificates that have expired.
     Expired,
 }
@@ -71,6 +73,7 @@ impl std::fmt::Display for Reason {
         f.write_str(match self {
             Self::NewIssuer => "its issuer has none",
             Self::Revoked => "a certificate was revoked",
+            Self::Future => "it is from the future: the clock came back",
             Self::Expired => "it lists certificates that have expired",
         })
     }
@@ -78,13 +81,21 @@ impl std::fmt::Display for Reason {
 
 /// The lists that this replica has to sign at `now`.
 pub fn due(state: &State, now: Timestamp) -> Vec<Due> {
-    let own = |it: &&Authority| {
-        it.kind == AuthorityKind::Issuer
-            && it.replica == *state.replica()
-            && it.certificate.not_after() >= now
-    };
+    let own = |it: &&Authority| it.replica == *state.replica();
+    living_issuers(state, now).filter(own).filter_map(|issuer| due_of(state, issuer, now)).collect()
+}
+
+/// The lists of every replica that do not say at `now` what they must: none, or without a revoked certificate, or not to be
+/// used yet. Each with the replica that has to sign it, which may be one that nobody runs any more.
+pub fn behind(state: &State, now: Timestamp) -> Vec<(ReplicaName, Due)> {
+    let due = living_issuers(state, now)
+        .filter_map(|issuer| Some((issuer.replica.clone(), due_of(state, issuer, now)?)));
+    due.filter(|(_, due)| due.reason != Reason::Expired).collect()
+}
+
+fn living_issuers(state: &State, now: Timestamp) -> impl Iterator<Item = &Authority> {
     let authorities = state.authorities().values().map(|it| &*it.value);
-    authorities.filter(own).filter_map(|issuer| due_of(state, issuer, now)).collect()
+    authorities.filter(move |it| it.kind == AuthorityKind::Issuer && it.certificate.not_after() >= now)
 }
 
 fn due_of(state: &State, issuer: &Authority, now: Timestamp) -> Option<Due> {
@@ -92,9 +103,12 @@ fn due_of(state: &State, issuer: &Authority, now: Timestamp) -> Option<Due> {
     let (wanted, left_out) = wanted(state, &issuer.id, now);
     let listed: BTreeSet<Serial> =
         held.iter().flat_map(|it| it.value.crl.revoked()).map(|it| it.serial).collect();
+    let this_update = now.minus(BACKDATE_SECONDS).max(issuer.certificate.not_before());
     let reason = match held {
         None => Reason::NewIssuer,
         Some(_) if wanted.iter().any(|it| !listed.contains(&it.serial)) => Reason::Revoked,
+        // Verifiers refuse it until then. One of an issuer that itself is from the future gets no better.
+        Some(held) if held.value.crl.this_update() > now.max(this_update) => Reason::Future,
         Some(held) if listed.len() > wanted.len() && now.since(held.value.signed_at) >= STALE_SECONDS => {
             Reason::Expired
         }
@@ -102,7 +116,6 @@ fn due_of(state: &State, issuer: &Authority, now: Timestamp) -> Option<Due> {
     };
     let before = held.map(|it| it.value.crl.number());
     let at_least = u64::try_from(now.unix()).unwrap_or_default().saturating_mul(NUMBERS_PER_SECOND);
-    let this_update = now.minus(BACKDATE_SECONDS).max(issuer.certificate.not_before());
     let as_of = |it: Revoked| Revoked { at: it.at.min(this_update), ..it };
     Some(Due {
         issuer: issuer.id.clone(),

@@ -174,3 +174,51 @@ fn issuers_of_other_replicas_are_left_to_them() {
     put(&mut state, &Authority { replica: "r2".parse().unwrap(), ..authority });
     assert_eq!(due(&state, at(0)), []);
 }
+
+#[test]
+fn lists_that_another_replica_has_not_signed_are_noticed_with_its_name() {
+    let (mut state, (authority, key)) = (state(), issuer("issuer-1"));
+    put(&mut state, &Authority { replica: "r2".parse().unwrap(), ..authority });
+    let named = |state: &State, now| -> Vec<(String, Reason)> {
+        behind(state, now).into_iter().map(|(replica, due)| (replica.to_string(), due.reason)).collect()
+    };
+    assert_eq!(named(&state, at(0)), [("r2".to_owned(), Reason::NewIssuer)]);
+    let first = behind(&state, at(0)).remove(0).1;
+    let record = signed(&state, &first, &key, at(0));
+    put(&mut state, &record);
+    assert_eq!(named(&state, at(0)), []);
+    put(&mut state, &revocation(10, Some("issuer-1"), at(600)));
+    assert_eq!(named(&state, at(20)), [("r2".to_owned(), Reason::Revoked)]);
+    assert_eq!(due(&state, at(20)), [], "it is still not this replica's to sign");
+    assert_eq!(named(&state, at(31 * 86_400)), [], "nothing of an issuer that has ended");
+}
+
+#[test]
+fn a_list_from_a_future_that_was_taken_back_is_signed_anew_once() {
+    let (mut state, (authority, key)) = (state(), issuer("issuer-1"));
+    put(&mut state, &authority);
+    let false_now = at(5 * 86_400);
+    let first = due(&state, false_now).remove(0);
+    let record = signed(&state, &first, &key, false_now);
+    put(&mut state, &record);
+    assert_eq!(due(&state, false_now), []);
+    assert_eq!(due(&state, false_now.minus(60)), [], "a slow clock is no such thing");
+    let again = due(&state, at(0)).remove(0);
+    assert_eq!((again.reason, again.this_update), (Reason::Future, at(-60)));
+    assert!(again.number > first.number);
+    let record = signed(&state, &again, &key, at(0));
+    put(&mut state, &record);
+    assert_eq!(due(&state, at(0)), []);
+}
+
+#[test]
+fn the_list_of_an_issuer_from_the_future_is_not_signed_again_and_again() {
+    let (mut state, (authority, key)) = (state(), issuer("issuer-1"));
+    put(&mut state, &authority);
+    let before = at(-10 * 86_400);
+    let first = due(&state, before).remove(0);
+    assert_eq!(first.this_update, authority.certificate.not_before(), "it cannot hold earlier");
+    let record = signed(&state, &first, &key, before);
+    put(&mut state, &record);
+    assert_eq!(due(&state, before), []);
+}

@@ -5,8 +5,8 @@
 //! relies on them. Followers are told the new version and look for themselves.
 //! Not here: issuing (`issue`), rotating (`rotate`), who may ask (`gate`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,15 +16,15 @@ use rhizome_core::documents::{Document, DocumentKey, Kind, Transaction, Write};
 use rhizome_core::issuance::{IssuedLeaf, Recorded};
 use rhizome_core::ledger::{Entry, Event};
 use rhizome_core::limits::CLOCK_BEHIND_SECONDS;
-use rhizome_core::ports::{Committed, StoreError};
+use rhizome_core::ports::{Committed, KeyInfo, StoreError};
 use rhizome_core::state::{PublishedBundle, State};
-use rhizome_id::{ReplicaNumber, Timestamp, TrustDomain};
+use rhizome_id::{AuthorityId, ReplicaNumber, Timestamp, TrustDomain};
 use rhizome_proto::ca::v1 as wire;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::convert;
 use crate::clock::GuardedClock;
-use crate::crl::WireCrls;
+use crate::crl::{Setbacks, WireCrls};
 use crate::error::{ApiError, IssueError};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
@@ -65,7 +65,11 @@ pub(crate) struct Ca {
     state: ArcSwap<State>,
     wire_bundle: ArcSwap<Option<Arc<wire::Bundle>>>,
     wire_crls: ArcSwap<WireCrls>,
-    pub(crate) signing_crls: tokio::sync::Mutex<()>,
+    pub(crate) signing_crls: tokio::sync::Mutex<Setbacks>,
+    /// Held by whoever changes authorities: a rotation by time and one by hand would undo each other.
+    pub(crate) rotating: tokio::sync::Mutex<()>,
+    /// A key made for JWT-SVIDs whose record may or may not be stored.
+    pub(crate) spare_jwt_key: Mutex<Option<(AuthorityId, KeyInfo)>>,
     changes: watch::Sender<u64>,
     newest: AtomicI64,
     /// Of how many returns of the clock (`GuardedClock::returns`) `newest` knows.
@@ -102,6 +106,8 @@ impl Ca {
             wire_bundle: ArcSwap::from_pointee(wire_bundle(&state)),
             wire_crls: ArcSwap::from_pointee(WireCrls::of(&state)),
             signing_crls: tokio::sync::Mutex::default(),
+            rotating: tokio::sync::Mutex::default(),
+            spare_jwt_key: Mutex::default(),
             state: ArcSwap::from_pointee(state),
             newest: AtomicI64::new(newest.unix()),
             newest_after: AtomicU64::new(0),

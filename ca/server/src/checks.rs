@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use rhizome_core::authority::{self, AuthorityKind, AuthorityState};
+use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState};
 use rhizome_core::ports::KeyRingError;
 use rhizome_id::{AuthorityId, KeyId, Timestamp, Ttl};
 use rhizome_proto::admin::v1::{Check, CheckSeverity};
@@ -33,7 +33,7 @@ impl Ca {
         checks.extend(self.check_authorities(now, within));
         checks.push(self.check_jwt_key(now));
         checks.push(self.check_serving(now));
-        checks.extend(self.check_keys().await?);
+        checks.extend(self.check_keys(now).await?);
         checks.push(self.check_store().await);
         checks.push(self.check_subscribers());
         checks.push(self.check_crls(now));
@@ -122,9 +122,12 @@ impl Ca {
         let due = authority::activate_at(key.not_before, until);
         // A successor that agents have not acknowledged is waited for.
         let overdue = now > due.plus(until.since(due) / 2).plus(OVERDUE_SECONDS) || now >= until;
+        let early = now < key.not_before;
         let published = state.bundle().is_some_and(|it| it.value.bundle.jwt_keys().contains(&key.jwt_key));
         let left = in_words(until.since(now));
-        let summary = if published {
+        let summary = if early {
+            format!("{} signs only from {} on: it was made while the clock was wrong", key.id, key.not_before)
+        } else if published {
             format!("{} signs until {until}, {left} left", key.id)
         } else {
             format!("{} signs, but is not in the bundle: nobody can validate its tokens", key.id)
@@ -134,7 +137,7 @@ impl Ca {
         } else {
             "take it out of service with `rhizome authority taint`, and report it: this is a bug"
         };
-        let it = check(name, CheckSeverity::Critical, published && !overdue, summary, remedy);
+        let it = check(name, CheckSeverity::Critical, published && !overdue && !early, summary, remedy);
         Check { expires_at: Some(convert::timestamp(until)), ..it }
     }
 
@@ -148,12 +151,19 @@ impl Ca {
         Check { expires_at: Some(convert::timestamp(until)), ..it }
     }
 
-    /// Every authority that signs needs its key: a restored database beside other keys would fail here.
-    async fn check_keys(&self) -> Result<Vec<Check>, ApiError> {
+    /// Every authority that signs needs its key, and every own issuer until it ends, for its revocation list: a restored
+    /// database beside other keys would fail here.
+    async fn check_keys(&self, now: Timestamp) -> Result<Vec<Check>, ApiError> {
         let state = self.state();
         let signs = |state| matches!(state, AuthorityState::Active | AuthorityState::Prepared);
         let mut checks = Vec::new();
-        for it in state.authorities().values().map(|it| &it.value).filter(|it| signs(it.state)) {
+        let lists = |it: &Authority| {
+            it.kind == AuthorityKind::Issuer
+                && it.replica == self.settings.replica
+                && it.certificate.not_after() >= now
+        };
+        let authorities = state.authorities().values().map(|it| &it.value);
+        for it in authorities.filter(|it| signs(it.state) || lists(it)) {
             checks.push(self.check_key((it.kind, &it.id, &it.key), it.certificate.public_key()).await?);
         }
         let jwt = state.jwt_authorities().values().map(|it| &it.value);
@@ -173,7 +183,8 @@ impl Ca {
             Ok(found) if found.public_key == *public_key => (true, format!("{id} has its key")),
             Ok(_other) => (false, format!("key {key} is not the one that belongs to {id}")),
             Err(KeyRingError::NotFound { id: key }) => (false, format!("key {key} of {id} is missing")),
-            Err(cause) => return Err(IssueError::from(cause).into()),
+            Err(cause @ KeyRingError::Unavailable { .. }) => return Err(IssueError::from(cause).into()),
+            Err(cause) => (false, format!("the key of {id} cannot be used: {cause}")),
         };
         let remedy = "restore the keys directory that belongs to this database";
         Ok(check(&format!("authority.{kind}.key"), CheckSeverity::Critical, ok, summary, remedy))
@@ -195,7 +206,8 @@ impl Ca {
         } else {
             format!("revocation lists to be signed: {}", behind.join("; "))
         };
-        let remedy = "it is signed within seconds; otherwise read the server's log";
+        let remedy = "it is signed within seconds by the replica that is named: see whether that one runs, under that \
+                      name, and read its log";
         check("crl.current", CheckSeverity::Warning, behind.is_empty(), summary, remedy)
     }
 

@@ -79,7 +79,7 @@ impl Ca {
 
     /// Publishes the bundle without JWT keys that ended before `before`: those of replicas that did not come back.
     async fn prune_bundle(self: &Arc<Self>, before: Timestamp) -> Result<(), ApiError> {
-        let transaction = self.republishing(Transaction::named("prune bundle"), None, None, before)?;
+        let (transaction, _) = self.republishing(Transaction::named("prune bundle"), None, None, before)?;
         if !transaction.writes.is_empty() {
             self.commit(transaction).await?;
         }

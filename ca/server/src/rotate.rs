@@ -60,9 +60,16 @@ impl Ca {
                 self.commit(transaction.put(&identity).put(&built_in).record(entry).record(rule)).await?;
             }
         }
-        self.keep_authorities().await?;
-        // A store of an earlier release has issuers without lists.
-        self.sign_crls().await
+        match self.keep_authorities().await {
+            // What it has serves until its end; `rotate_forever` goes on trying.
+            Err(ApiError::Issue(cause @ IssueError::Keys(_))) if self.state().issuer().is_some() => {
+                tracing::error!(%cause, "authorities could not be brought in order; serving with what there is");
+            }
+            outcome => outcome?,
+        }
+        // A store of an earlier release has issuers without lists. One that cannot be signed keeps nobody from starting.
+        let _said = self.sign_crls_or_say().await;
+        Ok(())
     }
 
     /// Keeps authorities in order until the process stops.
@@ -75,8 +82,9 @@ impl Ca {
         }
     }
 
-    /// Performs what is due now.
+    /// Performs what is due now. What cannot be done keeps nothing else from being done.
     pub(crate) async fn keep_authorities(self: &Arc<Self>) -> Result<(), ApiError> {
+        let _one_at_a_time = self.rotating.lock().await;
         self.leave_the_future().await?;
         for _ in 0..MOST_STEPS {
             let now = self.now()?;
@@ -97,25 +105,33 @@ impl Ca {
             if due.is_empty() {
                 return Ok(());
             }
+            let mut failed = None;
             for effect in due {
                 match self.perform(&effect, now).await {
+                    Ok(()) => {}
                     // Somebody else did it, or changed the ground it stood on: look again.
                     Err(ApiError::Store(StoreError::Conflict { .. })) => break,
-                    outcome => outcome?,
+                    Err(cause) => failed = failed.or(Some(cause)),
                 }
+            }
+            if let Some(cause) = failed {
+                return Err(cause);
             }
         }
         Err(ApiError::Bug("authorities do not come to rest".into()))
     }
 
-    /// The clock came back from a step ahead in which the issuer was replaced: nothing can be issued below one that is
-    /// not valid for months, so another one takes its place.
+    /// The clock came back from a step ahead in which the issuer or the JWT key was replaced: nothing can be issued below one
+    /// that is not valid for months, so another one takes its place.
     async fn leave_the_future(self: &Arc<Self>) -> Result<(), ApiError> {
         let now = self.now()?;
         let valid_from = self.state().issuer().map(|it| it.issuer.certificate().not_before());
         if valid_from.is_some_and(|from| from.since(now) > CLOCK_BEHIND_SECONDS) {
             let reason = "the clock came back; the issuer is from the time before that";
-            self.rotate_issuer_now("server", reason).await?;
+            self.rotate_issuer_alone("server", reason).await?;
+        }
+        for effect in authority::leaving_the_future(&self.records(now), &self.settings.replica, now) {
+            self.perform(&effect, now).await?;
         }
         Ok(())
     }
@@ -130,12 +146,13 @@ impl Ca {
             Effect::MakeIssuer { reason } => {
                 self.make_issuer(now, &reason.to_string()).await?;
                 // Long before it signs: nodes that are away now have until then to hear of it.
-                self.sign_crls().await
+                let _said = self.sign_crls_or_say().await;
+                Ok(())
             }
             Effect::MakeJwtKey { reason } => self.make_jwt_key(now, &reason.to_string()).await,
             Effect::Activate { id, reason } => {
                 // It signs nothing before its list is stored.
-                self.sign_crls().await?;
+                self.have_crl_of(id).await?;
                 self.apply(effect, now, "authority.activate", id, reason).await
             }
             Effect::Retire { id, reason } => self.apply(effect, now, "authority.retire", id, reason).await,
@@ -198,7 +215,7 @@ impl Ca {
                     let document = DocumentKey::new(Kind::JwtAuthority, id.to_string());
                     transaction =
                         transaction.require_unchanged(document.clone(), version(&document)).delete(document);
-                    transaction = self.republishing(transaction, None, Some(id.as_str()), now)?;
+                    (transaction, _) = self.republishing(transaction, None, Some(id.as_str()), now)?;
                     to_destroy.push(key);
                 }
             }
@@ -215,15 +232,22 @@ impl Ca {
     /// Makes a new issuer and lets it sign at once, because `by` says so: the steps of a rotation by time, sooner.
     ///
     /// # Errors
-    /// [`ApiError::Conflict`] when the authorities changed in between; the new issuer then waits for its turn.
+    /// [`ApiError::Conflict`] when another process changed the authorities in between; the new issuer then waits for its
+    /// turn.
     pub(crate) async fn rotate_issuer_now(
         self: &Arc<Self>,
         by: &str,
         reason: &str,
     ) -> Result<AuthorityId, ApiError> {
+        // A rotation by time would retire the new issuer before it signs, when another one waits already.
+        let _one_at_a_time = self.rotating.lock().await;
+        self.rotate_issuer_alone(by, reason).await
+    }
+
+    async fn rotate_issuer_alone(self: &Arc<Self>, by: &str, reason: &str) -> Result<AuthorityId, ApiError> {
         let now = self.now()?;
         let id = self.make_issuer(now, &format!("{by} rotates by hand: {reason}")).await?;
-        self.sign_crls().await?;
+        self.have_crl_of(&id).await?;
         let missed = self.nodes_without_crls().await;
         if !missed.is_empty() {
             tracing::warn!(
@@ -345,11 +369,15 @@ impl Ca {
     }
 
     /// Destroys a key that no document names and none will: trying again makes another one.
-    pub(crate) async fn give_up(&self, key: &KeyInfo, cause: IssueError) -> ApiError {
+    async fn give_up(&self, key: &KeyInfo, cause: IssueError) -> ApiError {
+        self.forget_key(key).await;
+        cause.into()
+    }
+
+    pub(crate) async fn forget_key(&self, key: &KeyInfo) {
         if let Err(kept) = self.ports.keys.destroy(&key.id).await {
             tracing::warn!(key = %key.id, %kept, "a key that nobody needs could not be destroyed");
         }
-        cause.into()
     }
 
     /// Records, then signs: the same order as for leaves.
@@ -397,3 +425,7 @@ impl Ca {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "rotate_tests.rs"]
+mod tests;
