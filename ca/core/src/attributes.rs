@@ -43,6 +43,8 @@ pub enum AttributeName {
     UnixPath,
     /// `unix.sha256`: SHA-256 of the executable, 64 lower-case hexadecimal digits.
     UnixSha256,
+    /// `unix.cgroup`: path of the control group that the process is in, as the agent sees it.
+    UnixCgroup,
     /// `systemd.unit`: the unit that the process belongs to.
     SystemdUnit,
     /// `label.<key>`: a label of the pod or machine.
@@ -73,7 +75,7 @@ impl fmt::Debug for LabelName {
 
 impl AttributeName {
     /// Every name of the closed set, in order; labels come on top.
-    pub const CLOSED: [Self; 13] = [
+    pub const CLOSED: [Self; 14] = [
         Self::Platform,
         Self::Cluster,
         Self::Node,
@@ -86,6 +88,7 @@ impl AttributeName {
         Self::UnixUser,
         Self::UnixPath,
         Self::UnixSha256,
+        Self::UnixCgroup,
         Self::SystemdUnit,
     ];
 
@@ -116,6 +119,7 @@ impl AttributeName {
             Self::UnixUser => "unix.user",
             Self::UnixPath => "unix.path",
             Self::UnixSha256 => "unix.sha256",
+            Self::UnixCgroup => "unix.cgroup",
             Self::SystemdUnit => "systemd.unit",
             Self::Label(label) => label.as_str(),
         }
@@ -173,7 +177,7 @@ pub enum AttributeError {
     /// The name is neither in the closed set nor a label.
     #[error(
         "`{name}` is not an attribute; use platform, cluster, node, method, namespace, service_account, pod, \
-         unix.uid, unix.gid, unix.user, unix.path, unix.sha256, systemd.unit or label.<key>"
+         unix.uid, unix.gid, unix.user, unix.path, unix.sha256, unix.cgroup, systemd.unit or label.<key>"
     )]
     UnknownName {
         /// The text found, cut to 64 characters.

@@ -513,7 +513,7 @@ pub struct Problem {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Attribute {
     /// The name: `platform`, `cluster`, `node`, `method`, `namespace`, `service_account`, `pod`, `unix.uid`, `unix.gid`,
-    /// `unix.user`, `unix.path`, `unix.sha256`, `systemd.unit` or `label.KEY`.
+    /// `unix.user`, `unix.path`, `unix.sha256`, `unix.cgroup`, `systemd.unit` or `label.KEY`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     /// One value: 1 to 256 bytes of printable ASCII. Several values of one name are several attributes.

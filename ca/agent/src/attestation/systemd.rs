@@ -1,11 +1,17 @@
-//! Which systemd unit a process belongs to, from its control group.
+//! Which control group a process is in, and which systemd unit it belongs to by that.
 //!
 //! Laws: the unit is the first component of the path that is not a slice, as systemd itself reads it: what a user or a
-//! container names groups below its own unit says nothing. A path that leaves the agent's own view is no unit.
+//! container names groups below its own unit says nothing. A path that leaves the agent's own view is no group and no unit.
+//! A user to whom systemd gave a part of the tree makes groups in there as it likes, and nowhere else.
 //! Sources: systemd `cg_path_get_unit`, `cg_unescape`; cgroups(7).
 
 /// Units that own a control group; slices only contain them.
 const KINDS: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
+
+/// The path of the control group in the text of `/proc/<pid>/cgroup`, if the agent sees it.
+pub(super) fn group(cgroup: &str) -> Option<&str> {
+    path(cgroup).filter(|path| path.starts_with('/') && is_inside(path))
+}
 
 /// The unit in the text of `/proc/<pid>/cgroup`, if any.
 pub(super) fn unit(cgroup: &str) -> Option<&str> {
@@ -23,12 +29,13 @@ fn path(cgroup: &str) -> Option<&str> {
     of("name=systemd").or_else(|| of(""))
 }
 
+/// ".." stands at the beginning when the process is outside the agent's control-group namespace.
+fn is_inside(path: &str) -> bool {
+    path.split('/').all(|component| component != "..")
+}
+
 fn unit_of_path(path: &str) -> Option<&str> {
-    let path = path.strip_prefix('/')?;
-    // ".." stands at the beginning when the process is outside the agent's control-group namespace.
-    if path.split('/').any(|component| component == "..") {
-        return None;
-    }
+    let path = path.strip_prefix('/').filter(|path| is_inside(path))?;
     let name = path.split('/').find(|component| !component.ends_with(".slice"))?;
     let name = name.strip_prefix('_').unwrap_or(name);
     let is_unit = KINDS.iter().any(|kind| name.len() > kind.len() && name.ends_with(kind));
@@ -65,6 +72,22 @@ mod tests {
         assert_eq!(unit(own), Some("user@1000.service"));
         assert_eq!(unit("0::/system.slice/job.service/nginx.service"), Some("job.service"));
         assert_eq!(unit("0::/system.slice/nginx.service:/x.service"), None, "a colon belongs to the path");
+    }
+
+    #[test]
+    fn the_group_is_the_whole_path_in_systemds_hierarchy() {
+        for (cgroup, expected) in [
+            ("0::/system.slice/nginx.service\n", Some("/system.slice/nginx.service")),
+            ("5:cpu:/x\n1:name=systemd:/system.slice/a.service\n0::/b", Some("/system.slice/a.service")),
+            ("0::/a:b/c d", Some("/a:b/c d")),
+            ("0::/", Some("/")),
+            ("0::/../x", None),
+            ("0::x", None),
+            ("5:cpu:/x\n", None),
+            ("", None),
+        ] {
+            assert_eq!(group(cgroup), expected, "{cgroup:?}");
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! The Unix attestor: user, groups, executable and systemd unit of the process at the other end of a socket.
+//! The Unix attestor: user, groups, executable, control group and systemd unit of the process at the other end of a socket.
 //!
 //! Laws: user and group are those that the kernel noted when the process connected, and must still be its own. The
 //! executable is the same before and after it was read. Groups that do not fit into a set of attributes are left out:
 //! a rule may then not match, it never matches wrongly. Reading blocks, so it happens off the runtime, with a bound per
 //! user: an executable on a file system that never answers holds up its own user and nobody else.
+//! Whether a file that was unlinked ever was at the path that the kernel still shows cannot be seen any more, and in a
+//! mount namespace of its own a user shows any path: a program that was replaced before it was attested has no path.
 //! A path and a digest say which program a process runs *now*; whoever may run that program as the same user can be
 //! it, so conditions on them belong beside one on `unix.uid`.
 //! Sources: proc(5), credentials(7); issue texts of spiffe/spire #6035.
@@ -11,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +30,8 @@ use super::systemd;
 const AT_ONCE_PER_USER: usize = 4;
 /// How long one attestation may take: a large executable on a slow disk, read once.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// What the kernel writes behind the path of an executable that was unlinked.
+const DELETED: &[u8] = b" (deleted)";
 /// Bytes of the user database that are read.
 const PASSWD_BYTES: u64 = 1024 * 1024;
 
@@ -115,12 +120,14 @@ impl UnixAttestor {
     }
 
     /// Checks, cheaply enough for every message, that `peer` is still what was attested: alive, the same credentials,
-    /// an executable of the same path. Nothing here asks the file system of the executable, so nothing can block.
+    /// an executable of the same path, or of that path before an upgrade put another file there. Nothing here asks the file system of the executable, so nothing can block.
     ///
     /// # Errors
     /// [`PeerError::Gone`] or [`PeerError::Changed`].
     pub fn recheck(&self, peer: &PeerProcess, attested: &Attested) -> Result<(), PeerError> {
-        if attested.executable.is_some() && peer.folder()?.link("exe").ok() != attested.executable {
+        if let Some(executable) = &attested.executable
+            && !peer.folder()?.link("exe").is_ok_and(|now| is_same(executable, &now))
+        {
             // Either it ended in between or it runs something else.
             peer.check()?;
             return Err(PeerError::Changed("executable"));
@@ -146,7 +153,11 @@ impl Inner {
         if let Some(name) = passwd().and_then(|text| user_name(&text, peer.uid()).map(str::to_owned)) {
             add(&mut attributes, peer, AttributeName::UnixUser, &name);
         }
-        if let Some(unit) = folder.text("cgroup").ok().as_deref().and_then(systemd::unit) {
+        let cgroup = folder.text("cgroup").unwrap_or_default();
+        if let Some(group) = systemd::group(&cgroup) {
+            add(&mut attributes, peer, AttributeName::UnixCgroup, group);
+        }
+        if let Some(unit) = systemd::unit(&cgroup) {
             add(&mut attributes, peer, AttributeName::SystemdUnit, unit);
         }
         let file = self.look_at_executable(peer, &folder, &mut attributes)?;
@@ -192,6 +203,13 @@ fn running(folder: &ProcFolder) -> Option<(File, FileState)> {
     let metadata = file.metadata().ok().filter(|it| it.file_type().is_file())?;
     let state = FileState::of(&metadata);
     Some((file, state))
+}
+
+/// Whether a link to an executable, attested earlier, is the one there is now. An upgrade unlinks the file that a process
+/// runs, which runs on and is no other program for that.
+fn is_same(attested: &Path, now: &Path) -> bool {
+    let (attested, now) = (attested.as_os_str().as_bytes(), now.as_os_str().as_bytes());
+    now == attested || now.strip_suffix(DELETED) == Some(attested)
 }
 
 /// Adds what may be left out.
@@ -261,5 +279,44 @@ mod tests {
         attestor.recheck(&peer, &attested).unwrap();
         let other = Attested { executable: Some(PathBuf::from("/")), ..attested };
         assert!(matches!(attestor.recheck(&peer, &other), Err(PeerError::Changed("executable"))));
+    }
+
+    fn start(program: &Path) -> std::process::Child {
+        loop {
+            match std::process::Command::new(program).arg("600").spawn() {
+                Ok(child) => return child,
+                // Another test's child has not closed its copy of the file that was just written.
+                Err(cause) if cause.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::yield_now()
+                }
+                Err(cause) => panic!("{cause}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_replaced_by_an_upgrade_keeps_its_streams_and_has_no_path_when_it_connects_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().canonicalize().unwrap().join("program");
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = start(&program);
+        let peer = Arc::new(PeerProcess::of_pid(i32::try_from(child.id()).unwrap()).unwrap());
+        let clock = Arc::new(ManualClock::new(Timestamp::from_unix(4_000_000_000)));
+        let attestor = UnixAttestor::new(UnixSettings::default(), clock);
+        let attested = attestor.attest(&peer).await.unwrap();
+        assert_eq!(attested.attributes.single(&AttributeName::UnixPath), program.to_str());
+        std::fs::remove_file(&program).unwrap();
+        std::fs::write(&program, "the new version").unwrap();
+        attestor.recheck(&peer, &attested).unwrap();
+        let anew = attestor.attest(&peer).await.unwrap();
+        assert!(!anew.attributes.has(&AttributeName::UnixPath), "nobody can tell where it was");
+        assert_eq!(
+            anew.attributes.single(&AttributeName::UnixSha256),
+            attested.attributes.single(&AttributeName::UnixSha256)
+        );
+        attestor.recheck(&peer, &anew).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(attestor.recheck(&peer, &attested).is_err());
     }
 }

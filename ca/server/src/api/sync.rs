@@ -252,6 +252,7 @@ fn may_apply(rule: &Rule, caller: &AttestedCaller) -> bool {
             | AttributeName::UnixUser
             | AttributeName::UnixPath
             | AttributeName::UnixSha256
+            | AttributeName::UnixCgroup
             | AttributeName::SystemdUnit
             | AttributeName::Label(_) => true,
         }
