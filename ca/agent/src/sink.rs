@@ -3,7 +3,7 @@
 //! Laws: a sink gets what the rules give to the attributes that the node's administrator stated for it, and follows it
 //! like an open stream: a bundle counts as being in force only when it is in the files and the software was told; what
 //! fails is tried again and reported, and harms no other sink and no stream.
-//! Not here: the decisions (`plan`), the files (`files`), the telling (`reload`).
+//! Not here: the decisions (`plan`), the files (`files`, `folder`), the telling (`reload`).
 //! Sources: ca/docs/ARCHITECTURE.md §2 (acknowledged trust); SECURITY.md, File sinks.
 
 use std::collections::BTreeMap;
@@ -22,12 +22,14 @@ use crate::spawn::Spawner;
 use crate::system::random;
 
 mod files;
+mod folder;
 mod plan;
 mod reload;
 mod settings;
 
 use files::Targets;
 use plan::{Content, Course, Step};
+use reload::Told;
 pub use settings::{
     AbsolutePath, KeyMode, Owner, Reload, ReloadCommand, ReloadSignal, Scalar, SignalName, SinkName,
     SinkSettings, Values,
@@ -263,7 +265,14 @@ impl Sink {
                     () = stop.cancelled() => return false,
                     told = reload::tell(&self.settings.reload) => told,
                 };
-                told.map_err(|error| error.to_string()).map(|()| {
+                told.map_err(|error| error.to_string()).map(|told| {
+                    if told == Told::Nobody {
+                        if course.told_nobody() {
+                            let sink = self.settings.name.as_str();
+                            tracing::warn!(sink, "the files are written; nobody runs who could be told");
+                        }
+                        return;
+                    }
                     course.reloaded();
                     let at = self.ports.clock.now();
                     self.board.set(&self.settings.name, |status| status.told_at = Some(at));
@@ -291,6 +300,7 @@ impl Sink {
 
     /// Looks whether the files are as they were written. Whether to go on.
     async fn look(&self, course: &mut Course, stop: &CancellationToken) -> bool {
+        course.look_for_somebody();
         let Some(content) = course.written().cloned() else { return true };
         let targets = self.targets.clone();
         let work = move || Ok::<_, String>(targets.is_as_written(&content));

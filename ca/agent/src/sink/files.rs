@@ -18,6 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
+use super::folder;
 use super::plan::Content;
 use super::settings::{KeyMode, Owner, SinkSettings};
 use crate::sds::pem;
@@ -41,9 +42,26 @@ pub(super) enum FileError {
     /// The operating system refused.
     #[error("cannot {action} {}: {cause}", path.display())]
     Io { action: &'static str, path: PathBuf, cause: io::Error },
+    /// Others decide which folder it is.
+    #[error(
+        "{}: {} belongs to user {owner} and has mode {mode:04o}, so others could put another folder there; \
+         chown it to root or the agent's user and chmod it go-w", path.display(), folder.display()
+    )]
+    Untrusted { path: PathBuf, folder: PathBuf, owner: u32, mode: u32 },
     /// There is no such user or group.
     #[error("there is no {what} `{name}` on this machine")]
     NoOwner { what: &'static str, name: String },
+}
+
+impl FileError {
+    pub(super) fn io(action: &'static str, path: &Path, cause: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), cause }
+    }
+
+    /// Whether it is only not there.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if cause.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
@@ -99,7 +117,7 @@ impl Targets {
         let ids = self.owner.as_ref().map_or(Ok((None, None)), ids_of)?;
         if let Some(path) = &self.file {
             let (folder, name) = parts(path)?;
-            let folder = open_folder(folder)?;
+            let folder = folder::open(folder)?;
             let bytes = combined(content);
             replace(&folder, path, &name, &Plain { name: "", mode: self.mode.bits(), bytes }, ids)?;
         }
@@ -125,12 +143,14 @@ impl Targets {
     pub(super) fn remove(&self) -> Result<(), FileError> {
         if let Some(path) = &self.file {
             let (folder, name) = parts(path)?;
-            let folder = open_folder(folder)?;
-            unlink(&folder, &name).map_err(io_error("remove", path))?;
-            sync(&folder, path)?;
+            if let Some(folder) = open_if_there(folder)? {
+                unlink(&folder, &name).map_err(io_error("remove", path))?;
+                sync(&folder, path)?;
+            }
         }
-        if let Some(path) = &self.directory {
-            let folder = open_folder(path)?;
+        if let Some(path) = &self.directory
+            && let Some(folder) = open_if_there(path)?
+        {
             unlink(&folder, CURRENT).map_err(io_error("remove", path))?;
             for version in versions(&folder, path)? {
                 remove_version(&folder, &version).map_err(io_error("remove", path))?;
@@ -184,9 +204,13 @@ fn parts(path: &Path) -> Result<(&Path, String), FileError> {
     path.parent().zip(name).map(|(folder, name)| (folder, name.to_owned())).ok_or_else(bad)
 }
 
-fn open_folder(path: &Path) -> Result<OwnedFd, FileError> {
-    openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(errno("open", path))
+/// A folder that is gone holds no files that would have to be removed.
+fn open_if_there(path: &Path) -> Result<Option<OwnedFd>, FileError> {
+    match folder::open(path) {
+        Ok(folder) => Ok(Some(folder)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Creates a file that was not there; gone again when that fails.
@@ -229,15 +253,7 @@ fn replace(folder: &OwnedFd, path: &Path, name: &str, plain: &Plain, ids: Ids) -
 }
 
 fn write_split(path: &Path, files: &[Plain], ids: Ids) -> Result<(), FileError> {
-    match mkdirat(CWD, path, Mode::from_raw_mode(FOLDER)) {
-        // The umask may have taken bits away.
-        Ok(()) => {
-            std::fs::set_permissions(path, Permissions::from_mode(FOLDER)).map_err(io_error("make", path))?
-        }
-        Err(Errno::EXIST) => {}
-        Err(cause) => return Err(errno("make", path)(cause)),
-    }
-    let folder = open_folder(path)?;
+    let folder = folder::open_or_make(path, FOLDER)?;
     let known = versions(&folder, path)?;
     let before = readlinkat(&folder, CURRENT, Vec::new()).ok().and_then(|link| link.into_string().ok());
     let last = known.iter().filter_map(|name| name.strip_prefix(VERSION)?.parse::<u64>().ok()).max();
@@ -327,7 +343,9 @@ fn remove_version(folder: &OwnedFd, version: &str) -> io::Result<()> {
 }
 
 fn is_so(path: &Path, mode: u32, (uid, gid): Ids, bytes: &[u8]) -> bool {
-    let Ok(file) = File::open(path) else { return false };
+    // Nothing that was put in the file's place is waited for.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let Ok(file) = openat(CWD, path, flags, Mode::empty()).map(File::from) else { return false };
     let Ok(found) = file.metadata() else { return false };
     let right = |wanted: Option<u32>, found: u32| wanted.is_none_or(|wanted| wanted == found);
     if !found.is_file()

@@ -182,6 +182,44 @@ fn a_link_that_somebody_planted_is_replaced_and_not_followed() {
 }
 
 #[test]
+fn a_directory_is_not_followed_out_of_a_folder_that_others_can_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shared, other) = (folder.path().join("shared"), folder.path().join("other"));
+    fs::create_dir(&shared).unwrap();
+    fs::create_dir(&other).unwrap();
+    fs::set_permissions(&shared, Permissions::from_mode(0o777)).unwrap();
+    std::os::unix::fs::symlink(&other, shared.join("split")).unwrap();
+    let targets = Targets { file: None, ..targets(&shared) };
+    assert!(matches!(targets.write(&content("01")), Err(FileError::Untrusted { .. })));
+    assert!(matches!(targets.remove(), Err(FileError::Untrusted { .. })));
+    assert_eq!(listing(&other), [""; 0]);
+    fs::remove_file(shared.join("split")).unwrap();
+    assert!(matches!(targets.write(&content("01")), Err(FileError::Untrusted { .. })));
+    assert_eq!(listing(&shared), [""; 0], "nor made");
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_seen_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (targets, content) = (targets(folder.path()), content("01"));
+    targets.write(&content).unwrap();
+    let all = folder.path().join("all.pem");
+    fs::remove_file(&all).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &all, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+        .unwrap();
+    assert!(!targets.is_as_written(&content));
+    targets.write(&content).unwrap();
+    assert!(targets.is_as_written(&content));
+}
+
+#[test]
+fn there_is_nothing_to_remove_where_the_folder_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let targets = targets(&folder.path().join("vanished"));
+    targets.remove().unwrap();
+}
+
+#[test]
 fn removing_takes_every_key_away() {
     let folder = tempfile::tempdir().unwrap();
     let targets = targets(folder.path());

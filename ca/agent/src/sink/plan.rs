@@ -63,6 +63,8 @@ pub(super) struct Course {
     files: bool,
     /// Whether the software was told of what the files hold.
     told: bool,
+    /// Whether there was nobody to be told; somebody may come.
+    nobody: bool,
     /// The version said to be in force last.
     said: Option<u64>,
     /// Whether it was said that nothing is held.
@@ -151,7 +153,23 @@ impl Course {
 
     pub(super) fn reloaded(&mut self) {
         self.told = true;
+        self.nobody = false;
         self.succeeded();
+    }
+
+    /// Nobody is there to be told. Whether that is news.
+    pub(super) fn told_nobody(&mut self) -> bool {
+        self.told = true;
+        self.succeeded();
+        !std::mem::replace(&mut self.nobody, true)
+    }
+
+    /// Looks again for somebody to be told, if there was nobody: software that was starting may have read the files
+    /// before.
+    pub(super) const fn look_for_somebody(&mut self) {
+        if self.nobody {
+            self.told = false;
+        }
     }
 
     pub(super) const fn in_force(&mut self, version: u64) {

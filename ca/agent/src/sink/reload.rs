@@ -4,11 +4,15 @@
 //! process id hits nobody else; a command is run without a shell, with an empty environment but for a path, in a process
 //! group of its own that is killed when its time is over; what it prints is bounded. Not here: when (`plan`).
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use futures::future::{Either, select};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
@@ -42,22 +46,41 @@ pub(super) enum ReloadError {
     Command { program: String, status: String, said: String },
 }
 
+/// Who was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// The software, or there is none to be told.
+    Everybody,
+    /// Nobody: the software does not run, and will read the files when it starts. It may be starting right now, so it
+    /// is to be looked for again.
+    Nobody,
+}
+
 /// Tells the software. Call it inside a runtime.
-pub(super) async fn tell(reload: &Reload) -> Result<(), ReloadError> {
-    if let Some(signal) = &reload.signal {
-        send(signal)?;
+pub(super) async fn tell(reload: &Reload) -> Result<Told, ReloadError> {
+    let mut told = Told::Everybody;
+    if let Some(signal) = reload.signal.clone() {
+        // Off the runtime: the file may lie where nothing answers.
+        let path = signal.pid_file.as_path().to_owned();
+        let sent = tokio::task::spawn_blocking(move || send(&signal)).await;
+        told = sent.map_err(|lost| ReloadError::PidFile { path, cause: lost.to_string() })??;
     }
     if let Some(command) = &reload.command {
         run(command).await?;
     }
-    Ok(())
+    Ok(told)
 }
 
-fn send(wish: &ReloadSignal) -> Result<(), ReloadError> {
+fn send(wish: &ReloadSignal) -> Result<Told, ReloadError> {
     let path = wish.pid_file.as_path();
-    let pid = pid_in(path).map_err(|cause| ReloadError::PidFile { path: path.to_owned(), cause })?;
+    let found = pid_in(path).map_err(|cause| ReloadError::PidFile { path: path.to_owned(), cause })?;
+    let Some(pid) = found else { return Ok(Told::Nobody) };
     let refused = |cause: String| ReloadError::Process { pid, cause };
-    let process = PeerProcess::of_pid(pid).map_err(|cause| refused(cause.to_string()))?;
+    let process = match PeerProcess::of_pid(pid) {
+        Ok(process) => process,
+        Err(PeerError::Gone) => return Ok(Told::Nobody),
+        Err(cause) => return Err(refused(cause.to_string())),
+    };
     let program = wish.program.as_path();
     if !runs(&process, program).map_err(|cause| refused(cause.to_string()))? {
         return Err(refused(format!("it does not run {}", program.display())));
@@ -67,19 +90,29 @@ fn send(wish: &ReloadSignal) -> Result<(), ReloadError> {
         SignalName::Usr1 => Signal::USR1,
         SignalName::Usr2 => Signal::USR2,
     };
-    process.send(signal).map_err(|cause| refused(cause.to_string()))
+    process.send(signal).map_err(|cause| refused(cause.to_string()))?;
+    Ok(Told::Everybody)
 }
 
-fn pid_in(path: &Path) -> Result<i32, String> {
-    use std::io::Read as _;
+/// The process id in a file; `None` without the file.
+fn pid_in(path: &Path) -> Result<Option<i32>, String> {
+    // Whoever may write there, usually the software's user, makes the agent neither wait nor follow.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(cause) => return Err(cause.to_string()),
+    };
+    if !file.metadata().map_err(|cause| cause.to_string())?.is_file() {
+        return Err("it is no file".to_owned());
+    }
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|cause| cause.to_string())?;
     file.take(PID_FILE_BYTES).read_to_string(&mut text).map_err(|cause| cause.to_string())?;
     let pid = text.trim().parse::<i32>().map_err(|_not_a_number| "it holds no process id")?;
     if pid <= 1 || u32::try_from(pid) == Ok(std::process::id()) {
         return Err(format!("{pid} is no process that could be told"));
     }
-    Ok(pid)
+    Ok(Some(pid))
 }
 
 /// Whether the process runs this program: the very file, or, after an upgrade, the file that was there before.
@@ -199,16 +232,46 @@ mod tests {
         }
     }
 
+    fn wish(pid_file: &Path, program: &str) -> ReloadSignal {
+        ReloadSignal {
+            pid_file: pid_file.to_str().unwrap().to_owned().try_into().unwrap(),
+            program: program.to_owned().try_into().unwrap(),
+            signal: SignalName::Hup,
+        }
+    }
+
+    #[tokio::test]
+    async fn software_that_does_not_run_needs_not_be_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid_file = folder.path().join("pid");
+        let reload =
+            Reload { signal: Some(wish(&pid_file, "/bin/sleep")), ..serde_saphyr::from_str("{}").unwrap() };
+        assert_eq!(tell(&reload).await.unwrap(), Told::Nobody);
+        let mut child = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        std::fs::write(&pid_file, child.id().to_string()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(tell(&reload).await.unwrap(), Told::Nobody);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_or_a_link_in_the_place_of_the_pid_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, link) = (folder.path().join("pipe"), folder.path().join("link"));
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        for path in [&pipe, &link] {
+            assert!(matches!(send(&wish(path, "/bin/sleep")), Err(ReloadError::PidFile { .. })));
+        }
+    }
+
     #[tokio::test]
     async fn a_signal_goes_to_the_configured_program_only() {
         let folder = tempfile::tempdir().unwrap();
         let pid_file = folder.path().join("pid");
         let mut child = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
-        let wish = |program: &str| ReloadSignal {
-            pid_file: pid_file.to_str().unwrap().to_owned().try_into().unwrap(),
-            program: program.to_owned().try_into().unwrap(),
-            signal: SignalName::Hup,
-        };
+        let wish = |program: &str| wish(&pid_file, program);
         for nonsense in ["", "x", "0", "1", "-5", "99999999999"] {
             std::fs::write(&pid_file, nonsense).unwrap();
             assert!(send(&wish("/bin/sleep")).is_err(), "{nonsense}");

@@ -297,6 +297,7 @@ const fn is_local(name: &AttributeName) -> bool {
         | AttributeName::UnixUser
         | AttributeName::UnixPath
         | AttributeName::UnixSha256
+        | AttributeName::UnixCgroup
         | AttributeName::SystemdUnit => true,
         AttributeName::Platform
         | AttributeName::Cluster
