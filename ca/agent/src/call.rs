@@ -37,10 +37,24 @@ pub(crate) fn caller_of(extensions: &Extensions) -> Result<Arc<Caller>, Refusal>
     })
 }
 
+/// A place among the open calls, to be taken before anything is waited for.
+pub(crate) fn place_for(doors: &Doors, caller: &Caller) -> Result<StreamPlace, Refusal> {
+    doors.streams.enter(&caller.peer, doors.stream_quota()).ok_or(Refusal::Busy)
+}
+
 impl Session {
     /// Attests the caller and opens a subscription for what it is.
     pub(crate) async fn open(doors: &Arc<Doors>, caller: Arc<Caller>) -> Result<Self, Refusal> {
-        let place = doors.streams.enter(&caller.peer, doors.stream_quota()).ok_or(Refusal::Busy)?;
+        let place = place_for(doors, &caller)?;
+        Self::open_at(place, doors, caller).await
+    }
+
+    /// The same for a call that has its place already.
+    pub(crate) async fn open_at(
+        place: StreamPlace,
+        doors: &Arc<Doors>,
+        caller: Arc<Caller>,
+    ) -> Result<Self, Refusal> {
         let attested = doors.attestor.attest(&caller.peer).await.map_err(|cause| {
             tracing::info!(pid = caller.peer.pid(), uid = caller.peer.uid(), %cause, "attestation failed");
             match cause {

@@ -4,7 +4,7 @@
 //! has. Any mix of names is served in one stream; a name that cannot be served is left out, logged and reported, and
 //! takes nothing from the others. The caller's identities gone, the stream ends with `PermissionDenied`. There is no
 //! security header here: Envoy cannot set one. A proxy that does not answer loses its connection.
-//! Not yet here: CRLs in validation contexts; the `file-root:` and `file-cert:` names of Istio's own agent.
+//! Not here: the `file-root:` and `file-cert:` names of Istio's own agent.
 //! Sources: Envoy `sds.proto`, xDS protocol document; SPIFFE Workload Endpoint §6 (no header outside the Workload API).
 
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use rhizome_id::TrustDomain;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Request, Response, Streaming};
 
-use crate::call::{Outlet, Session, caller_of, end, outlet};
+use crate::call::{Outlet, Session, caller_of, end, outlet, place_for};
 use crate::holdings::View;
 use crate::refusal::{Answer, Outgoing, Refusal};
-use crate::socket::{Caller, Doors};
+use crate::socket::{Caller, Doors, StreamPlace};
 
 mod delta;
 pub(crate) mod pem;
@@ -61,11 +61,13 @@ impl Sds {
         name: &'static str,
     ) -> Answer<Outgoing<P::Response>> {
         let caller = caller_of(request.extensions())?;
+        // Taken before the first question, so that streams that ask nothing count, too.
+        let place = place_for(&self.0, &caller)?;
         let mut requests = request.into_inner();
         let (outlet, stream) = outlet();
         let doors = Arc::clone(&self.0);
         self.0.spawner.spawn(name, async move {
-            if let Err(refusal) = follow::<P>(&doors, caller, &mut requests, &outlet).await {
+            if let Err(refusal) = follow::<P>(&doors, (caller, place), &mut requests, &outlet).await {
                 end(&doors, &outlet, refusal).await;
             }
         });
@@ -76,7 +78,7 @@ impl Sds {
 /// Serves one stream until either side ends it.
 async fn follow<P: Protocol>(
     doors: &Arc<Doors>,
-    caller: Arc<Caller>,
+    (caller, place): (Arc<Caller>, StreamPlace),
     requests: &mut Streaming<P::Request>,
     outlet: &Outlet<P::Response>,
 ) -> Result<(), Refusal> {
@@ -89,7 +91,7 @@ async fn follow<P: Protocol>(
     let Ok(Some(first)) = first else { return Ok(()) };
     let mut state = P::default();
     state.hear(first)?;
-    let mut session = Session::open(doors, caller).await?;
+    let mut session = Session::open_at(place, doors, caller).await?;
     let mut view: Option<Arc<View>> = None;
     let mut answer_by = Instant::now() + doors.limits.answer;
     loop {

@@ -1,7 +1,7 @@
 //! The way of a workload certificate, step by step, over the real wire.
 //!
 //! Laws: each step says what it saw; the first that fails ends the walk. Administrators' steps run the very verbs
-//! that people type, as JSON. Not here: starting the server (`dev`).
+//! that people type, as JSON. Not here: starting the server (`stage`).
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //!
 //! Laws: the public page holds numbers and the SPIFFE IDs of this node, and is for loopback; the private socket answers
 //! to the agent's own user and to root, by what the kernel says about who connected. Nothing can be changed here.
+//! A connection is one exchange, with a bound on its time; there are only so many, and none holds up the agent's end.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +14,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixStream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics;
@@ -23,15 +30,18 @@ use crate::socket::Socket;
 /// What `GET /metrics` is.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
+/// Connections at the same time: monitoring opens one whenever it looks.
+const CONNECTIONS: usize = 32;
+/// How long a connection may last, from accepting to the last byte of the answer; an explanation may take 10 s.
+const EXCHANGE: Duration = Duration::from_secs(30);
+/// How long exchanges may go on when the agent stops.
+const DRAIN: Duration = Duration::from_secs(1);
 /// How long to wait when the process is out of descriptors.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
 
 /// Serves metrics and health until the agent stops.
 pub async fn serve_public(observer: Arc<Observer>, listener: TcpListener, stop: CancellationToken) {
-    let served = axum::serve(listener, public().with_state(observer));
-    if let Err(cause) = served.with_graceful_shutdown(stop.cancelled_owned()).await {
-        tracing::error!(%cause, "the metrics listener failed");
-    }
+    serve_http(listener, public().with_state(observer), stop).await;
 }
 
 /// Serves everything on the private socket until the agent stops; the socket is removed then.
@@ -40,9 +50,37 @@ pub async fn serve_private(observer: Arc<Observer>, socket: Socket, stop: Cancel
         .route("/v1/status", get(status))
         .route("/v1/explain/{pid}", get(explain))
         .with_state(observer);
-    let served = axum::serve(Private(socket), app);
-    if let Err(cause) = served.with_graceful_shutdown(stop.cancelled_owned()).await {
-        tracing::error!(%cause, "the private socket failed");
+    serve_http(Private(socket), app, stop).await;
+}
+
+/// Serves `app` until the agent stops, and lets what is under way end, for a while.
+async fn serve_http<L: Listener>(mut listener: L, app: Router, stop: CancellationToken) {
+    let mut open = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(()) = open.next() => {}
+            (stream, _) = listener.accept(), if open.len() < CONNECTIONS => {
+                open.push(exchange(stream, app.clone()));
+            }
+        }
+    }
+    drop(listener);
+    let ended = timeout(DRAIN, async { while open.next().await.is_some() {} }).await;
+    if ended.is_err() {
+        tracing::info!("requests on the private socket or for metrics were still open; they are cut off");
+    }
+}
+
+/// One request and its answer.
+async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: Router) {
+    let mut server = hyper::server::conn::http1::Builder::new();
+    let connection =
+        server.keep_alive(false).serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    match timeout(EXCHANGE, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(cause)) => tracing::debug!(%cause, "a request for metrics or status failed"),
+        Err(_elapsed) => tracing::debug!("a request for metrics or status took too long"),
     }
 }
 
@@ -129,5 +167,59 @@ fn may_ask(stream: &UnixStream) -> bool {
             tracing::warn!(%cause, "a connection on the private socket has no credentials");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::spawn::Spawner;
+
+    /// Longer than anything here takes; whoever waits that long waits for ever.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_request_that_is_never_finished_holds_up_neither_others_nor_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, spawner) = (listener.local_addr().unwrap(), Spawner::default());
+        let app = Router::new().route("/healthz", get(async || "ok\n"));
+        spawner.spawn("web", serve_http(listener, app, spawner.stopping().clone()));
+        let mut half = TcpStream::connect(address).await.unwrap();
+        half.write_all(b"GET /healthz HTTP/1.1\r\nHost: agent\r\nX-Half").await.unwrap();
+        let mut whole = TcpStream::connect(address).await.unwrap();
+        whole.write_all(b"GET /healthz HTTP/1.1\r\nHost: agent\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        timeout(DEADLINE, whole.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok\n"), "{answer}");
+        timeout(DEADLINE, spawner.shut_down()).await.expect("the half request is cut off");
+    }
+
+    #[tokio::test]
+    async fn only_so_many_connections_are_open_and_the_next_is_served_when_one_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, spawner) = (listener.local_addr().unwrap(), Spawner::default());
+        let arrived = Arc::new(tokio::sync::Semaphore::new(0));
+        let noted = Arc::clone(&arrived);
+        let hold = move || {
+            noted.add_permits(1);
+            std::future::pending::<&'static str>()
+        };
+        let app = Router::new().route("/hold", get(hold));
+        spawner.spawn("web", serve_http(listener, app, spawner.stopping().clone()));
+        let mut held = Vec::new();
+        for _ in 0..=CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /hold HTTP/1.1\r\nHost: agent\r\n\r\n").await.unwrap();
+            held.push(stream);
+        }
+        let all = u32::try_from(CONNECTIONS).unwrap();
+        timeout(DEADLINE, arrived.acquire_many(all)).await.unwrap().unwrap().forget();
+        assert_eq!(arrived.available_permits(), 0, "one is waiting outside");
+        drop(held.remove(0));
+        timeout(DEADLINE, arrived.acquire()).await.unwrap().unwrap().forget();
+        spawner.shut_down().await;
     }
 }

@@ -40,6 +40,7 @@ pub(super) struct Config {
     admin_socket: Option<AbsolutePath>,
     join_file: Option<AbsolutePath>,
     pub(super) attestation: Attestation,
+    pub(super) workload_api: WorkloadApi,
     sds: Sds,
     pub(super) metrics: Metrics,
     pub(super) log: Log,
@@ -52,6 +53,15 @@ pub(super) struct Config {
 pub(super) struct Attestation {
     pub(super) hash_executables: Option<bool>,
     pub(super) hash_limit_bytes: Option<u64>,
+}
+
+/// What the Workload API offers.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WorkloadApi {
+    /// The JWT profile; on unless it says `false`.
+    pub(super) jwt: Option<bool>,
+    pub(super) foreign_claims: BTreeSet<String>,
 }
 
 /// Names and forms of secrets.

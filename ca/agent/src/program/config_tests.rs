@@ -23,6 +23,8 @@ fn the_sample_is_valid_and_shows_every_field() {
             "default_bundle_covers",
             "validator",
             "listen",
+            "jwt",
+            "foreign_claims",
         ])
         .chain([
             "format",
@@ -43,6 +45,7 @@ fn the_sample_is_valid_and_shows_every_field() {
     let usual = Config::default();
     assert_eq!((config.socket(), config.state()), (usual.socket(), usual.state()));
     assert_eq!(format!("{:?}", config.sds()), format!("{:?}", usual.sds()));
+    assert!(config.workload_api.jwt == Some(true) && config.workload_api.foreign_claims.is_empty());
 }
 
 #[test]

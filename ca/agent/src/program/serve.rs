@@ -41,7 +41,14 @@ pub(super) async fn run(place: Place, wish: Run, clock: Arc<dyn Clock>) -> Resul
         hash_executables: config.attestation.hash_executables.unwrap_or(usual.hash_executables),
         hash_limit_bytes: config.attestation.hash_limit_bytes.unwrap_or(usual.hash_limit_bytes),
     };
-    let settings = DoorsSettings { sds: config.sds(), unix, ..DoorsSettings::default() };
+    let sds = config.sds();
+    let settings = DoorsSettings {
+        sds,
+        unix,
+        jwt_off: config.workload_api.jwt == Some(false),
+        foreign_claims: config.workload_api.foreign_claims,
+        ..DoorsSettings::default()
+    };
     let spawner = agent.spawner().clone();
     let doors = Doors::new(agent.identities(), Arc::clone(&clock), spawner.clone(), settings);
     let sink_ports = SinkPorts { identities: agent.identities(), clock: Arc::clone(&clock), entropy };

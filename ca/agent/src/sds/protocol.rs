@@ -86,6 +86,8 @@ fn wants_plain(node: &Node) -> bool {
 pub(super) struct Nonces {
     count: u64,
     last: Option<String>,
+    /// Whether the last response was refused. It stays so: a later request with its nonce asks, and accepts nothing.
+    refused: bool,
 }
 
 impl Nonces {
@@ -93,6 +95,7 @@ impl Nonces {
         self.count = self.count.saturating_add(1);
         let nonce = format!("{:08x}", self.count);
         self.last = Some(nonce.clone());
+        self.refused = false;
         nonce
     }
 
@@ -102,7 +105,7 @@ impl Nonces {
     }
 
     /// What a request with this nonce and this complaint says.
-    pub(super) fn hear(&self, nonce: &str, complaint: Option<&Detail>) -> Heard {
+    pub(super) fn hear(&mut self, nonce: &str, complaint: Option<&Detail>) -> Heard {
         if nonce.is_empty() {
             return Heard::Asks;
         }
@@ -110,9 +113,18 @@ impl Nonces {
             return Heard::Stale;
         }
         match complaint {
+            None if self.refused => Heard::Asks,
             None => Heard::Accepts,
-            Some(detail) => Heard::Refuses(detail.message.chars().take(COMPLAINT_CHARS).collect()),
+            Some(detail) => {
+                self.refused = true;
+                Heard::Refuses(detail.message.chars().take(COMPLAINT_CHARS).collect())
+            }
         }
+    }
+
+    /// Whether a request that names this version as the one in force can mean the last response.
+    pub(super) fn is_of_last(&self, version: &str) -> bool {
+        version.is_empty() || version == self.count.to_string()
     }
 }
 

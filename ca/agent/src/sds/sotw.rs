@@ -42,7 +42,11 @@ impl Sotw {
         check_type(&request.type_url)?;
         check_names(&request.resource_names)?;
         self.proxy.learn(request.node.as_ref());
-        let heard = self.nonces.hear(&request.response_nonce, request.error_detail.as_ref());
+        let mut heard = self.nonces.hear(&request.response_nonce, request.error_detail.as_ref());
+        if heard == Heard::Accepts && !self.nonces.is_of_last(&request.version_info) {
+            // It asks for something else before it has said anything about the last response.
+            heard = Heard::Asks;
+        }
         if heard == Heard::Stale {
             return Ok(heard);
         }

@@ -262,6 +262,48 @@ fn a_refusal_is_kept_to_and_never_counts_as_in_force() {
 }
 
 #[test]
+fn a_proxy_that_refused_and_asks_for_more_has_not_accepted() {
+    let host = Host::new();
+    let (mut sotw, mut delta) = (Sotw::default(), Delta::default());
+    sotw.hear(ask(&["default"], "")).unwrap();
+    let first = host.sotw(&mut sotw, &host.view(1, b"leaf")).response.unwrap();
+    let mut refusal = ask(&["default"], &first.nonce);
+    refusal.error_detail = refused();
+    sotw.hear(refusal).unwrap();
+    assert_eq!(sotw.hear(ask(&["default"], &first.nonce)), Ok(Heard::Asks));
+    assert!(host.sotw(&mut sotw, &host.view(2, b"leaf")).response.is_none());
+    assert_eq!(sotw.in_force.take(), None);
+    delta.hear(subscribe(&["default"], "")).unwrap();
+    let first = host.delta(&mut delta, &host.view(1, b"leaf")).response.unwrap();
+    let mut refusal = subscribe(&[], &first.nonce);
+    refusal.error_detail = refused();
+    delta.hear(refusal).unwrap();
+    assert_eq!(delta.hear(subscribe(&[], &first.nonce)), Ok(Heard::Asks));
+    assert_eq!(delta.in_force.take(), None);
+}
+
+#[test]
+fn a_version_other_than_the_last_is_no_acceptance() {
+    let host = Host::new();
+    let mut state = Sotw::default();
+    state.hear(ask(&["default"], "")).unwrap();
+    let first = host.sotw(&mut state, &host.view(1, b"leaf")).response.unwrap();
+    state
+        .hear(DiscoveryRequest {
+            version_info: first.version_info.clone(),
+            ..ask(&["default"], &first.nonce)
+        })
+        .unwrap();
+    assert_eq!(state.in_force.take(), Some(1));
+    let second = host.sotw(&mut state, &host.view(2, b"new")).response.unwrap();
+    let early = DiscoveryRequest { version_info: first.version_info, ..ask(&["default"], &second.nonce) };
+    assert_eq!(state.hear(early), Ok(Heard::Asks));
+    assert!(state.in_force.is_awaited());
+    let accept = DiscoveryRequest { version_info: second.version_info, ..ask(&["default"], &second.nonce) };
+    assert_eq!(state.hear(accept), Ok(Heard::Accepts));
+}
+
+#[test]
 fn a_request_about_an_older_response_is_ignored_whole() {
     let host = Host::new();
     let mut state = Sotw::default();

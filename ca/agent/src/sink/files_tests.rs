@@ -205,8 +205,7 @@ fn a_pipe_in_the_place_of_a_file_is_seen_and_not_waited_for() {
     targets.write(&content).unwrap();
     let all = folder.path().join("all.pem");
     fs::remove_file(&all).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, &all, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
-        .unwrap();
+    rustix::fs::mknodat(CWD, &all, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
     assert!(!targets.is_as_written(&content));
     targets.write(&content).unwrap();
     assert!(targets.is_as_written(&content));

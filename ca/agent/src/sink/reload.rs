@@ -258,8 +258,7 @@ mod tests {
     async fn a_pipe_or_a_link_in_the_place_of_the_pid_file_is_refused_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let (pipe, link) = (folder.path().join("pipe"), folder.path().join("link"));
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
-            .unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
         std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
         for path in [&pipe, &link] {
             assert!(matches!(send(&wish(path, "/bin/sleep")), Err(ReloadError::PidFile { .. })));

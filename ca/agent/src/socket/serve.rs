@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
@@ -40,6 +40,8 @@ const PENDING_RESETS: usize = 20;
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 /// How long to wait when the process is out of descriptors.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
+/// Said once.
+static OLD_KERNEL: Once = Once::new();
 /// A request of the Workload API; the largest is a token to be validated.
 const WORKLOAD_MESSAGE_BYTES: usize = 64 * 1024;
 /// A request for secrets: names, and the node's metadata, of which some control planes write tens of kilobytes.
@@ -57,6 +59,8 @@ pub struct DoorsSettings {
     pub sds: SdsSettings,
     /// What attestation looks at.
     pub unix: UnixSettings,
+    /// Whether the JWT profile of the Workload API is off.
+    pub jwt_off: bool,
     /// Claims that validated tokens of foreign trust domains show besides `sub`, `exp` and `aud`.
     pub foreign_claims: BTreeSet<String>,
 }
@@ -66,6 +70,7 @@ pub struct Doors {
     pub(crate) identities: Arc<dyn Identities>,
     pub(crate) attestor: UnixAttestor,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) jwt_off: bool,
     pub(crate) foreign_claims: BTreeSet<String>,
     pub(crate) limits: Limits,
     pub(crate) sds: SdsSettings,
@@ -82,13 +87,14 @@ impl Doors {
         spawner: Spawner,
         settings: DoorsSettings,
     ) -> Arc<Self> {
-        let DoorsSettings { limits, sds, unix, foreign_claims } = settings;
+        let DoorsSettings { limits, sds, unix, jwt_off, foreign_claims } = settings;
         let attestor = UnixAttestor::new(unix, Arc::clone(&clock));
         let (connections, streams) = (Arc::default(), Arc::default());
         Arc::new(Self {
             identities,
             attestor,
             clock,
+            jwt_off,
             foreign_claims,
             limits,
             sds,
@@ -197,6 +203,14 @@ fn incoming<'a>(
                     continue;
                 }
             };
+            if !peer.is_certain() {
+                OLD_KERNEL.call_once(|| {
+                    tracing::warn!(
+                        "this kernel does not say which process connected, only its number (Linux 6.5 does): a process \
+                         that ends at once and whose number is given out again could be taken for the next"
+                    );
+                });
+            }
             let Some(place) = doors.connections.enter(&peer, doors.connection_quota()) else {
                 tracing::debug!(
                     pid = peer.pid(),

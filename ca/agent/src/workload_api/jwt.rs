@@ -34,7 +34,7 @@ const FOREIGN_CLAIMS: [&str; 3] = ["sub", "exp", "aud"];
 
 /// Where tokens come from, unless the profile is off.
 pub(super) fn tokens_of(doors: &Doors) -> Result<Arc<dyn Tokens>, Refusal> {
-    doors.identities.tokens().ok_or(Refusal::NotOffered(PROFILE))
+    doors.identities.tokens().filter(|_| !doors.jwt_off).ok_or(Refusal::NotOffered(PROFILE))
 }
 
 /// `FetchJWTSVID`: a token for each identity of the caller, or for the one it names.

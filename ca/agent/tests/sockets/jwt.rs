@@ -138,9 +138,14 @@ async fn an_identity_that_is_lost_while_its_token_is_fetched_gets_none() {
 
 #[tokio::test]
 async fn an_agent_without_the_profile_says_so() {
-    let host = Host::serving(|_| {});
+    let without = Host::serving(|_| {});
+    *without.identities.tokens.lock().unwrap() = None;
+    offers_no_profile(without).await;
+    offers_no_profile(Host::serving(|settings| settings.jwt_off = true)).await;
+}
+
+async fn offers_no_profile(host: Host) {
     host.identities.set(host.view(1, "leaf"));
-    *host.identities.tokens.lock().unwrap() = None;
     assert_eq!(fetch(&host, wish(&["a"], "")).await.unwrap_err().code(), Code::Unimplemented);
     let mut client = host.workload_api().await;
     let bundles = soon(client.fetch_jwt_bundles(wire::JwtBundlesRequest {})).await;

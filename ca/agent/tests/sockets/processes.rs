@@ -179,6 +179,48 @@ async fn a_stream_ends_with_its_process_and_later_identities_do_not_reach_it() {
     other.into_iter().for_each(finish);
 }
 
+/// Connections that say nothing, in all.
+const HALF_OPEN: u64 = 10_000;
+/// Descriptors that everything else in this program may need.
+const SPARE: u64 = 2_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_half_open_connections_of_one_process_keep_no_other_from_its_identity() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let number = HALF_OPEN.min(limit.saturating_sub(SPARE));
+    if number < HALF_OPEN {
+        eprintln!(
+            "NOT TESTED: {HALF_OPEN} half-open connections; {number}, by the limit of open files ({limit})"
+        );
+    }
+    let host = Host::serving(|_| {});
+    host.identities.set(host.view(1, FIRST_LEAF));
+    let path = host.path();
+    let connect = move || -> Vec<UnixStream> {
+        (0..number)
+            .map(|n| {
+                let mut stream = UnixStream::connect(&path).unwrap();
+                // Half of them have begun to speak. The agent may have hung up already.
+                if n % 2 == 0 {
+                    drop(stream.write_all(b"PRI * HTTP/2.0\r\n"));
+                }
+                stream
+            })
+            .collect()
+    };
+    let half_open = soon(tokio::task::spawn_blocking(connect)).await.unwrap();
+    assert!(host.doors.open_connections() <= 64, "one process's share");
+    let mut other = helper("ask and leave", &host.path());
+    let mut output = other.stdout.take().unwrap();
+    let read = tokio::task::spawn_blocking(move || {
+        read_until(&mut output, FIRST_LEAF);
+        output
+    });
+    other.stdout = Some(soon(read).await.unwrap());
+    end(other);
+    drop(half_open);
+}
+
 /// Waits until a process has a child, which `/proc` tells.
 fn wait_for_child(number: u32) {
     let children = || {

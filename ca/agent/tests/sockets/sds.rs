@@ -82,6 +82,18 @@ async fn a_stream_that_asks_nothing_subscribes_to_nothing() {
 }
 
 #[tokio::test]
+async fn a_stream_that_has_asked_nothing_yet_takes_a_place() {
+    let host = Host::serving(|settings| settings.limits.streams_per_user = 1);
+    host.identities.set(host.view(1, "leaf"));
+    let (requests, _stream) = open(&host).await;
+    let mut client = SecretDiscoveryServiceClient::new(host.channel().await);
+    let refused = soon(client.stream_secrets(tokio_stream::pending::<DiscoveryRequest>())).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(host.doors.open_streams(), 1);
+    drop(requests);
+}
+
+#[tokio::test]
 async fn a_wrong_type_is_refused() {
     let host = Host::serving(|_| {});
     let (requests, mut stream) = open(&host).await;
