@@ -2,7 +2,7 @@
 //!
 //! Laws: the headers are with the server before the ban, since calls of one connection begin in their order and a later
 //! one is answered before the ban is asked for.
-//! Sources: RFC 9113 §8.1; attacks.md §1.3.
+//! Sources: RFC 9113 §8.1; ca/docs/attacks.md §1.3.
 
 use prost::Message;
 use rhizome_proto::METADATA_CODE;
