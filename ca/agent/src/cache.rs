@@ -3,14 +3,14 @@
 //! Laws: the lock is held for the time of one entry and never across a wait; whoever sleeps until something changes is
 //! woken by the entry that changes it. Not here: any decision (`book`, `renewal`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rhizome_core::attributes::Attributes;
 use rhizome_core::caller::Principal;
 use rhizome_core::ports::Clock;
-use rhizome_id::{Digest, Timestamp, TrustDomain};
+use rhizome_id::{Digest, SpiffeId, Timestamp, TrustDomain};
 use rhizome_proto::node::v1::CrlSet;
 use rhizome_x509::Bundle;
 use tokio::sync::{Notify, watch};
@@ -90,6 +90,14 @@ impl Cache {
         self.acknowledgeable.send_if_modified(|known| std::mem::replace(known, found) != found);
     }
 
+    /// Drops the tokens of the identities that the rules took from somebody here. Those of who is not here at the moment
+    /// stay: nobody gets one before it is judged anew, and a workload that only asks now and then would have none left
+    /// when the authority is away.
+    fn drop_lost(&self, before: &BTreeSet<SpiffeId>, book: &Book) {
+        let after = book.granted();
+        self.tokens.forget(&before.difference(&after).cloned().collect());
+    }
+
     pub(crate) fn restore(&self, snapshot: Snapshot) {
         let mut book = self.book();
         book.restore(snapshot, self.now());
@@ -104,8 +112,9 @@ impl Cache {
 
     pub(crate) fn set_node(&self, node: Principal) {
         let mut book = self.book();
+        let before = book.granted();
         book.set_node(node, self.now());
-        self.tokens.keep_only(&book.granted());
+        self.drop_lost(&before, &book);
         self.look_at_readiness(&book);
         drop(book);
         self.planning.notify_one();
@@ -127,8 +136,9 @@ impl Cache {
 
     pub(crate) fn apply(&self, change: RuleChange) {
         let mut book = self.book();
+        let before = book.granted();
         book.apply(change, self.now());
-        self.tokens.keep_only(&book.granted());
+        self.drop_lost(&before, &book);
         self.look_at_readiness(&book);
         drop(book);
         self.seal();

@@ -207,17 +207,9 @@ impl TokenStore {
 
     /// Drops every token of these identities, also those on their way.
     pub(crate) fn forget(&self, identities: &BTreeSet<SpiffeId>) {
-        self.drop_where(|id| identities.contains(id));
-    }
-
-    /// Drops every token of other identities than these, also those on their way.
-    pub(crate) fn keep_only(&self, identities: &BTreeSet<SpiffeId>) {
-        self.drop_where(|id| !identities.contains(id));
-    }
-
-    fn drop_where(&self, gone: impl Fn(&SpiffeId) -> bool) {
+        let gone = |id: &SpiffeId| identities.contains(id);
         let mut desk = self.0.desk();
-        desk.shelf.drop_where(&gone);
+        desk.shelf.drop_where(gone);
         for (_, flight) in desk.under_way.iter_mut().filter(|(wish, _)| gone(&wish.spiffe_id)) {
             flight.overtaken = true;
         }

@@ -261,8 +261,6 @@ async fn a_revoked_identity_has_no_token_kept_nor_on_its_way() {
     stage.fetched(wish("/web", &["b"])).await;
     assert!(stage.store.token(wish("/api", &["a"])).await.is_ok(), "the others keep theirs");
     assert!(stage.nothing_asked());
-    stage.store.keep_only(&[entitlement("/web").spiffe_id].into());
-    stage.fetched(wish("/api", &["a"])).await;
 }
 
 #[tokio::test]

@@ -14,3 +14,4 @@ mod process;
 mod revocation;
 mod serving;
 mod support;
+mod tokens;

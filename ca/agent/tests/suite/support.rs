@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 /// Long enough for a busy machine; whoever waits longer waits for ever.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the node's certificate lives when nobody says otherwise.
 const NODE_TTL: Ttl = Ttl::hours(3);
 
@@ -44,6 +44,7 @@ pub(crate) struct Authority {
     pub(crate) store: MemoryStore,
     keys: Arc<MemoryKeyRing>,
     scratch: TempDir,
+    jwt_key_ttl: Ttl,
     listen: SocketAddr,
     running: Option<Running>,
 }
@@ -54,11 +55,20 @@ impl Authority {
     }
 
     pub(crate) async fn start_at(now: Timestamp) -> Self {
+        Self::start_with(now, Ttl::hours(7 * 24)).await
+    }
+
+    pub(crate) async fn start_with_jwt_keys_of(ttl: Ttl) -> Self {
+        Self::start_with("2026-03-01T12:00:00Z".parse().unwrap(), ttl).await
+    }
+
+    async fn start_with(now: Timestamp, jwt_key_ttl: Ttl) -> Self {
         let mut authority = Self {
             clock: Arc::new(ManualClock::new(now)),
             store: MemoryStore::new(),
             keys: Arc::new(MemoryKeyRing::new()),
             scratch: TempDir::new().unwrap(),
+            jwt_key_ttl,
             listen: "127.0.0.1:0".parse().unwrap(),
             running: None,
         };
@@ -105,7 +115,7 @@ impl Authority {
             rotation: RotationPolicy {
                 root_ttl: Ttl::hours(365 * 24),
                 issuer_ttl: Ttl::hours(30 * 24),
-                jwt_key_ttl: Ttl::hours(7 * 24),
+                jwt_key_ttl: self.jwt_key_ttl,
             },
             algorithm: rhizome_x509::SigningAlgorithm::default(),
             refresh_hint: Ttl::hours(1),
