@@ -51,12 +51,13 @@ pub(super) struct Mesh {
 }
 
 impl Walk {
-    /// From the agent to two workloads that know each other, and three callers that get nowhere.
+    /// From the agent to two workloads that know each other, and callers that get nowhere.
     pub(super) async fn mesh(&mut self, place: &Place, stage: &mut Stage, pace: Pace) -> Option<Mesh> {
         let agent = self.step("agent", agent(place, stage)).await?;
         self.step("workload rules", rules(place, pace)).await?;
         let (web, backend) = self.step("workload API", workloads(place, stage, pace)).await?;
         self.step("mutual TLS", mutual_tls(stage)).await?;
+        self.step("JWT-SVID", tokens(place, stage)).await?;
         self.step("wrong caller", wrong_caller(place, stage)).await?;
         self.step("wrong server", wrong_server(place, stage)).await?;
         self.step("no rights", no_rights(place, stage)).await?;
@@ -138,6 +139,23 @@ async fn mutual_tls(stage: &Stage) -> Result<((), String), String> {
         return Err(format!("{} called {}", call.caller, call.server));
     }
     Ok(((), format!("{WEB} calls {BACKEND}: {} handshakes, each end sure of the other", seen.calls)))
+}
+
+/// A second process of `web` shows tokens beside its certificate: one for `backend`, and one for somebody else.
+async fn tokens(place: &Place, stage: &Stage) -> Result<((), String), String> {
+    let (_, backend) = stage.workloads()?;
+    let address = backend.now().address.unwrap_or_default();
+    let (callee, other) = (id_of(BACKEND), id_of(STRANGER));
+    let show = |audience: &str| {
+        let task = ["call", "--address", &address, "--callee", &callee, "--token-for", audience];
+        Process::start(&place.executables, WEB, &place.workload_api, &task)
+    };
+    show(&callee)?.until_answered().await?;
+    drop(show(&other)?.until_failure().await?);
+    let about_it = |seen: &Seen| seen.turned_away.as_ref().is_some_and(|why| why.contains("token"));
+    let seen = backend.until("refuse a token for somebody else", about_it).await?;
+    let refusal = seen.turned_away.unwrap_or_default();
+    Ok(((), format!("{BACKEND} had one of {WEB} validated; refused another: {refusal}")))
 }
 
 /// Somebody with an identity, but not the right one, calls.

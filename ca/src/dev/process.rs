@@ -97,6 +97,11 @@ impl Seen {
         }
     }
 
+    /// Whether the fate of an only call is known.
+    const fn is_over(&self) -> bool {
+        self.ended || self.failure.is_some() || self.calls > 0
+    }
+
     /// What is wrong with a workload that should do its work.
     fn trouble(&self) -> Option<String> {
         match (&self.failure, self.ended) {
@@ -173,12 +178,24 @@ impl Process {
     /// # Errors
     /// One sentence: it did what it should not have been able to, or nothing.
     pub(super) async fn until_failure(&self) -> Result<String, String> {
-        let over = |seen: &Seen| seen.ended || seen.failure.is_some() || seen.calls > 0;
-        let seen = self.wait("come to an end", over).await?;
+        let seen = self.wait("come to an end", Seen::is_over).await?;
         match seen.failure {
             Some(cause) if seen.calls == 0 => Ok(cause),
             Some(_) | None if seen.calls > 0 => Err(format!("{} was answered", self.name)),
             Some(_) | None => Err(format!("{} ended and did not say why", self.name)),
+        }
+    }
+
+    /// Waits until the only call of the workload was answered.
+    ///
+    /// # Errors
+    /// One sentence: it was not, or nothing happened.
+    pub(super) async fn until_answered(&self) -> Result<(), String> {
+        let seen = self.wait("come to an end", Seen::is_over).await?;
+        match seen.failure {
+            None if seen.calls > 0 => Ok(()),
+            Some(cause) => Err(format!("{} was not answered: {cause}", self.name)),
+            None => Err(format!("{} ended and did not say why", self.name)),
         }
     }
 

@@ -39,6 +39,7 @@ pub(super) fn text(facts: &Facts, removed: bool) -> String {
          agent          {agent}, which serves\n\
          workload API   SPIFFE_ENDPOINT_SOCKET=unix://{workload_api} and Envoy SDS\n\
          web, backend   {web} and {backend}\n\
+         tokens         JWT-SVIDs too: {BACKEND} had one of {WEB} validated by the agent, and refused one for another\n\
          ledger         {entries} entries verified, head {head}\n\
          \n\
          Try next, in another terminal, and watch what happens below:\n\

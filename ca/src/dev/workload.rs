@@ -5,7 +5,7 @@
 //! output what it sees, one [`Event`] a line, and it ends when its standard input does, so that it never outlives
 //! whoever started it, however that one died.
 //! Not here: starting it (`process`), what is expected of it (`mesh`).
-//! Sources: SPIFFE Workload API §5.2.1, SPIFFE Workload Endpoint §4 (`SPIFFE_ENDPOINT_SOCKET`).
+//! Sources: SPIFFE Workload API §5.2.1, §6.2, SPIFFE Workload Endpoint §4 (`SPIFFE_ENDPOINT_SOCKET`).
 
 use std::convert::Infallible;
 use std::io::{self, Read as _, Write as _};
@@ -17,11 +17,13 @@ use rhizome_agent::Spawner;
 use rhizome_cli::Exit;
 use rhizome_id::{SpiffeId, Timestamp, Ttl};
 use rhizome_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use rhizome_proto::workload::{X509svidRequest, X509svidResponse, secured};
+use rhizome_proto::workload::{
+    JwtsvidRequest, ValidateJwtsvidRequest, X509svidRequest, X509svidResponse, secured,
+};
 use rhizome_tls::{Accepted, ClientIdentity, ClientTrust, ExpectedServer, ServerTls, ServingIdentity};
 use rhizome_x509::{Bundle, CaCertificate, TrustAnchors, inspect, split_certificates};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
@@ -30,8 +32,10 @@ use crate::command;
 
 /// For one handshake, and again for what is said after it.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Bytes of an answer: a SPIFFE ID and a serial.
-const ANSWER_BYTES: u64 = 4096;
+/// Bytes of an answer: two SPIFFE IDs and a serial.
+const ANSWER_BYTES: u64 = 8192;
+/// Bytes of the line with a token.
+const TOKEN_BYTES: u64 = 16_384;
 /// Wait after the Workload API gave nothing, or went away.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -64,6 +68,9 @@ enum Task {
         /// Milliseconds between two calls; without, call once
         #[arg(long, value_name = "MILLISECONDS")]
         every: Option<u64>,
+        /// Show a JWT-SVID for this audience, too
+        #[arg(long, value_name = "AUDIENCE")]
+        token_for: Option<String>,
     },
 }
 
@@ -109,11 +116,15 @@ pub async fn run(wish: Workload) -> Exit {
     let spawner = Spawner::default();
     let (sender, mut newest) = mpsc::channel(1);
     let Workload { socket, task } = wish;
-    spawner.spawn_until_stop("identities", async move { follow(&socket, &sender).await });
+    let followed = socket.clone();
+    spawner.spawn_until_stop("identities", async move { follow(&followed, &sender).await });
     let outcome = match task {
-        Task::Serve { caller } => serve(&spawner, newest, caller).await.map(|never| match never {}),
-        Task::Call { address, callee, every } => {
-            keep_calling(&mut newest, &address, &callee, every.map(Duration::from_millis)).await
+        Task::Serve { caller } => {
+            serve(&spawner, newest, Gate { socket, caller }).await.map(|never| match never {})
+        }
+        Task::Call { address, callee, every, token_for } => {
+            let errand = Errand { socket, address, callee, token_for };
+            keep_calling(&mut newest, &errand, every.map(Duration::from_millis)).await
         }
     };
     spawner.shut_down().await;
@@ -198,6 +209,25 @@ async fn follow_once(socket: &str, newest: &mpsc::Sender<Arc<Held>>) -> Result<I
     }
 }
 
+/// A JWT-SVID of this workload for `audience`.
+async fn token(socket: &str, audience: &str) -> Result<Zeroizing<String>, String> {
+    let wish = JwtsvidRequest { audience: vec![audience.to_owned()], spiffe_id: String::new() };
+    let channel = rhizome_tls::connect(socket, None).await.map_err(|error| error.to_string())?;
+    let answer = SpiffeWorkloadApiClient::new(channel).fetch_jwtsvid(secured(wish)).await;
+    let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
+    let first = answer.into_inner().svids.into_iter().next();
+    Ok(Zeroizing::new(first.ok_or("the Workload API gave no token")?.svid))
+}
+
+/// Whose the token is, if it is valid and meant for `audience`.
+async fn validated(socket: &str, audience: &SpiffeId, token: &str) -> Result<String, String> {
+    let wish = ValidateJwtsvidRequest { audience: audience.to_string(), svid: token.to_owned() };
+    let channel = rhizome_tls::connect(socket, None).await.map_err(|error| error.to_string())?;
+    let answer = SpiffeWorkloadApiClient::new(channel).validate_jwtsvid(secured(wish)).await;
+    let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
+    Ok(answer.into_inner().spiffe_id)
+}
+
 /// The newest bundle and the machine's clock: whom a server believes, asked at each handshake.
 struct Trust(watch::Receiver<Arc<Held>>);
 
@@ -211,12 +241,20 @@ impl ClientTrust for Trust {
     }
 }
 
+/// Who is answered, and who is asked about tokens.
+struct Gate {
+    socket: String,
+    caller: SpiffeId,
+}
+
 async fn serve(
     spawner: &Spawner,
     mut newest: mpsc::Receiver<Arc<Held>>,
-    caller: SpiffeId,
+    gate: Gate,
 ) -> Result<Infallible, String> {
+    let gate = Arc::new(gate);
     let first = newest.recv().await.ok_or("no identity came")?;
+    let own = first.identity.spiffe_id.clone();
     let identity = ServingIdentity::new(&first.chain_der, &first.key_pkcs8_der);
     let identity = Arc::new(identity.map_err(|error| error.to_string())?);
     let (current, trust) = watch::channel(first);
@@ -234,24 +272,32 @@ async fn serve(
             }
             accepted = listener.accept() => {
                 let (stream, _from) = accepted.map_err(|error| error.to_string())?;
-                let (tls, caller) = (tls.clone(), caller.clone());
-                spawner.spawn_until_stop("answer", async move { answer(&tls, stream, &caller).await });
+                let (tls, gate, own) = (tls.clone(), Arc::clone(&gate), own.clone());
+                spawner.spawn_until_stop("answer", async move { answer(&tls, stream, &gate, &own).await });
             }
         }
     }
 }
 
 /// One connection: the right caller is told who it is, everybody else is turned away.
-async fn answer(tls: &ServerTls, stream: TcpStream, wanted: &SpiffeId) {
+async fn answer(tls: &ServerTls, stream: TcpStream, gate: &Gate, own: &SpiffeId) {
+    let wanted = &gate.caller;
     let (mut stream, client) = match tls.accept(stream, DEADLINE).await {
         Ok(Accepted { stream, client }) => (stream, client),
         Err(cause) => return tell(&Event::TurnedAway { cause: cause.to_string() }),
     };
     match client {
         Some(peer) if peer.spiffe_id == *wanted => {
-            let line = format!("{} {}", peer.spiffe_id, hexadecimal(&peer.serial));
-            // Whoever does not read it counts the call as failed.
-            drop(stream.write_all(line.as_bytes()).await);
+            match shown(&mut stream, gate, own).await {
+                Ok(token) => {
+                    let line = format!("{} {}{token}", peer.spiffe_id, hexadecimal(&peer.serial));
+                    // Whoever does not read it counts the call as failed.
+                    drop(stream.write_all(line.as_bytes()).await);
+                }
+                Err(cause) => {
+                    tell(&Event::TurnedAway { cause: format!("the token of {}: {cause}", peer.spiffe_id) });
+                }
+            }
         }
         Some(peer) => {
             tell(&Event::TurnedAway { cause: format!("{} may not call, only {wanted} may", peer.spiffe_id) });
@@ -261,10 +307,30 @@ async fn answer(tls: &ServerTls, stream: TcpStream, wanted: &SpiffeId) {
     drop(stream.shutdown().await);
 }
 
+/// Reads the line that every caller sends: empty, or a token. Says whose it is, after a space; of no token, nothing.
+async fn shown(stream: &mut (impl AsyncRead + Unpin), gate: &Gate, own: &SpiffeId) -> Result<String, String> {
+    let mut line = Zeroizing::new(String::new());
+    let mut reader = BufReader::new(stream.take(TOKEN_BYTES));
+    let read = tokio::time::timeout(DEADLINE, reader.read_line(&mut line)).await;
+    let read = read.map_err(|_elapsed| "it did not come in time")?;
+    let _bytes = read.map_err(|error| error.to_string())?;
+    match line.trim_end() {
+        "" => Ok(String::new()),
+        token => Ok(format!(" {}", validated(&gate.socket, own, token).await?)),
+    }
+}
+
+/// What a caller does.
+struct Errand {
+    socket: String,
+    address: String,
+    callee: SpiffeId,
+    token_for: Option<String>,
+}
+
 async fn keep_calling(
     newest: &mut mpsc::Receiver<Arc<Held>>,
-    address: &str,
-    server: &SpiffeId,
+    errand: &Errand,
     every: Option<Duration>,
 ) -> Result<(), String> {
     let mut held = newest.recv().await.ok_or("no identity came")?;
@@ -272,7 +338,7 @@ async fn keep_calling(
         while let Ok(next) = newest.try_recv() {
             held = next;
         }
-        let outcome = tokio::time::timeout(DEADLINE, call(&held, address, server)).await;
+        let outcome = tokio::time::timeout(DEADLINE, call(&held, errand)).await;
         match (outcome.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned())), every) {
             (Ok(call), _) => tell(&Event::Called(call)),
             (Err(cause), Some(_)) => tell(&Event::Failed { cause }),
@@ -284,14 +350,24 @@ async fn keep_calling(
 }
 
 /// One connection, one handshake, one answer.
-async fn call(held: &Held, address: &str, server: &SpiffeId) -> Result<Call, String> {
+async fn call(held: &Held, errand: &Errand) -> Result<Call, String> {
+    let Errand { socket, address, callee: server, token_for } = errand;
     let key = Zeroizing::new(held.key_pkcs8_der.to_vec());
     let identity = ClientIdentity::new(held.chain_der.clone(), key).map_err(|error| error.to_string())?;
     let (anchors, expected) = (Arc::clone(&held.anchors), ExpectedServer::Exact(server.clone()));
     let tls = rhizome_tls::client_config(anchors, Some(identity), expected, command::clock());
     let tls = tls.map_err(|error| error.to_string())?;
-    let dialled = rhizome_tls::dial(address, &tls).await.map_err(|error| error.to_string())?;
+    let token = match token_for {
+        Some(audience) => token(socket, audience).await?,
+        None => Zeroizing::default(),
+    };
+    let mut dialled = rhizome_tls::dial(address, &tls).await.map_err(|error| error.to_string())?;
     let facts = inspect(&dialled.server_leaf_der).map_err(|error| error.to_string())?;
+    // If it cannot be sent, there is no answer either.
+    for part in [token.as_bytes(), b"\n"] {
+        drop(dialled.stream.write_all(part).await);
+    }
+    drop(dialled.stream.flush().await);
     let mut said = String::new();
     dialled.stream.take(ANSWER_BYTES).read_to_string(&mut said).await.map_err(|error| error.to_string())?;
     // By the other end's word: what it verified is what this end presented.
@@ -299,7 +375,11 @@ async fn call(held: &Held, address: &str, server: &SpiffeId) -> Result<Call, Str
     if said.is_empty() {
         return Err(format!("{server} closed the connection without an answer"));
     }
-    if said != format!("{spiffe_id} {serial}") {
+    let expected = match token_for {
+        Some(_audience) => format!("{spiffe_id} {serial} {spiffe_id}"),
+        None => format!("{spiffe_id} {serial}"),
+    };
+    if said != expected {
         return Err(format!("{server} took this caller for `{said}`"));
     }
     Ok(Call {

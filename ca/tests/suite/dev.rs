@@ -20,7 +20,7 @@ fn the_check_walks_every_step_and_leaves_nothing_behind() {
     let output = command.env("TMPDIR", scratch.path()).env("RHIZOME_SERVER", "nonsense").output().unwrap();
     let said = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{said}{}", stderr(&output));
-    assert!(said.lines().last().unwrap().starts_with("all 23 steps ok in "), "{said}");
+    assert!(said.lines().last().unwrap().starts_with("all 24 steps ok in "), "{said}");
     let handshakes = said.lines().find(|line| line.starts_with("no failed handshake")).unwrap();
     assert!(handshakes.ends_with("certificates, 0 failed"), "{said}");
     assert_eq!(said.matches("failed").count(), 2, "{said}");
