@@ -19,11 +19,8 @@ const NOW: i64 = 1_800_000_000;
 
 static KEY: LazyLock<(EcdsaKeyPair, [JwtKey; 1])> = LazyLock::new(|| {
     let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
-    let pair = EcdsaKeyPair::from_pkcs8(
-        &ECDSA_P256_SHA256_FIXED_SIGNING,
-        &key.pkcs8_der(),
-        &SystemRandom::new(),
-    );
+    let pair =
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.pkcs8_der(), &SystemRandom::new());
     let public = JwtKey::new("k".to_owned(), key.public_key().clone(), Timestamp::MAX).unwrap();
     (pair.unwrap(), [public])
 });
