@@ -61,6 +61,26 @@ pub const ADMIN_MAX_TTL: Ttl = Ttl::hours(24);
 /// Lifetime of a server's own certificate, which it renews itself.
 pub const SERVER_TTL: Ttl = Ttl::hours(24);
 
+/// Lifetime of a root: ten years, so that it outlives several rotations of everything below it.
+pub const ROOT_TTL: Ttl = Ttl::hours(3650 * 24);
+/// Lifetime of an issuer: thirty days; it is replaced by itself at half of that.
+pub const ISSUER_TTL: Ttl = Ttl::hours(30 * 24);
+
+/// How often followers of the bundle without a stream should look (SPIFFE bundle `spiffe_refresh_hint`).
+pub const BUNDLE_REFRESH_HINT: Ttl = Ttl::minutes(5);
+
+/// Lifetime of a join token when none is asked for: it is pasted at once or never.
+pub const JOIN_TOKEN_DEFAULT_TTL: Ttl = Ttl::minutes(10);
+/// Longest lifetime of a join token.
+pub const JOIN_TOKEN_MAX_TTL: Ttl = Ttl::hours(24);
+
+/// Requests a second from one source address: an agent needs a few, a scanner wants thousands.
+pub const REQUESTS_PER_SOURCE: u32 = 50;
+/// Requests a second of one identity: what one agent on a large host may need when everything restarts at once.
+pub const REQUESTS_PER_IDENTITY: u32 = 5_000;
+/// Connections at once.
+pub const CONNECTIONS: u32 = 20_000;
+
 /// Lifetime of a JWT-SVID when the request does not say otherwise: 5 min, as SPIRE's. It cannot be revoked one by one.
 pub const JWT_DEFAULT_TTL: Ttl = Ttl::minutes(5);
 /// Longest lifetime of a JWT-SVID: an hour. A bearer token that leaks is worth something for that long.

@@ -1,15 +1,13 @@
 //! Tests of authorities in practice, where nothing runs but what the test calls.
 
-use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rhizome_core::authority::{JwtAuthority, RotationPolicy};
+use rhizome_core::authority::JwtAuthority;
 use rhizome_core::clock::ManualClock;
-use rhizome_core::policy::PolicyLimits;
 use rhizome_core::ports::{KeyRing, KeyRingError, Store};
 use rhizome_core::state::Revocation;
-use rhizome_id::{ReplicaNumber, Serial, SerialCounter, Ttl};
+use rhizome_id::{ReplicaNumber, Serial, SerialCounter};
 use rhizome_jwt::TokenToBeSigned;
 use rhizome_keys::MemoryKeyRing;
 use rhizome_proto::admin::v1::Check;
@@ -18,7 +16,7 @@ use rhizome_x509::{RevocationCode, Signature, SigningAlgorithm, ToBeSigned};
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::settings::{DoorLimits, Ports, Settings};
+use crate::settings::{Ports, Settings};
 use crate::spawn::Spawner;
 use crate::system::SystemEntropy;
 
@@ -89,32 +87,9 @@ impl World {
 
     /// An authority that is founded and left alone.
     async fn authority(&self) -> Arc<Ca> {
-        let settings = Settings {
-            trust_domain: "example.test".parse().unwrap(),
-            replica: "r1".parse().unwrap(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            advertise: Vec::new(),
-            dns_names: Vec::new(),
-            ip_addresses: Vec::new(),
-            admin_socket: None,
-            admin_uids: BTreeMap::new(),
-            web: None,
-            policy: PolicyLimits::default(),
-            rotation: RotationPolicy {
-                root_ttl: Ttl::hours(365 * 24),
-                issuer_ttl: Ttl::hours(30 * 24),
-                jwt_key_ttl: Ttl::hours(7 * 24),
-            },
-            algorithm: SigningAlgorithm::default(),
-            refresh_hint: Ttl::hours(1),
-            token_ttl: Ttl::hours(1),
-            token_max_ttl: Ttl::hours(24),
-            limits: DoorLimits::default(),
-            believe_clock: false,
-            scratch: None,
-            workers: 1,
-            sealed_keys_dir: None,
-        };
+        let (domain, replica) = ("example.test".parse().unwrap(), "r1".parse().unwrap());
+        let settings =
+            Settings { workers: 1, ..Settings::new(domain, replica, "127.0.0.1:0".parse().unwrap()) };
         let ports = Ports {
             store: Arc::<FaultyStore<MemoryStore>>::clone(&self.store),
             keys: Arc::<Ring>::clone(&self.ring),

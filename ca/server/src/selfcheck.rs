@@ -68,48 +68,24 @@ impl Ca {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use rhizome_core::attributes::Attributes;
-    use rhizome_core::authority::RotationPolicy;
+
     use rhizome_core::caller::{AttestedCaller, Principal, Role, Scope};
-    use rhizome_core::policy::{PolicyLimits, Wish};
-    use rhizome_id::Ttl;
+    use rhizome_core::policy::Wish;
+
     use rhizome_keys::MemoryKeyRing;
     use rhizome_store::MemoryStore;
-    use rhizome_x509::{KeyAlgorithm, RequestKey, SigningAlgorithm, create_csr};
+    use rhizome_x509::{KeyAlgorithm, RequestKey, create_csr};
 
     use super::*;
     use crate::issue::{Ask, Csr};
-    use crate::{DoorLimits, Ports, Running, Settings, SystemClock, SystemEntropy};
+    use crate::{Ports, Running, Settings, SystemClock, SystemEntropy};
 
     async fn server() -> Running {
-        let settings = Settings {
-            trust_domain: "example.test".parse().unwrap(),
-            replica: "r1".parse().unwrap(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            advertise: Vec::new(),
-            dns_names: Vec::new(),
-            ip_addresses: Vec::new(),
-            admin_socket: None,
-            admin_uids: BTreeMap::new(),
-            web: None,
-            policy: PolicyLimits::default(),
-            rotation: RotationPolicy {
-                root_ttl: Ttl::hours(365 * 24),
-                issuer_ttl: Ttl::hours(30 * 24),
-                jwt_key_ttl: Ttl::hours(7 * 24),
-            },
-            algorithm: SigningAlgorithm::default(),
-            refresh_hint: Ttl::hours(1),
-            token_ttl: Ttl::hours(1),
-            token_max_ttl: Ttl::hours(24),
-            limits: DoorLimits::default(),
-            believe_clock: false,
-            scratch: None,
-            workers: 1,
-            sealed_keys_dir: None,
-        };
+        let (domain, replica) = ("example.test".parse().unwrap(), "r1".parse().unwrap());
+        let settings =
+            Settings { workers: 1, ..Settings::new(domain, replica, "127.0.0.1:0".parse().unwrap()) };
         let ports = Ports {
             store: Arc::new(MemoryStore::new()),
             keys: Arc::new(MemoryKeyRing::new()),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rhizome_core::authority::RotationPolicy;
 use rhizome_core::caller::Role;
+use rhizome_core::limits;
 use rhizome_core::policy::PolicyLimits;
 use rhizome_core::ports::{Clock, Entropy, KeyRing, Store};
 use rhizome_id::{ReplicaName, TrustDomain, Ttl};
@@ -60,6 +61,39 @@ pub struct Settings {
     pub sealed_keys_dir: Option<PathBuf>,
 }
 
+impl Settings {
+    /// A server of `trust_domain` that is told nothing else: no administrators' socket, no metrics page, no names in its
+    /// certificate, and the lifetimes and limits that the configuration file has by default.
+    pub fn new(trust_domain: TrustDomain, replica: ReplicaName, listen: SocketAddr) -> Self {
+        Self {
+            trust_domain,
+            replica,
+            listen,
+            advertise: Vec::new(),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            admin_socket: None,
+            admin_uids: BTreeMap::new(),
+            web: None,
+            policy: PolicyLimits::default(),
+            rotation: RotationPolicy {
+                root_ttl: limits::ROOT_TTL,
+                issuer_ttl: limits::ISSUER_TTL,
+                jwt_key_ttl: limits::JWT_KEY_TTL,
+            },
+            algorithm: SigningAlgorithm::default(),
+            refresh_hint: limits::BUNDLE_REFRESH_HINT,
+            token_ttl: limits::JOIN_TOKEN_DEFAULT_TTL,
+            token_max_ttl: limits::JOIN_TOKEN_MAX_TTL,
+            limits: DoorLimits::default(),
+            believe_clock: false,
+            scratch: None,
+            workers: 0,
+            sealed_keys_dir: None,
+        }
+    }
+}
+
 /// How much one caller, one address and the whole process may ask for.
 #[derive(Clone, Copy, Debug)]
 pub struct DoorLimits {
@@ -73,7 +107,11 @@ pub struct DoorLimits {
 
 impl Default for DoorLimits {
     fn default() -> Self {
-        Self { per_source_per_second: 50, per_identity_per_second: 5_000, connections: 20_000 }
+        Self {
+            per_source_per_second: limits::REQUESTS_PER_SOURCE,
+            per_identity_per_second: limits::REQUESTS_PER_IDENTITY,
+            connections: usize::try_from(limits::CONNECTIONS).unwrap_or(usize::MAX),
+        }
     }
 }
 

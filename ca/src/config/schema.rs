@@ -30,24 +30,6 @@ const DATA: &str = "/var/lib/rhizome";
 /// Where administrators connect unless told otherwise (systemd's `RuntimeDirectory=rhizome`).
 const SOCKET: &str = "/run/rhizome/admin.sock";
 
-/// Ten years: a root outlives several rotations of everything below it.
-const ROOT_TTL: Ttl = Ttl::hours(3650 * 24);
-/// Thirty days: an issuer is replaced by itself at half of that.
-const ISSUER_TTL: Ttl = Ttl::hours(30 * 24);
-
-/// How often followers of the bundle without a stream should look (SPIFFE bundle `spiffe_refresh_hint`).
-const REFRESH_HINT_SECONDS: i64 = 300;
-/// A join token is pasted at once or never.
-const TOKEN_TTL_SECONDS: i64 = 600;
-/// Longest life a join token may be given.
-const TOKEN_MAX_TTL: Ttl = Ttl::hours(24);
-
-/// Requests a second from one source address: an agent needs a few, a scanner wants thousands.
-const PER_SOURCE: u32 = 50;
-/// Requests a second of one identity: what one agent on a large host may need when everything restarts at once.
-const PER_IDENTITY: u32 = 5_000;
-/// Connections at once.
-const CONNECTIONS: u32 = 20_000;
 /// Upper bound of every rate: no server issues faster.
 const MAX_RATE: u32 = 1_000_000;
 /// Upper bound of connections: file descriptors are the real limit.
@@ -74,7 +56,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     let policy = policy(file.section("policy"), bounds);
     let limits = read_limits(file.section("limits"));
     let mut bundle = file.section("bundle");
-    let refresh_hint = bundle.value("refresh_hint", values::ttl).or(seconds(REFRESH_HINT_SECONDS));
+    let refresh_hint = bundle.value("refresh_hint", values::ttl).or(limits::BUNDLE_REFRESH_HINT);
     bundle.finish();
     let log = log(file.section("log"));
     file.finish();
@@ -236,7 +218,7 @@ fn authority(mut section: Section<'_>) -> (Authority, Bounds) {
     let jwt_key_ttl = jwt_key.or(limits::JWT_KEY_TTL);
     let sound = !root.is_faulty() && !issuer.is_faulty();
     let at = issuer.position().or_else(|| root.position());
-    let (root_ttl, issuer_ttl) = (root.or(ROOT_TTL), issuer.or(ISSUER_TTL));
+    let (root_ttl, issuer_ttl) = (root.or(limits::ROOT_TTL), issuer.or(limits::ISSUER_TTL));
     if sound && issuer_ttl >= root_ttl {
         let problem =
             format!("issuers would live {issuer_ttl}, no shorter than the root above them ({root_ttl})");
@@ -283,7 +265,7 @@ fn policy(mut section: Section<'_>, bounds: Bounds) -> Policy {
     let (admin_ttl, admin_max_ttl) =
         pair("admin_ttl", "admin_max_ttl", limits::ADMIN_DEFAULT_TTL, limits::ADMIN_MAX_TTL, by_issuer);
     let (token_ttl, token_max_ttl) =
-        pair("token_ttl", "token_max_ttl", seconds(TOKEN_TTL_SECONDS), TOKEN_MAX_TTL, None);
+        pair("token_ttl", "token_max_ttl", limits::JOIN_TOKEN_DEFAULT_TTL, limits::JOIN_TOKEN_MAX_TTL, None);
     let server_ttl = section.value("server_ttl", values::ttl).or(limits::SERVER_TTL);
     section.finish();
     Policy {
@@ -303,9 +285,11 @@ fn policy(mut section: Section<'_>, bounds: Bounds) -> Policy {
 
 fn read_limits(mut section: Section<'_>) -> Limits {
     let rate = values::number(1..=MAX_RATE);
-    let per_source_per_second = section.value("per_source_per_second", &rate).or(PER_SOURCE);
-    let per_identity_per_second = section.value("per_identity_per_second", &rate).or(PER_IDENTITY);
-    let connections = section.value("connections", values::number(1..=MAX_CONNECTIONS)).or(CONNECTIONS);
+    let per_source_per_second = section.value("per_source_per_second", &rate).or(limits::REQUESTS_PER_SOURCE);
+    let per_identity_per_second =
+        section.value("per_identity_per_second", &rate).or(limits::REQUESTS_PER_IDENTITY);
+    let connections =
+        section.value("connections", values::number(1..=MAX_CONNECTIONS)).or(limits::CONNECTIONS);
     let workers = section.value("workers", values::number(0..=MAX_WORKERS)).or(0);
     section.finish();
     Limits { per_source_per_second, per_identity_per_second, connections, workers }
@@ -326,9 +310,4 @@ fn log(mut section: Section<'_>) -> Log {
     );
     section.finish();
     Log { format: format.or(LogFormat::Json), level: level.or(LogLevel::Info) }
-}
-
-/// A constant of this file as a lifetime.
-fn seconds(count: i64) -> Ttl {
-    Ttl::from_seconds(count).unwrap_or(Ttl::MAX)
 }

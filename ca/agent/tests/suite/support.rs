@@ -1,6 +1,5 @@
 //! A server that can be stopped and started again, agents that join it, and waiting that ends as soon as it can.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,34 +97,20 @@ impl Authority {
     }
 
     fn settings(&self) -> Settings {
+        let (domain, replica) = ("example.test".parse().unwrap(), "r1".parse().unwrap());
+        let usual = Settings::new(domain, replica, self.listen);
         Settings {
-            trust_domain: "example.test".parse().unwrap(),
-            replica: "r1".parse().unwrap(),
-            listen: self.listen,
-            advertise: Vec::new(),
-            dns_names: Vec::new(),
             ip_addresses: vec!["127.0.0.1".parse().unwrap()],
             admin_socket: Some(self.socket()),
-            admin_uids: BTreeMap::new(),
-            web: None,
             policy: PolicyLimits {
                 node: TtlLimits { default: NODE_TTL, max: NODE_TTL },
                 ..PolicyLimits::default()
             },
-            rotation: RotationPolicy {
-                root_ttl: Ttl::hours(365 * 24),
-                issuer_ttl: Ttl::hours(30 * 24),
-                jwt_key_ttl: self.jwt_key_ttl,
-            },
-            algorithm: rhizome_x509::SigningAlgorithm::default(),
-            refresh_hint: Ttl::hours(1),
+            rotation: RotationPolicy { jwt_key_ttl: self.jwt_key_ttl, ..usual.rotation },
             token_ttl: Ttl::hours(1),
-            token_max_ttl: Ttl::hours(24),
             limits: DoorLimits { per_source_per_second: 10_000, ..DoorLimits::default() },
-            believe_clock: false,
-            scratch: None,
             workers: 1,
-            sealed_keys_dir: None,
+            ..usual
         }
     }
 

@@ -3,24 +3,21 @@
 //!
 //! Sources: ca/docs/attacks.md §2 (21).
 
-use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use rhizome_core::authority::RotationPolicy;
 use rhizome_core::clock::ManualClock;
-use rhizome_core::policy::PolicyLimits;
 use rhizome_core::ports::Store as _;
-use rhizome_id::Ttl;
 use rhizome_keys::MemoryKeyRing;
 use rhizome_proto::admin::v1 as wire;
 use rhizome_proto::admin::v1::server_service_client::ServerServiceClient;
 use rhizome_proto::{METADATA_CODE, METADATA_RETRY_AFTER_MS};
-use rhizome_server::{DoorLimits, Ports, Running, Settings, StartError, SystemEntropy};
+use rhizome_server::{Ports, Running, Settings, StartError, SystemEntropy};
 use rhizome_store::MemoryStore;
 use rhizome_x509::{KeyAlgorithm, RequestKey};
 use tonic::{Code, Status};
 
-use crate::support::{TestServer, attest, renew, sign};
+use crate::support::{TestServer, attest, renew, settings, sign};
 
 /// A refusal for now, with the delay after which to try again.
 fn is_stopped<T: std::fmt::Debug>(outcome: Result<T, Status>) {
@@ -103,32 +100,8 @@ async fn start_as(
     clock: &Arc<ManualClock>,
     believe_clock: bool,
 ) -> Result<Running, StartError> {
-    let settings = Settings {
-        trust_domain: "example.test".parse().unwrap(),
-        replica: "r1".parse().unwrap(),
-        listen: "127.0.0.1:0".parse().unwrap(),
-        advertise: Vec::new(),
-        dns_names: Vec::new(),
-        ip_addresses: vec!["127.0.0.1".parse().unwrap()],
-        admin_socket: None,
-        admin_uids: BTreeMap::new(),
-        web: None,
-        policy: PolicyLimits::default(),
-        rotation: RotationPolicy {
-            root_ttl: Ttl::hours(365 * 24),
-            issuer_ttl: Ttl::hours(30 * 24),
-            jwt_key_ttl: Ttl::hours(7 * 24),
-        },
-        algorithm: rhizome_x509::SigningAlgorithm::default(),
-        refresh_hint: Ttl::hours(1),
-        token_ttl: Ttl::hours(1),
-        token_max_ttl: Ttl::hours(24),
-        limits: DoorLimits::default(),
-        believe_clock,
-        scratch: None,
-        workers: 1,
-        sealed_keys_dir: None,
-    };
+    let usual = settings(PathBuf::new());
+    let settings = Settings { admin_socket: None, believe_clock, ..usual };
     let ports = Ports {
         store: Arc::new(store.clone()),
         keys: Arc::<MemoryKeyRing>::clone(keys),

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use rhizome_core::authority::RotationPolicy;
 use rhizome_core::clock::ManualClock;
 use rhizome_core::documents::{Document, Kind};
-use rhizome_core::policy::PolicyLimits;
 use rhizome_core::ports::{Clock, Store, StoreError};
 use rhizome_core::state::BundleRecord;
 use rhizome_id::{Timestamp, TrustDomain, Ttl};
@@ -23,14 +22,15 @@ use rhizome_proto::admin::v1::server_service_client::ServerServiceClient;
 use rhizome_proto::admin::v1::token_service_client::TokenServiceClient;
 use rhizome_proto::ca::v1 as ca;
 use rhizome_proto::ca::v1::jwt_service_client::JwtServiceClient;
-use rhizome_server::{DoorLimits, Ports, Running, Settings, SystemEntropy};
+use rhizome_server::{Ports, Running, Settings, SystemEntropy};
 use rhizome_store::{FaultyStore, MemoryStore, Moment};
-use rhizome_tls::{ClientIdentity, ExpectedServer};
-use rhizome_x509::{Bundle, JwtKey, KeyAlgorithm, RequestKey, TrustAnchors};
+use rhizome_x509::{Bundle, JwtKey, KeyAlgorithm, RequestKey};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::support::{Holder, TestServer, attest, attributes, refusal, renew, sign, token_for};
+use crate::support::{
+    Holder, TestServer, attest, attributes, connect, refusal, renew, settings, sign, token_for,
+};
 
 const AUDIENCE: &str = "spiffe://example.test/ns/shop/sa/db";
 
@@ -367,31 +367,11 @@ impl Years {
     }
 
     async fn start(&self) -> Running {
+        let usual = settings(self.scratch.path().join("admin.sock"));
         let settings = Settings {
-            trust_domain: "example.test".parse().unwrap(),
-            replica: "r1".parse().unwrap(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            advertise: Vec::new(),
-            dns_names: Vec::new(),
-            ip_addresses: vec!["127.0.0.1".parse().unwrap()],
-            admin_socket: Some(self.scratch.path().join("admin.sock")),
-            admin_uids: BTreeMap::new(),
-            web: None,
-            policy: PolicyLimits::default(),
-            rotation: RotationPolicy {
-                root_ttl: Ttl::hours(365 * 24),
-                issuer_ttl: Ttl::hours(30 * 24),
-                jwt_key_ttl: Ttl::hours(12),
-            },
-            algorithm: rhizome_x509::SigningAlgorithm::default(),
-            refresh_hint: Ttl::hours(1),
-            token_ttl: Ttl::hours(1),
-            token_max_ttl: Ttl::hours(24),
-            limits: DoorLimits::default(),
-            workers: 1,
-            sealed_keys_dir: None,
+            rotation: RotationPolicy { jwt_key_ttl: Ttl::hours(12), ..usual.rotation },
             believe_clock: true,
-            scratch: None,
+            ..usual
         };
         let ports = Ports {
             store: Arc::<FaultyStore<MemoryStore>>::clone(&self.store),
@@ -416,16 +396,7 @@ impl Years {
 impl Years {
     /// A TLS channel to `running` that presents what `holder` holds, or nothing.
     async fn connect(&self, running: &Running, holder: Option<&Holder>) -> Channel {
-        let bundle = self.bundle().await;
-        let anchors = Arc::new(TrustAnchors::from_bundle(&bundle));
-        let identity = holder.map(|holder| {
-            let chain = holder.issued.chain_der.iter().map(|der| der.to_vec()).collect();
-            ClientIdentity::new(chain, holder.key.pkcs8_der()).unwrap()
-        });
-        let clock = Arc::clone(&self.clock);
-        let expected = ExpectedServer::ServerOf(bundle.trust_domain().clone());
-        let tls = rhizome_tls::client_config(anchors, identity, expected, Arc::new(move || clock.now()));
-        rhizome_tls::connect(&running.address().to_string(), Some(Arc::new(tls.unwrap()))).await.unwrap()
+        connect(running.address(), &self.bundle().await, &self.clock, holder).await
     }
 
     async fn join(&self, running: &Running) -> Holder {

@@ -1,16 +1,13 @@
 //! A server in the test's own process, and those who call it: administrators, nodes, nobody.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhizome_core::authority::RotationPolicy;
 use rhizome_core::clock::ManualClock;
 use rhizome_core::documents::Kind;
 use rhizome_core::ledger::Position;
-use rhizome_core::policy::PolicyLimits;
 use rhizome_core::ports::{Clock, Store};
 use rhizome_id::{Timestamp, Ttl};
 use rhizome_keys::MemoryKeyRing;
@@ -113,16 +110,7 @@ impl TestServer {
 
     /// A TLS channel that presents what `holder` holds, or nothing.
     pub(crate) async fn connect(&self, holder: Option<&Holder>) -> Channel {
-        let bundle = self.bundle().await;
-        let anchors = Arc::new(TrustAnchors::from_bundle(&bundle));
-        let identity = holder.map(|holder| {
-            let chain = holder.issued.chain_der.iter().map(|der| der.to_vec()).collect();
-            ClientIdentity::new(chain, holder.key.pkcs8_der()).unwrap()
-        });
-        let clock = Arc::clone(&self.clock);
-        let expected = ExpectedServer::ServerOf(bundle.trust_domain().clone());
-        let tls = rhizome_tls::client_config(anchors, identity, expected, Arc::new(move || clock.now()));
-        rhizome_tls::connect(&self.address().to_string(), Some(Arc::new(tls.unwrap()))).await.unwrap()
+        connect(self.address(), &self.bundle().await, &self.clock, holder).await
     }
 
     pub(crate) async fn create_token(&self, node: &str) -> admin::CreateTokenResponse {
@@ -184,32 +172,34 @@ impl TestServer {
     }
 }
 
-fn settings(socket: PathBuf) -> Settings {
+/// A TLS channel to a server of `bundle`'s trust domain that presents what `holder` holds, or nothing.
+pub(crate) async fn connect(
+    address: SocketAddr,
+    bundle: &Bundle,
+    clock: &Arc<ManualClock>,
+    holder: Option<&Holder>,
+) -> Channel {
+    let anchors = Arc::new(TrustAnchors::from_bundle(bundle));
+    let identity = holder.map(|holder| {
+        let chain = holder.issued.chain_der.iter().map(|der| der.to_vec()).collect();
+        ClientIdentity::new(chain, holder.key.pkcs8_der()).unwrap()
+    });
+    let clock = Arc::clone(clock);
+    let expected = ExpectedServer::ServerOf(bundle.trust_domain().clone());
+    let tls = rhizome_tls::client_config(anchors, identity, expected, Arc::new(move || clock.now()));
+    rhizome_tls::connect(&address.to_string(), Some(Arc::new(tls.unwrap()))).await.unwrap()
+}
+
+/// A server of `example.test`, replica `r1`, on loopback.
+pub(crate) fn settings(socket: PathBuf) -> Settings {
+    let (domain, replica) = ("example.test".parse().unwrap(), "r1".parse().unwrap());
     Settings {
-        trust_domain: "example.test".parse().unwrap(),
-        replica: "r1".parse().unwrap(),
-        listen: "127.0.0.1:0".parse().unwrap(),
-        advertise: Vec::new(),
-        dns_names: Vec::new(),
         ip_addresses: vec!["127.0.0.1".parse().unwrap()],
         admin_socket: Some(socket),
-        admin_uids: BTreeMap::new(),
-        web: None,
-        policy: PolicyLimits::default(),
-        rotation: RotationPolicy {
-            root_ttl: Ttl::hours(365 * 24),
-            issuer_ttl: Ttl::hours(30 * 24),
-            jwt_key_ttl: Ttl::hours(7 * 24),
-        },
-        algorithm: rhizome_x509::SigningAlgorithm::default(),
-        refresh_hint: Ttl::hours(1),
         token_ttl: Ttl::hours(1),
-        token_max_ttl: Ttl::hours(24),
         limits: DoorLimits { per_source_per_second: 10_000, ..DoorLimits::default() },
-        believe_clock: false,
-        scratch: None,
         workers: 2,
-        sealed_keys_dir: None,
+        ..Settings::new(domain, replica, "127.0.0.1:0".parse().unwrap())
     }
 }
 
