@@ -7,10 +7,12 @@
 //! as ordinary transactions).
 //! Sources: ADR 0003; ca/docs/performance.md, The floor (why serials are not indexed and commits are gathered).
 
+mod answers;
 pub mod conformance;
 mod faulty;
 mod limits;
 mod memory;
+mod requests;
 mod rules;
 mod sqlite;
 mod verify;
@@ -18,5 +20,6 @@ mod verify;
 pub use faulty::{FaultyStore, HeldCommit, Moment};
 pub use limits::{MAX_DOCUMENT_BYTES, MAX_ENTRY_BYTES, MAX_ID_BYTES, MAX_TRANSACTION_PARTS};
 pub use memory::MemoryStore;
-pub use sqlite::{Options, SqliteStore, Statistics};
+pub use requests::Statistics;
+pub use sqlite::{Options, SqliteStore};
 pub use verify::verify_ledger;

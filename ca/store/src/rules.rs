@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use rhizome_core::documents::{DocumentKey, Requirement, Transaction, Write};
+use rhizome_core::documents::{DocumentKey, Requirement, Transaction, Version, Write};
 use rhizome_core::ledger::{Entry, Record};
 use rhizome_core::ports::StoreError;
-use rhizome_id::{SerialCounter, Timestamp};
+use rhizome_id::{Digest, SerialCounter, Timestamp};
+use ring::digest::{Context, SHA256};
 use serde::de::IgnoredAny;
 
 use crate::limits::{MAX_DOCUMENT_BYTES, MAX_ENTRY_BYTES, MAX_ID_BYTES, MAX_TRANSACTION_PARTS};
@@ -130,6 +131,20 @@ const SERIALS_PER_SECOND: u64 = 1 << 20;
 /// The highest counter among `records`, or `before`.
 pub(crate) fn highest(before: Option<SerialCounter>, records: &[Record]) -> Option<SerialCounter> {
     records.iter().filter_map(|record| record.counter).chain(before).max()
+}
+
+/// Detects bytes that changed on disk; it is no defence against somebody who may write the file.
+pub(crate) fn checksum(kind: &str, id: &str, version: Version, body: &str) -> Digest {
+    let mut context = Context::new(&SHA256);
+    context.update(b"rhizome.document.v1\0");
+    for part in [kind, id, body] {
+        context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        context.update(part.as_bytes());
+    }
+    context.update(&version.0.to_be_bytes());
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    Digest::from_bytes(hash)
 }
 
 #[cfg(test)]

@@ -2,12 +2,11 @@
 //!
 //! Laws: one server at a time; commits are durable (`synchronous=FULL`) and gathered by one writer thread; reads run
 //! beside it. A file that is damaged, foreign or newer is refused, in words that say what to do.
-//! Here: opening, and the port. The files are in `place`, the schema in `schema`, group commit in `writer`, waking in `answers`, columns in
+//! Here: opening, and the port. The files are in `place`, the schema in `schema`, group commit in `writer`, columns in
 //! `rows`, new files, backup and restore in `copy`, errors in `error`.
 //! Not here: what is stored. Put the database on a local disk: write-ahead logging and `flock` need one.
 //! Sources: sqlite.org/wal.html; ca/docs/performance.md, The floor.
 
-mod answers;
 mod copy;
 mod error;
 mod place;
@@ -18,7 +17,6 @@ mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,17 +26,15 @@ use rhizome_core::ledger::{Head, Position, Record};
 use rhizome_core::ports::{Committed, Store, StoreError};
 use rhizome_id::{SerialCounter, Timestamp};
 use rusqlite::{Connection, params};
-use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
 use tokio::task;
 
-use self::answers::Waiting;
 use self::error::translate;
 use self::place::{Place, failed};
 use self::reader::Readers;
-use self::writer::{Counts, Request, Work, Writer};
-use crate::limits::{BUSY_TIMEOUT, QUEUE};
-use crate::rules::{self, bug};
+use self::writer::Writer;
+use crate::limits::BUSY_TIMEOUT;
+use crate::requests::{Counts, Queue, Statistics};
+use crate::rules::bug;
 
 /// How a database is opened.
 #[derive(Clone, Debug)]
@@ -56,26 +52,13 @@ impl Default for Options {
     }
 }
 
-/// How much a store has written since it was opened. `requests / batches` is how many callers shared one sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Statistics {
-    /// Commits and reservations, also those that were refused.
-    pub requests: u64,
-    /// Durable writes.
-    pub batches: u64,
-    /// Durable writes that failed.
-    pub failed_batches: u64,
-    /// Requests that may still be sent before callers wait: the queue's free room.
-    pub queue_room: usize,
-}
-
 /// A store in one SQLite file. Dropping it finishes what was asked, closes the file and gives up its lock.
 #[derive(Debug)]
 pub struct SqliteStore {
     place: Place,
     options: Options,
     readers: Readers,
-    requests: Option<mpsc::Sender<Request>>,
+    requests: Queue,
     writer: Option<JoinHandle<()>>,
     counts: Arc<Counts>,
 }
@@ -105,13 +88,7 @@ impl SqliteStore {
 
     /// What it has written since it was opened.
     pub fn statistics(&self) -> Statistics {
-        let Counts { requests, batches, failed_batches } = &*self.counts;
-        Statistics {
-            requests: requests.load(Ordering::Relaxed),
-            batches: batches.load(Ordering::Relaxed),
-            failed_batches: failed_batches.load(Ordering::Relaxed),
-            queue_room: self.requests.as_ref().map_or(0, mpsc::Sender::capacity),
-        }
+        self.counts.statistics(&self.requests)
     }
 
     fn open_place(place: Place, options: Options) -> Result<Self, StoreError> {
@@ -123,31 +100,18 @@ impl SqliteStore {
         let state = rows::state(&connection)?;
         let counts = Arc::new(Counts::default());
         let writer = Writer::new(connection, state, Arc::clone(&counts));
-        let (requests, receiver) = mpsc::channel(QUEUE);
+        let (requests, receiver) = Queue::new();
         let thread = thread::Builder::new().name("rhizome-store".to_owned());
         let writer = thread.spawn(move || writer.run(receiver));
         let writer = writer.map_err(|cause| failed("start a writer for", place.path(), &cause))?;
         let readers = Readers::new(place.path().to_owned(), options.clone());
-        Ok(Self { place, options, readers, requests: Some(requests), writer: Some(writer), counts })
-    }
-
-    async fn ask<T>(
-        &self,
-        work: Work,
-        waiting: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Waiting,
-    ) -> Result<T, StoreError> {
-        let (sender, answer) = oneshot::channel();
-        let request = Request { work, waiting: waiting(sender), runtime: Handle::try_current().ok() };
-        let gone = || bug("the writer has stopped; see the log, and restart the server".to_owned());
-        let requests = self.requests.as_ref().ok_or_else(gone)?;
-        requests.send(request).await.map_err(|_unsent| gone())?;
-        answer.await.map_err(|_dropped| gone())?
+        Ok(Self { place, options, readers, requests, writer: Some(writer), counts })
     }
 }
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        drop(self.requests.take());
+        self.requests.close();
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
         {
@@ -160,8 +124,7 @@ impl Drop for SqliteStore {
 impl Store for SqliteStore {
     /// As the port says. A caller that goes away after the transaction was queued does not undo it.
     async fn commit(&self, transaction: Transaction) -> Result<Committed, StoreError> {
-        rules::check(&transaction)?;
-        self.ask(Work::Commit(transaction), Waiting::Commit).await
+        self.requests.commit(transaction).await
     }
 
     async fn document(&self, key: &DocumentKey) -> Result<Option<Document>, StoreError> {
@@ -226,7 +189,7 @@ impl Store for SqliteStore {
     }
 
     async fn reserve_serials(&self, count: u32, now: Timestamp) -> Result<SerialCounter, StoreError> {
-        self.ask(Work::Reserve { count, now }, Waiting::Reserve).await
+        self.requests.reserve(count, now).await
     }
 
     /// As the port says, with mode 0600. The copy is one plain file, checked and synced before this returns; open it

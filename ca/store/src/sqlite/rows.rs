@@ -8,11 +8,10 @@ use rhizome_core::documents::{Document, DocumentKey, Kind, Version};
 use rhizome_core::ledger::{Head, Position, Record};
 use rhizome_core::ports::StoreError;
 use rhizome_id::{Digest, SerialCounter};
-use ring::digest::{Context, SHA256};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::{corrupt, translate};
-use crate::rules::bug;
+use crate::rules::{bug, checksum};
 
 /// What the writer keeps in memory: the end of the chain, the last version, and the highest counter recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,18 +176,4 @@ fn digest(row: &Row<'_>, column: usize) -> Result<Digest, StoreError> {
 fn text<'r>(row: &'r Row<'_>, column: usize) -> Result<&'r str, StoreError> {
     let value = row.get_ref(column).map_err(translate)?;
     value.as_str().map_err(|cause| corrupt(format!("a stored text cannot be read: {cause}")))
-}
-
-/// Detects bytes that changed on disk; it is no defence against somebody who may write the file.
-fn checksum(kind: &str, id: &str, version: Version, body: &str) -> Digest {
-    let mut context = Context::new(&SHA256);
-    context.update(b"rhizome.document.v1\0");
-    for part in [kind, id, body] {
-        context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-        context.update(part.as_bytes());
-    }
-    context.update(&version.0.to_be_bytes());
-    let mut hash = [0; 32];
-    hash.copy_from_slice(context.finish().as_ref());
-    Digest::from_bytes(hash)
 }

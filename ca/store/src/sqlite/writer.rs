@@ -9,43 +9,19 @@
 //! Sources: ca/docs/performance.md (a batch, not a timer).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rhizome_core::documents::{Transaction, Version, Write};
 use rhizome_core::ledger::Entry;
 use rhizome_core::ports::StoreError;
 use rhizome_id::Timestamp;
 use rusqlite::Connection;
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::answers::{Answers, Outcome, Waiting};
 use super::error::translate;
 use super::rows::{self, State};
-use crate::limits::{BATCH_BYTES, BATCH_REQUESTS};
+use crate::answers::{Answers, Outcome};
+use crate::requests::{Counts, Request, Work, gather};
 use crate::rules;
-
-/// What the writer is asked, who waits for the answer, and on which runtime.
-#[derive(Debug)]
-pub(super) struct Request {
-    pub(super) work: Work,
-    pub(super) waiting: Waiting,
-    pub(super) runtime: Option<Handle>,
-}
-
-#[derive(Debug)]
-pub(super) enum Work {
-    Commit(Transaction),
-    Reserve { count: u32, now: Timestamp },
-}
-
-/// How much the writer has done since the store was opened.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) requests: AtomicU64,
-    pub(super) batches: AtomicU64,
-    pub(super) failed_batches: AtomicU64,
-}
 
 pub(super) struct Writer {
     connection: Connection,
@@ -71,9 +47,7 @@ impl Writer {
     }
 
     fn serve(&mut self, batch: Vec<Request>) {
-        let count = |counter: &AtomicU64, more| counter.fetch_add(more, Ordering::Relaxed);
-        count(&self.counts.requests, u64::try_from(batch.len()).unwrap_or(u64::MAX));
-        count(&self.counts.batches, 1);
+        self.counts.begun(&batch);
         let mut answers = Answers::default();
         match self.write(&batch) {
             Ok(outcomes) => {
@@ -82,7 +56,7 @@ impl Writer {
                 }
             }
             Err(error) => {
-                count(&self.counts.failed_batches, 1);
+                self.counts.failed();
                 tracing::error!(%error, requests = batch.len(), "a durable write failed");
                 self.abandon();
                 for request in batch {
@@ -124,24 +98,6 @@ impl Writer {
         {
             tracing::error!(%cause, "a failed write could not be rolled back");
         }
-    }
-}
-
-fn gather(first: Request, requests: &mut mpsc::Receiver<Request>) -> Vec<Request> {
-    let mut bytes = weight(&first);
-    let mut batch = vec![first];
-    while batch.len() < BATCH_REQUESTS && bytes < BATCH_BYTES {
-        let Ok(next) = requests.try_recv() else { break };
-        bytes = bytes.saturating_add(weight(&next));
-        batch.push(next);
-    }
-    batch
-}
-
-fn weight(request: &Request) -> usize {
-    match &request.work {
-        Work::Commit(transaction) => rules::weight(transaction),
-        Work::Reserve { .. } => 0,
     }
 }
 

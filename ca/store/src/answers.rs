@@ -1,4 +1,4 @@
-//! Answers: from the writer's thread back to those who wait.
+//! Answers: from a writer's thread back to those who wait.
 //!
 //! Laws: nobody is answered before the batch is durable; a caller that went away is skipped. Each runtime is woken
 //! once per batch: waking a task from another thread costs a system call, so the answers of a runtime travel together
@@ -12,19 +12,19 @@ use rhizome_id::SerialCounter;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::writer::{Request, Work};
+use crate::requests::{Request, Work};
 use crate::rules::bug;
 
 /// Who waits for a commit, or for serials.
 #[derive(Debug)]
-pub(super) enum Waiting {
+pub(crate) enum Waiting {
     Commit(oneshot::Sender<Result<Committed, StoreError>>),
     Reserve(oneshot::Sender<Result<SerialCounter, StoreError>>),
 }
 
 /// What became of one request, to be told once the batch is durable.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Applied { version: Version, records: Vec<Record> },
     Reserved(SerialCounter),
     Refused(StoreError),
@@ -32,13 +32,13 @@ pub(super) enum Outcome {
 
 /// The answers of one batch, by the runtime that waits for them.
 #[derive(Debug, Default)]
-pub(super) struct Answers {
+pub(crate) struct Answers {
     runtimes: Vec<(Handle, Vec<Answer>)>,
 }
 
 impl Answers {
     /// Adds what became of `request`. Where no runtime waits, it is told at once.
-    pub(super) fn add(&mut self, request: Request, outcome: Outcome) {
+    pub(crate) fn add(&mut self, request: Request, outcome: Outcome) {
         let Request { work, waiting, runtime } = request;
         let answer = Answer { waiting, outcome, _done: work };
         let Some(runtime) = runtime else { return answer.give() };
@@ -50,7 +50,7 @@ impl Answers {
     }
 
     /// Gives every answer. Tasks that a runtime no longer runs are told nothing; they are gone.
-    pub(super) fn send(self) {
+    pub(crate) fn send(self) {
         for (runtime, answers) in self.runtimes {
             let alone = answers.len() == 1;
             let give_all = || answers.into_iter().for_each(Answer::give);
