@@ -238,17 +238,20 @@ pub fn validate_value(name: &AttributeName, value: &str) -> Result<(), Attribute
 
 /// A set of attributes; one name may have several values (group ids, for instance). Serialised as
 /// `{"namespace": ["prod"], …}`, sorted.
+///
+/// Kept as sorted pairs without repeats: a set is small and is merged for every certificate, so one block of memory
+/// beats a tree of sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(
     try_from = "BTreeMap<AttributeName, BTreeSet<String>>",
     into = "BTreeMap<AttributeName, BTreeSet<String>>"
 )]
-pub struct Attributes(BTreeMap<AttributeName, BTreeSet<String>>);
+pub struct Attributes(Vec<(AttributeName, String)>);
 
 impl Attributes {
     /// No attributes.
     pub const fn new() -> Self {
-        Self(BTreeMap::new())
+        Self(Vec::new())
     }
 
     /// Collects pairs; the fallible counterpart of `FromIterator`.
@@ -272,29 +275,29 @@ impl Attributes {
     pub fn insert(&mut self, name: AttributeName, value: impl Into<String>) -> Result<(), AttributeError> {
         let value = value.into();
         validate_value(&name, &value)?;
-        if self.contains(&name, &value) {
-            return Ok(());
-        }
+        let Err(at) = self.place(&name, &value) else { return Ok(()) };
         if self.len() >= ATTRIBUTE_VALUES {
             return Err(AttributeError::TooMany);
         }
-        self.0.entry(name).or_default().insert(value);
+        self.0.insert(at, (name, value));
         Ok(())
     }
 
     /// Whether `name` has exactly this value among its values, byte for byte.
     pub fn contains(&self, name: &AttributeName, value: &str) -> bool {
-        self.0.get(name).is_some_and(|values| values.contains(value))
+        self.place(name, value).is_ok()
     }
 
     /// Whether `name` has any value.
     pub fn has(&self, name: &AttributeName) -> bool {
-        self.0.contains_key(name)
+        self.values(name).next().is_some()
     }
 
     /// The values of `name`, sorted.
     pub fn values(&self, name: &AttributeName) -> impl Iterator<Item = &str> {
-        self.0.get(name).into_iter().flatten().map(String::as_str)
+        let first = self.0.partition_point(|(known, _)| known < name);
+        let from_first = self.0.get(first..).unwrap_or_default().iter();
+        from_first.take_while(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     /// The value of `name` when there is exactly one.
@@ -306,33 +309,38 @@ impl Attributes {
 
     /// Every pair, sorted by name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&AttributeName, &str)> {
-        self.0.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value.as_str())))
+        self.0.iter().map(|(name, value)| (name, value.as_str()))
     }
 
     /// How many values there are in all.
-    pub fn len(&self) -> usize {
-        self.0.values().map(BTreeSet::len).sum()
+    pub const fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// This set with every name that `stronger` has replaced by its values: what was attested overrides what was
-    /// claimed. Each side is within the limits, so the result holds at most twice as many values.
+    /// This set with every name that `stronger` or `own` has replaced by its values: what was attested overrides what
+    /// was claimed. `own` are names of `rhizome_id`, valid by their type, each at most once, and override `stronger`.
+    /// Each side is within the limits, so the result holds at most twice as many values and those of `own`.
     #[must_use]
-    pub(crate) fn overridden_by(&self, stronger: &Self) -> Self {
-        let mut merged = self.0.clone();
-        for (name, values) in &stronger.0 {
-            merged.insert(name.clone(), values.clone());
-        }
+    pub(crate) fn overridden_by(&self, stronger: &Self, own: &[(AttributeName, &str)]) -> Self {
+        let is_own = |name: &AttributeName| own.iter().any(|(known, _)| known == name);
+        let claimed = self.0.iter().filter(|(name, _)| !stronger.has(name) && !is_own(name));
+        let attested = stronger.0.iter().filter(|(name, _)| !is_own(name));
+        let mut merged =
+            Vec::with_capacity(self.len().saturating_add(stronger.len()).saturating_add(own.len()));
+        merged.extend(claimed.chain(attested).cloned());
+        merged.extend(own.iter().map(|(name, value)| (name.clone(), (*value).to_owned())));
+        merged.sort_unstable();
         Self(merged)
     }
 
-    /// Replaces all values of `name` by one that is valid by its type (a name of `rhizome_id`).
-    pub(crate) fn set_name(&mut self, name: AttributeName, value: &str) {
-        self.0.insert(name, BTreeSet::from([value.to_owned()]));
+    /// Where a pair stands, or would.
+    fn place(&self, name: &AttributeName, value: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, held)| known.cmp(name).then_with(|| held.as_str().cmp(value)))
     }
 }
 
@@ -349,7 +357,11 @@ impl TryFrom<BTreeMap<AttributeName, BTreeSet<String>>> for Attributes {
 
 impl From<Attributes> for BTreeMap<AttributeName, BTreeSet<String>> {
     fn from(attributes: Attributes) -> Self {
-        attributes.0
+        let mut map = Self::new();
+        for (name, value) in attributes.0 {
+            map.entry(name).or_default().insert(value);
+        }
+        map
     }
 }
 
@@ -428,8 +440,10 @@ mod tests {
         let claimed =
             Attributes::from_pairs([(AttributeName::Cluster, "a"), (AttributeName::Pod, "p")]).unwrap();
         let attested = Attributes::from_pairs([(AttributeName::Cluster, "b")]).unwrap();
-        let merged = claimed.overridden_by(&attested);
-        assert_eq!(merged.single(&AttributeName::Cluster), Some("b"));
-        assert_eq!(merged.single(&AttributeName::Pod), Some("p"));
+        let merged = claimed.overridden_by(&attested, &[(AttributeName::Node, "n")]);
+        let expected = [(AttributeName::Cluster, "b"), (AttributeName::Node, "n"), (AttributeName::Pod, "p")];
+        assert_eq!(merged, Attributes::from_pairs(expected).unwrap());
+        let own = [(AttributeName::Cluster, "c")];
+        assert_eq!(claimed.overridden_by(&attested, &own).single(&AttributeName::Cluster), Some("c"));
     }
 }

@@ -19,7 +19,7 @@ use rhizome_x509::{
 };
 
 use crate::attributes::Attributes;
-use crate::ledger::{Entry, Event, Issuance, Position, Profile, Receipt};
+use crate::ledger::{Entry, Issuance, Position, Profile, Receipt};
 use crate::policy::{Grant, GrantKind};
 use crate::renewal::{self, Validity};
 
@@ -319,7 +319,7 @@ impl Prepared {
 
     /// The ledger entry that must be durable before this is signed.
     pub fn entry(&self, now: Timestamp) -> Entry {
-        Entry::new(now, &Event::Issued(self.issuance.clone()))
+        Entry::issued(now, &self.issuance)
     }
 
     /// Turns a store's receipt for exactly this certificate into the right to sign it. Serial counters are unique, so

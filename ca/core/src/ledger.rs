@@ -174,6 +174,13 @@ pub struct Entry {
     body: Arc<str>,
 }
 
+/// [`Event::Issued`] by reference.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Borrowed<'a> {
+    Issued(&'a Issuance),
+}
+
 /// The JSON form of an entry: its instant, then the event's own fields.
 #[derive(Deserialize)]
 struct Body<E> {
@@ -184,7 +191,7 @@ struct Body<E> {
 
 /// What [`Body`] reads: the instant first, then the fields of the event. Written by hand around the event's own JSON,
 /// since this happens once for every certificate and a flattened struct costs twice as much.
-fn body(at: Timestamp, event: &Event) -> Arc<str> {
+fn body(at: Timestamp, event: &impl Serialize) -> Arc<str> {
     let mut json = Vec::with_capacity(BODY_BYTES);
     json.extend_from_slice(b"{\"at\":\"");
     json.extend_from_slice(at.to_string().as_bytes());
@@ -206,6 +213,12 @@ impl Entry {
     /// An entry saying that `event` happened at `at`.
     pub fn new(at: Timestamp, event: &Event) -> Self {
         Self { counter: event.counter(), event: event.name(), body: body(at, event) }
+    }
+
+    /// As [`Entry::new`] of [`Event::Issued`], without a copy of `issuance`.
+    pub fn issued(at: Timestamp, issuance: &Issuance) -> Self {
+        let counter = Some(issuance.serial.counter());
+        Self { counter, event: "issued", body: body(at, &Borrowed::Issued(issuance)) }
     }
 
     /// The serial counter of an issuance, of a certificate or of a token.

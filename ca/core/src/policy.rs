@@ -416,11 +416,12 @@ fn combined(
     if let Some((attribute, value)) = foreign {
         return Err(DenialReason::OutOfScope { attribute: attribute.clone(), value: value.to_owned() });
     }
-    let mut known = claimed.overridden_by(attested);
-    known.set_name(AttributeName::Cluster, cluster.as_str());
-    known.set_name(AttributeName::Method, method.as_str());
-    known.set_name(AttributeName::Node, name.as_str());
-    Ok(known)
+    let own = [
+        (AttributeName::Cluster, cluster.as_str()),
+        (AttributeName::Method, method.as_str()),
+        (AttributeName::Node, name.as_str()),
+    ];
+    Ok(claimed.overridden_by(attested, &own))
 }
 
 /// Of several equally narrow rules the one that comes first by name.

@@ -141,6 +141,7 @@ pub struct State {
     trust_domain: TrustDomain,
     replica: ReplicaName,
     version: Version,
+    revision: u64,
     rule_set: RuleSet,
     rules: OrdMap<RuleName, Versioned<Arc<Rule>>>,
     authorities: OrdMap<AuthorityId, Versioned<Arc<Authority>>>,
@@ -188,6 +189,7 @@ impl State {
             trust_domain,
             replica,
             version: Version(0),
+            revision: 0,
             rule_set: RuleSet::default(),
             rules: OrdMap::new(),
             authorities: OrdMap::new(),
@@ -331,6 +333,7 @@ impl State {
     /// Puts a change into the journal, when followers must hear of it: nodes and subscribers come and go by the
     /// thousand and concern nobody but themselves (a ban and an eviction also write revocations, which do).
     fn note(&mut self, key: &DocumentKey) {
+        self.revision = self.revision.saturating_add(1);
         if matches!(key.kind, Kind::Crl | Kind::Authority) {
             self.crl_generation = self.crl_generation.saturating_add(1);
         }
@@ -345,6 +348,12 @@ impl State {
             self.journal.remove(&first);
             self.journal_since = first;
         }
+    }
+
+    /// How often this state was changed since it was empty: two states of one process with the same revision are the
+    /// same state.
+    pub const fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Ends loading: from here on the journal speaks of what comes. Cursors of this process lie at or above `start`,

@@ -6,6 +6,7 @@
 //! Not here: which rule applies (`rules`), who may have the result (`policy`).
 //! Sources: ca/docs/ARCHITECTURE.md §3; SPIFFE-ID §2.2; CVE-2021-27099 (path templates); RFC 1123 §2.1.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -131,12 +132,12 @@ impl Template {
             let segment = part.fill(attributes)?;
             if let Some(attribute) = &part.placeholder {
                 // Alone first, so that the refusal names the attribute.
-                SpiffeId::from_segments(domain, [segment.as_str()])
+                SpiffeId::check_segment(&segment)
                     .map_err(|source| TemplateError::Value { attribute: attribute.clone(), source })?;
             }
             segments.push(segment);
         }
-        SpiffeId::from_segments(domain, segments.iter().map(String::as_str)).map_err(TemplateError::Filled)
+        SpiffeId::from_segments(domain, segments.iter().map(AsRef::as_ref)).map_err(TemplateError::Filled)
     }
 
     /// The attributes it needs, in the order of the text.
@@ -193,7 +194,8 @@ impl Part {
         Ok(Self { before: before.to_owned(), placeholder, after: after.to_owned() })
     }
 
-    fn fill(&self, attributes: &Attributes) -> Result<String, TemplateError> {
+    /// The filled part; borrowed when it is a literal or nothing but a value.
+    fn fill<'a>(&'a self, attributes: &'a Attributes) -> Result<Cow<'a, str>, TemplateError> {
         let value = match &self.placeholder {
             None => "",
             Some(name) => match attributes.single(name) {
@@ -206,7 +208,10 @@ impl Part {
                 }
             },
         };
-        Ok([self.before.as_str(), value, self.after.as_str()].concat())
+        Ok(match (self.before.as_str(), value, self.after.as_str()) {
+            ("", alone, "") | (alone, "", "") => Cow::Borrowed(alone),
+            parts => Cow::Owned([parts.0, parts.1, parts.2].concat()),
+        })
     }
 
     /// The text, when there is no placeholder.

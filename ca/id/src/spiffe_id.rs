@@ -22,6 +22,8 @@ pub struct SpiffeId {
 }
 
 const SCHEME: &str = "spiffe://";
+/// Room for an ID of the usual shape.
+const TYPICAL_LENGTH: usize = 96;
 
 impl SpiffeId {
     /// Longest ID accepted or made, in bytes (SPIFFE-ID §2.3).
@@ -42,9 +44,12 @@ impl SpiffeId {
         domain: &TrustDomain,
         segments: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, SpiffeIdError> {
-        let Self { mut text, path_at } = Self::of_trust_domain(domain);
+        let mut text = String::with_capacity(TYPICAL_LENGTH);
+        text.push_str(SCHEME);
+        text.push_str(domain.as_str());
+        let path_at = text.len();
         for segment in segments {
-            validate_segment(segment)?;
+            Self::check_segment(segment)?;
             text.push('/');
             text.push_str(segment);
             if text.len() > Self::MAX_LENGTH {
@@ -96,22 +101,26 @@ impl SpiffeId {
         };
         TrustDomain::validate(domain)?;
         for segment in path.split('/').skip(1) {
-            validate_segment(segment)?;
+            Self::check_segment(segment)?;
         }
         Ok(SCHEME.len() + domain.len())
     }
-}
 
-fn validate_segment(segment: &str) -> Result<(), SpiffeIdError> {
-    match segment {
-        "" => return Err(SpiffeIdError::EmptySegment),
-        "." | ".." => return Err(SpiffeIdError::DotSegment),
-        _ => {}
-    }
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    match segment.bytes().enumerate().find(|(_, byte)| !allowed(*byte)) {
-        Some((at, byte)) => Err(SpiffeIdError::BadByte { byte, at }),
-        None => Ok(()),
+    /// Checks one segment of a path alone (SPIFFE-ID §2.2).
+    ///
+    /// # Errors
+    /// [`SpiffeIdError`] when it is empty, a dot segment, or holds a byte outside the grammar.
+    pub fn check_segment(segment: &str) -> Result<(), SpiffeIdError> {
+        match segment {
+            "" => return Err(SpiffeIdError::EmptySegment),
+            "." | ".." => return Err(SpiffeIdError::DotSegment),
+            _ => {}
+        }
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        match segment.bytes().enumerate().find(|(_, byte)| !allowed(*byte)) {
+            Some((at, byte)) => Err(SpiffeIdError::BadByte { byte, at }),
+            None => Ok(()),
+        }
     }
 }
 

@@ -7,13 +7,14 @@
 //! headers sent in good time gain nothing either. Refusals are opaque outside and exact in the log.
 //! Not here: what an identity may be issued (`rhizome_core::policy`).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::future::{Either, Ready, ready};
 use rhizome_core::attributes::Attributes;
 use rhizome_core::caller::{AttestedCaller, Principal, Role, Scope, principal_of};
-use rhizome_core::nodes::NodeState;
+use rhizome_core::nodes::{NodeRecord, NodeState};
 use rhizome_core::state::State;
 use rhizome_id::{Serial, Timestamp};
 use tonic::body::Body;
@@ -22,7 +23,7 @@ use tower::{Layer, Service};
 
 use crate::ca::Ca;
 use crate::error::{ApiError, AuthError, Needed};
-use crate::peer::{Peer, PeerCertificate, PeerInfo};
+use crate::peer::{Judged, Peer, PeerCertificate, PeerInfo};
 use crate::roles;
 use crate::status;
 
@@ -176,7 +177,7 @@ impl Ca {
             Peer::Local { uid } => self.local(*uid),
             Peer::Remote { certificate: None, .. } => Err(AuthError::NoCredential.into()),
             Peer::Remote { certificate: Some(certificate), .. } => {
-                Ok(Arc::new(certified(&self.state(), certificate, self.judging_time())?))
+                Ok(certified(&self.state(), certificate, self.judging_time())?)
             }
         }
     }
@@ -202,19 +203,25 @@ impl Ca {
     }
 }
 
-/// The caller behind a verified client certificate, as the state knows it now.
-fn certified(
-    state: &State,
-    certificate: &PeerCertificate,
-    now: Timestamp,
-) -> Result<AttestedCaller, AuthError> {
+/// The caller behind a verified client certificate, as the state knows it now. The same state knows the same caller:
+/// only expiry is asked for every request, the rest when anything has changed.
+fn certified(state: &State, certificate: &PeerCertificate, now: Timestamp) -> Result<Caller, AuthError> {
     let id = &certificate.spiffe_id;
     if now > certificate.not_after {
         return Err(AuthError::Expired { id: id.to_string(), not_after: certificate.not_after, now });
     }
+    let revision = state.revision();
+    if let Some(judged) = certificate.judged.load().as_ref()
+        && judged.revision == revision
+    {
+        return Ok(Arc::clone(&judged.caller));
+    }
     let principal = principal_of(id, state.trust_domain());
     let principal = principal.ok_or_else(|| AuthError::NotAPrincipal { id: id.to_string() })?;
-    on_record(state, principal, &certificate.serial)
+    let found = on_record(state, &principal, &certificate.serial)?;
+    let caller = Arc::new(found.caller(principal, &certificate.serial));
+    certificate.judged.store(Some(Arc::new(Judged { caller: Arc::clone(&caller), revision })));
+    Ok(caller)
 }
 
 /// `caller` as `state` knows it: for work that was begun on an older state. Expiry is not asked again: the caller was
@@ -222,21 +229,58 @@ fn certified(
 ///
 /// # Errors
 /// [`AuthError`] when it is nobody any more.
-pub(crate) fn still(state: &State, caller: &AttestedCaller) -> Result<AttestedCaller, AuthError> {
-    match caller.credential() {
-        Some(serial) => on_record(state, caller.principal().clone(), serial),
-        // Local processes and bearers of tokens: the latter's token is claimed in the transaction itself.
-        None => Ok(caller.clone()),
+pub(crate) fn still<'c>(
+    state: &State,
+    caller: &'c AttestedCaller,
+) -> Result<Cow<'c, AttestedCaller>, AuthError> {
+    // Local processes and bearers of tokens: the latter's token is claimed in the transaction itself.
+    let Some(serial) = caller.credential() else { return Ok(Cow::Borrowed(caller)) };
+    let found = on_record(state, caller.principal(), serial)?;
+    if found.is(caller) {
+        return Ok(Cow::Borrowed(caller));
+    }
+    Ok(Cow::Owned(found.caller(caller.principal().clone(), serial)))
+}
+
+/// What the records say about whoever presents a certificate.
+enum OnRecord<'s> {
+    Node(&'s NodeRecord),
+    Admin(Role),
+}
+
+impl OnRecord<'_> {
+    /// Whether `caller` is just that.
+    fn is(&self, caller: &AttestedCaller) -> bool {
+        match self {
+            Self::Node(node) => *caller.attributes() == node.attributes && *caller.scope() == node.scope,
+            Self::Admin(role) => caller.role() == Some(*role),
+        }
+    }
+
+    fn caller(&self, principal: Principal, serial: &Serial) -> AttestedCaller {
+        let caller = match self {
+            Self::Node(node) => {
+                AttestedCaller::assertion(principal, node.attributes.clone(), node.scope.clone())
+            }
+            Self::Admin(role) => {
+                AttestedCaller::assertion(principal, Attributes::default(), Scope::none()).with_role(*role)
+            }
+        };
+        caller.with_credential(*serial)
     }
 }
 
 /// Whoever presents certificate `serial` as `principal`, as the state knows it.
-fn on_record(state: &State, principal: Principal, serial: &Serial) -> Result<AttestedCaller, AuthError> {
+fn on_record<'s>(
+    state: &'s State,
+    principal: &Principal,
+    serial: &Serial,
+) -> Result<OnRecord<'s>, AuthError> {
     let who = || principal.to_string();
     if state.is_revoked(serial) {
         return Err(AuthError::Revoked { id: who(), serial: serial.to_string() });
     }
-    match &principal {
+    match principal {
         Principal::Node { cluster, method, name } => {
             let node = state.nodes().get(&format!("{cluster}/{method}/{name}"));
             let node = &node.ok_or_else(|| AuthError::Unknown { who: who() })?.value;
@@ -246,13 +290,11 @@ fn on_record(state: &State, principal: Principal, serial: &Serial) -> Result<Att
             if !node.may_present(serial) {
                 return Err(AuthError::Superseded { who: who(), serial: serial.to_string() });
             }
-            let caller = AttestedCaller::assertion(principal, node.attributes.clone(), node.scope.clone());
-            Ok(caller.with_credential(*serial))
+            Ok(OnRecord::Node(node))
         }
         Principal::Admin { name } => {
-            let role = state.admins().get(name).ok_or_else(|| AuthError::Unknown { who: who() })?.value.role;
-            let caller = AttestedCaller::assertion(principal, Attributes::default(), Scope::none());
-            Ok(caller.with_role(role).with_credential(*serial))
+            let admin = state.admins().get(name).ok_or_else(|| AuthError::Unknown { who: who() })?;
+            Ok(OnRecord::Admin(admin.value.role))
         }
         Principal::Local { .. } | Principal::Token { .. } | Principal::Server { .. } => {
             Err(AuthError::NotAPrincipal { id: who() })

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use rhizome_core::caller::principal_of;
 use rhizome_id::{Serial, TrustDomain};
 use rhizome_tls::ServerTls;
@@ -178,7 +179,8 @@ fn certificate_of(peer: VerifiedPeer, domain: &TrustDomain) -> Option<PeerCertif
     let serial = Serial::from_bytes(&peer.serial).ok()?;
     let name = principal_of(&peer.spiffe_id, domain)
         .map_or_else(|| format!("workload:{}", peer.spiffe_id), |principal| principal.to_string());
-    Some(PeerCertificate { spiffe_id: peer.spiffe_id, serial, not_after: peer.not_after, name })
+    let VerifiedPeer { spiffe_id, not_after, .. } = peer;
+    Some(PeerCertificate { spiffe_id, serial, not_after, name, judged: ArcSwapOption::empty() })
 }
 
 /// Serves a stream of connections until the server stops and open calls are done, or the drain deadline has passed.

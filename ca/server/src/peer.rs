@@ -7,6 +7,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
+use rhizome_core::caller::AttestedCaller;
 use rhizome_id::{Serial, SpiffeId, Timestamp};
 
 /// The other end of a connection.
@@ -34,6 +36,15 @@ pub(crate) struct PeerCertificate {
     pub(crate) not_after: Timestamp,
     /// The audit text of its principal, made once for each connection: the key of its token bucket.
     pub(crate) name: String,
+    /// Who that is, as the state last looked at knew it: asked again only when the state has changed.
+    pub(crate) judged: ArcSwapOption<Judged>,
+}
+
+/// A caller, and the state that knew it.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub(crate) caller: Arc<AttestedCaller>,
+    pub(crate) revision: u64,
 }
 
 /// What every request of a connection carries.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
 use rhizome_core::caller::AttestedCaller;
+use rhizome_core::issuance::{IssuedLeaf, Recorded};
 use rhizome_core::policy::Wish;
 use rhizome_proto::ca::v1 as wire;
 use rhizome_proto::ca::v1::certificate_service_server::CertificateService;
@@ -28,8 +29,9 @@ impl CertificateService for Api {
         request: Request<wire::SignCertificateRequest>,
     ) -> Answer<wire::SignCertificateResponse> {
         let caller = self.0.caller(&request)?;
-        let issued = self.sign(&caller, request.into_inner().certificate).await;
-        let issued = issued.map_err(|error| self.0.count_refusal(error))?;
+        let leaf = self.sign(&caller, request.into_inner().certificate).await;
+        let leaf = leaf.map_err(|error| self.0.count_refusal(error))?;
+        let issued = convert::issued(&leaf, self.0.wire_bundle().as_deref().cloned());
         Ok(Response::new(wire::SignCertificateResponse { issued: Some(issued) }))
     }
 
@@ -73,12 +75,10 @@ impl Lane {
         request: Option<wire::CertificateRequest>,
     ) -> Result<wire::IssuedCertificate, ApiError> {
         let caller = self.api.0.authenticate(&self.peer)?;
-        let mut issued = self.api.sign(&caller, request).await?;
-        let sequence = issued.bundle.as_ref().map_or(0, |bundle| bundle.sequence);
-        if self.told.swap(sequence, Ordering::Relaxed) == sequence {
-            issued.bundle = None;
-        }
-        Ok(issued)
+        let leaf = self.api.sign(&caller, request).await?;
+        let bundle = self.api.0.wire_bundle();
+        let is_news = |it: &&wire::Bundle| self.told.swap(it.sequence, Ordering::Relaxed) != it.sequence;
+        Ok(convert::issued(&leaf, bundle.as_deref().filter(is_news).cloned()))
     }
 }
 
@@ -87,7 +87,7 @@ impl Api {
         &self,
         caller: &AttestedCaller,
         request: Option<wire::CertificateRequest>,
-    ) -> Result<wire::IssuedCertificate, ApiError> {
+    ) -> Result<Arc<Recorded<IssuedLeaf>>, ApiError> {
         let missing = |field: &'static str| ApiError::Invalid { field, problem: "it is missing".to_owned() };
         let request = request.ok_or_else(|| missing("certificate"))?;
         let wish = Wish::Workload {
@@ -102,7 +102,7 @@ impl Api {
         };
         let request = convert::read_optional("request_id", &request.request_id)?;
         match self.0.issue(caller, Ask { csr, wish, request }).await {
-            Ok(leaf) => Ok(convert::issued(&leaf, self.0.wire_bundle().as_deref())),
+            Ok(leaf) => Ok(leaf),
             Err(error) => {
                 let error = ApiError::from(error);
                 let public = status::public(&error);

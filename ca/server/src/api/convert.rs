@@ -54,13 +54,14 @@ fn jwt_key(key: &JwtKey) -> wire::JwtKey {
 }
 
 /// The reply to an issuance: it can be made from recorded leaves only.
-pub(crate) fn issued(leaf: &Recorded<IssuedLeaf>, bundle: Option<&wire::Bundle>) -> wire::IssuedCertificate {
+pub(crate) fn issued(leaf: &Recorded<IssuedLeaf>, bundle: Option<wire::Bundle>) -> wire::IssuedCertificate {
     let issuance = leaf.issuance();
-    let mut chain_der = vec![Bytes::copy_from_slice(leaf.certificate().der())];
+    let mut chain_der = Vec::with_capacity(leaf.intermediates().len().saturating_add(1));
+    chain_der.push(Bytes::copy_from_slice(leaf.certificate().der()));
     chain_der.extend(leaf.intermediates().iter().map(|der| Bytes::copy_from_slice(der)));
     wire::IssuedCertificate {
         chain_der,
-        bundle: bundle.cloned(),
+        bundle,
         not_before: Some(timestamp(issuance.not_before)),
         not_after: Some(timestamp(issuance.not_after)),
         renew_at: Some(timestamp(leaf.renew_at())),

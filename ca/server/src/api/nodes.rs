@@ -137,7 +137,7 @@ impl Ca {
             ))
         };
         let leaf = self.issue_with(&caller, csr, Wish::Node { ttl: None }, None, alongside).await?;
-        Ok((convert::issued(&leaf, self.wire_bundle().as_deref()), node_id))
+        Ok((convert::issued(&leaf, self.wire_bundle().as_deref().cloned()), node_id))
     }
 
     async fn renew_node(
@@ -170,7 +170,7 @@ impl Ca {
             }
         };
         let leaf = self.issue_with(caller, csr, Wish::Node { ttl: None }, None, alongside).await?;
-        Ok(convert::issued(&leaf, self.wire_bundle().as_deref()))
+        Ok(convert::issued(&leaf, self.wire_bundle().as_deref().cloned()))
     }
 }
 

@@ -114,7 +114,7 @@ impl Ca {
         let wish = Wish::Admin { name: name.clone(), ttl };
         let leaf = self.issue_with(caller, csr, wish, None, alongside).await?;
         Ok(wire::IssueAdminCertificateResponse {
-            issued: Some(convert::issued(&leaf, self.wire_bundle().as_deref())),
+            issued: Some(convert::issued(&leaf, self.wire_bundle().as_deref().cloned())),
             admin: Some(shown(&record_of(leaf.issuance()), &self.state())),
         })
     }
