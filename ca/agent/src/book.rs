@@ -32,6 +32,8 @@ pub(crate) use insight::Insight;
 /// Serials remembered as stopped, so that an answer that was overtaken by the order to stop is not served. An order
 /// overtakes an answer by milliseconds.
 const STOPPED: usize = 1_024;
+/// Orders to renew remembered as carried out. The authority has a few in force, and repeats each on every stream.
+const ORDERS: usize = 256;
 
 /// What one workload sees.
 type Seen = Result<Arc<View>, NotYet>;
@@ -55,6 +57,8 @@ pub(crate) struct Book {
     by_attributes: BTreeMap<Attributes, u64>,
     holdings: BTreeMap<Entitlement, Holding>,
     stopped: VecDeque<String>,
+    /// Names of the orders to renew that were carried out, oldest first.
+    orders: VecDeque<String>,
     streams: BTreeMap<u64, Standing>,
     next: u64,
     /// With so many followers those that left are let go of.
@@ -130,6 +134,7 @@ pub(crate) struct Snapshot {
     pub(crate) rules: Option<Vec<Arc<Rule>>>,
     pub(crate) bundle: Option<Arc<Bundle>>,
     pub(crate) crls: Crls,
+    pub(crate) orders: Vec<String>,
     pub(crate) svids: Vec<Kept>,
 }
 
@@ -159,6 +164,7 @@ impl Book {
             by_attributes: BTreeMap::new(),
             holdings: BTreeMap::new(),
             stopped: VecDeque::new(),
+            orders: VecDeque::new(),
             streams: BTreeMap::new(),
             next: 0,
             let_go_at: 0,
@@ -172,6 +178,7 @@ impl Book {
         self.sealed = snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence());
         self.bundle = snapshot.bundle;
         self.crls = snapshot.crls;
+        self.orders = snapshot.orders.into();
         for kept in snapshot.svids.into_iter().filter(|kept| kept.svid.not_after >= now) {
             let Kept { entitlement, svid, renew_at } = kept;
             let holding = self.holdings.entry(entitlement).or_default();
@@ -195,6 +202,7 @@ impl Book {
             rules: self.rules.as_ref().map(|rules| rules.iter().map(Arc::clone).collect()),
             bundle: self.bundle.clone(),
             crls: self.crls.clone(),
+            orders: self.orders.iter().cloned().collect(),
             svids: svids.collect(),
         }
     }
@@ -206,6 +214,7 @@ impl Book {
                 // What the authority told another node, and how far, says nothing about this one.
                 self.rules = None;
                 self.cursor = 0;
+                self.orders.clear();
             }
             self.node = Some(node);
             self.rules_changed(now);
@@ -364,7 +373,22 @@ impl Book {
     }
 
     /// Brings renewals forward to `slot`, of the certificates for whose issuer (its key identifier) `concerns` holds.
-    pub(crate) fn renew_by(&mut self, slot: Timestamp, concerns: impl Fn(Option<&[u8]>) -> bool) {
+    /// An order that was carried out before changes nothing.
+    pub(crate) fn renew_by(
+        &mut self,
+        order: &str,
+        slot: Timestamp,
+        concerns: impl Fn(Option<&[u8]>) -> bool,
+    ) {
+        if self.carried_out(order) {
+            return;
+        }
+        if !order.is_empty() {
+            if self.orders.len() >= ORDERS {
+                self.orders.pop_front();
+            }
+            self.orders.push_back(order.to_owned());
+        }
         for holding in self.holdings.values_mut() {
             if let (Some(_), Some(renew_at)) = (&holding.svid, &mut holding.renew_at)
                 && concerns(holding.issuer.as_deref())
@@ -372,6 +396,11 @@ impl Book {
                 *renew_at = slot.min(*renew_at);
             }
         }
+    }
+
+    /// Whether the order of that name came before: what was renewed since then is not renewed for it once more.
+    pub(crate) fn carried_out(&self, order: &str) -> bool {
+        self.orders.iter().any(|known| known == order)
     }
 
     // Acknowledgement.

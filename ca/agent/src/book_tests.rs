@@ -178,7 +178,7 @@ fn renewal_is_asked_for_at_its_instant_or_at_the_servers_slot_and_the_old_one_st
     assert_eq!(book.plan(at(1_799), 100).ask, []);
     assert_eq!(book.plan(at(1_799), 100).wake_at, Some(at(1_800)));
     assert_eq!(book.plan(at(1_800), 100).ask.len(), 2);
-    book.renew_by(at(60), |_any| true);
+    book.renew_by("one", at(60), |_any| true);
     assert_eq!(book.plan(at(60), 100).ask.len(), 2);
     book.ask(&entitlement("/any")).unwrap();
     book.ask(&entitlement("/web")).unwrap();
@@ -275,13 +275,24 @@ fn a_renewal_that_was_brought_forward_is_kept_on_disk() {
     let mut before = book();
     let _web = before.follow(attributes(&WEB), at(0));
     fetch(&mut before, "a1", at(0));
-    before.renew_by(at(60), |_any| true);
+    before.renew_by("one", at(60), |_any| true);
     let mut after = Book::new("example.org".parse().unwrap());
     after.set_node(node(), at(30));
     after.restore(before.snapshot(), at(30));
     let _again = after.follow(attributes(&WEB), at(30));
     assert_eq!(after.plan(at(59), 100).ask, []);
     assert_eq!(after.plan(at(60), 100).ask.len(), 2);
+    fetch(&mut after, "a2", at(60));
+    assert!(after.carried_out("one"), "it will be told again on the next stream");
+    after.renew_by("one", at(60), |_any| true);
+    assert_eq!(after.plan(at(61), 100).ask, []);
+    for n in 0..300 {
+        after.renew_by(&format!("order {n}"), at(100), |_any| true);
+    }
+    assert_eq!((after.plan(at(99), 100).ask.len(), after.plan(at(100), 100).ask.len()), (0, 2));
+    assert_eq!(after.snapshot().orders.len(), 256, "what is remembered is bounded");
+    after.renew_by("", at(90), |_any| true);
+    assert!(!after.carried_out(""), "without a name it is carried out whenever it comes");
 }
 
 #[test]

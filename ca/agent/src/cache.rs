@@ -180,11 +180,16 @@ impl Cache {
         stopped
     }
 
-    pub(crate) fn renew_by(&self, slot: Timestamp, concerns: impl Fn(Option<&[u8]>) -> bool) {
-        self.book().renew_by(slot, concerns);
+    pub(crate) fn renew_by(&self, order: &str, slot: Timestamp, concerns: impl Fn(Option<&[u8]>) -> bool) {
+        self.book().renew_by(order, slot, concerns);
         // Or a restart would forget the order.
         self.seal();
         self.planning.notify_one();
+    }
+
+    /// Whether the order of that name was carried out before.
+    pub(crate) fn carried_out(&self, order: &str) -> bool {
+        self.book().carried_out(order)
     }
 
     pub(crate) fn plan(&self, room: usize) -> Plan {

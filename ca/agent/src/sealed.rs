@@ -255,6 +255,9 @@ struct Stored {
     bundle: Option<StoredBundle>,
     #[serde(default, deserialize_with = "if_readable")]
     crls: Crls,
+    /// Older releases know of none.
+    #[serde(default, deserialize_with = "if_readable")]
+    orders: Vec<String>,
     svids: Entries<StoredSvid>,
 }
 
@@ -353,7 +356,7 @@ impl<'de> Deserialize<'de> for Secret {
 
 impl Stored {
     fn of(node: &SpiffeId, snapshot: &Snapshot, renewal: &NodeRenewal) -> Self {
-        let Snapshot { cursor, rules, bundle, crls, svids } = snapshot;
+        let Snapshot { cursor, rules, bundle, crls, orders, svids } = snapshot;
         let bundle = bundle.as_ref().map(|it| StoredBundle {
             trust_domain: it.trust_domain().clone(),
             sequence: it.sequence(),
@@ -375,6 +378,7 @@ impl Stored {
             rules: rules.clone().map(Entries::of),
             bundle,
             crls: crls.clone(),
+            orders: orders.clone(),
             svids: Entries::of(svids.iter().map(svid).collect()),
         }
     }
@@ -391,6 +395,7 @@ impl Stored {
             .saturating_add(self.crls.room())
             .saturating_add(self.svids.read.len().saturating_mul(4_096))
             .saturating_add(rules.saturating_mul(2_048))
+            .saturating_add(self.orders.iter().map(|name| name.len().saturating_add(4)).sum())
             .saturating_add(8_192)
     }
 
@@ -422,6 +427,7 @@ impl Stored {
             rules: self.rules.map(|rules| rules.read),
             bundle: bundle.map(Arc::new),
             crls: self.crls,
+            orders: self.orders,
             svids: self.svids.read.into_iter().filter_map(usable).collect(),
         }
     }

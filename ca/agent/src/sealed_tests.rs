@@ -29,6 +29,7 @@ fn snapshot() -> Snapshot {
     };
     Snapshot {
         crls: Crls::default(),
+        orders: vec!["renewal-1".to_owned()],
         cursor: 42,
         rules: Some(vec![valid(rule("web", ("unix.uid", "1000"), "/web"))]),
         bundle: Some(Arc::new(bundle(3, &[&root("a"), &root("b")]))),
@@ -56,6 +57,7 @@ fn what_was_sealed_comes_back_whole() {
     assert_eq!(restored.renewal, NodeRenewal { serial: "01".to_owned(), at: Some(at(5)) });
     let after = restored.snapshot;
     assert_eq!((after.cursor, &after.rules, &after.bundle), (42, &before.rules, &before.bundle));
+    assert_eq!(after.orders, ["renewal-1"]);
     let [Kept { entitlement: known, svid: old, .. }] = before.svids.as_slice() else { panic!() };
     let [Kept { entitlement: found, svid: new, .. }] = after.svids.as_slice() else { panic!() };
     assert_eq!((found, &new.chain_der, &new.key_pkcs8_der), (known, &old.chain_der, &old.key_pkcs8_der));

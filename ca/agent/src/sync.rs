@@ -38,6 +38,8 @@ const BATCH_BYTES: usize = 64 * 1024 * 1024;
 const ENTRY_BYTES: usize = 256;
 /// Issuers in one report; the protocol's limit.
 const ISSUERS: usize = 64;
+/// Bytes of an order's name; the protocol's limit.
+const ORDER_NAME_BYTES: usize = 64;
 
 /// Follows the authority.
 pub(crate) struct Sync {
@@ -186,17 +188,24 @@ impl Sync {
         let instant = |at: &WireTimestamp| Timestamp::from_unix(at.seconds);
         let (slot, deadline) = (order.slot.as_ref().map(instant), order.deadline.as_ref().map(instant));
         let Some(begin) = [slot, deadline].into_iter().flatten().min() else { return };
-        tracing::info!(slot = %begin, reason = order.reason, "the authority asks for renewal");
+        // A name that is no name is not kept.
+        let name = if order.name.len() <= ORDER_NAME_BYTES { order.name.as_str() } else { "" };
+        if self.cache.carried_out(name) {
+            // Told again on a new stream: what was renewed meanwhile is not renewed once more.
+            return;
+        }
+        tracing::info!(slot = %begin, order = name, reason = order.reason, "the authority asks for renewal");
         let concerns = |issuer: Option<&[u8]>| {
             let of = |id: &Bytes| issuer.is_some_and(|issuer| *issuer == **id);
             order.authority_key_ids.is_empty() || order.authority_key_ids.iter().any(of)
         };
-        self.cache.renew_by(begin, concerns);
         let node = self.node.current().and_then(|node| node.leaf());
         let issuer = node.and_then(|leaf| inspect(&leaf).ok()?.issuer_key_id);
+        // The node's own instant first: what the cache seals has both, or neither.
         if concerns(issuer.as_deref()) {
             self.node.renew_by(begin);
         }
+        self.cache.renew_by(name, begin, concerns);
     }
 }
 

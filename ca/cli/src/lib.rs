@@ -39,7 +39,7 @@ pub use check::CheckVerb;
 pub use exit::{EXIT_CODES_HELP, Exit, Failure};
 pub use explain::{CallerArgument, Explain};
 pub use ledger::{HeadArgument, LedgerVerb, ListEntries};
-pub use node::{JoinNode, ListNodes, NodeArgument, NodeVerb};
+pub use node::{JoinNode, ListNodes, NodeArgument, NodeVerb, RenewNodes, RenewalTarget};
 pub use output::{Clock, Console, OutputFormat, complain};
 pub use request::{AttributeArgument, RequestCertificate, Workload};
 pub use rhizome_tls::{

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use rhizome_id::{ClusterName, NodeName, Timestamp};
+use rhizome_id::{ClusterName, NodeName, Timestamp, Ttl};
 use rhizome_proto::admin::v1::node_admin_service_client::NodeAdminServiceClient;
+use rhizome_proto::admin::v1::renew_nodes_request::Target;
 use rhizome_proto::admin::v1::{
-    BanNodeRequest, EvictNodeRequest, GetNodeRequest, ListNodesRequest, Node, NodeState,
+    AllNodes, BanNodeRequest, EvictNodeRequest, GetNodeRequest, ListNodesRequest, Node, NodeState,
+    RenewNodesRequest, RenewNodesResponse,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -46,6 +48,8 @@ pub enum NodeVerb {
         #[arg(long, default_value = "")]
         reason: String,
     },
+    /// Order nodes to renew their certificates, spread over a window; without --yes, say how many that are
+    Renew(RenewNodes),
     /// Make this machine a node, with a join string from `token create`
     Join(JoinNode),
 }
@@ -88,6 +92,42 @@ pub struct ListNodes {
     /// Show at most this many; 0 for all
     #[arg(long, value_name = "COUNT", default_value_t = 1000)]
     limit: usize,
+}
+
+/// Which nodes are to renew, and over how long.
+#[derive(Args, Clone, Debug)]
+pub struct RenewNodes {
+    #[command(flatten)]
+    target: RenewalTarget,
+
+    /// Over how long the renewals are spread, each node at its own instant
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    within: Ttl,
+
+    /// Why, for the audit log and the nodes' logs
+    #[arg(long)]
+    reason: String,
+
+    /// Do it; without this, only say what would be ordered
+    #[arg(long)]
+    yes: bool,
+}
+
+/// One node, those of a cluster, or all.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub struct RenewalTarget {
+    /// This node: CLUSTER/METHOD/NAME
+    #[arg(value_name = "NODE")]
+    id: Option<NodeArgument>,
+
+    /// The nodes of this cluster
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<ClusterName>,
+
+    /// Every node
+    #[arg(long)]
+    all: bool,
 }
 
 /// How to join.
@@ -137,10 +177,74 @@ pub(crate) async fn run(verb: NodeVerb, session: &mut Session<'_, '_>) -> Result
             session.show(&evicted(wire::promised(node, "the node")?)?)?;
             return Ok(Exit::Done);
         }
+        NodeVerb::Renew(wish) => {
+            let within = wish.within;
+            let answer = client.renew_nodes(call(wish.into())).await?.into_inner();
+            session.show(&renewal(&answer, within, session.now())?)?;
+            if !answer.applied && answer.node_count > 0 {
+                session.remark("nothing was ordered; repeat with --yes to order it");
+            }
+            return Ok(Exit::Done);
+        }
         NodeVerb::Join(_) => None,
     };
     session.show(&one(wire::promised(node, "the node")?, session.now())?)?;
     Ok(Exit::Done)
+}
+
+impl From<RenewNodes> for RenewNodesRequest {
+    fn from(wish: RenewNodes) -> Self {
+        let RenewalTarget { id, cluster, all } = wish.target;
+        let target = id
+            .map(|id| Target::NodeId(id.into()))
+            .or_else(|| cluster.map(|cluster| Target::Cluster(cluster.into())))
+            .or_else(|| all.then_some(Target::All(AllNodes {})));
+        Self { target, window_seconds: wish.within.seconds(), reason: wish.reason, dry_run: !wish.yes }
+    }
+}
+
+#[derive(Serialize)]
+struct RenewalRow {
+    /// Absent: nothing was ordered.
+    name: Option<String>,
+    applied: bool,
+    nodes: u64,
+    connected: u64,
+    certificates: u64,
+    window_seconds: i64,
+    per_second: f64,
+    most_per_second: u64,
+    deadline: Option<Timestamp>,
+}
+
+fn renewal(answer: &RenewNodesResponse, within: Ttl, now: Timestamp) -> Result<View, Failure> {
+    let float = |it: u64| u32::try_from(it).map_or(f64::INFINITY, f64::from);
+    let seconds = u64::try_from(within.seconds()).map_or(f64::INFINITY, float);
+    let row = RenewalRow {
+        name: wire::text(answer.name.clone()),
+        applied: answer.applied,
+        nodes: answer.node_count,
+        connected: answer.connected_count,
+        certificates: answer.certificate_count,
+        window_seconds: within.seconds(),
+        per_second: float(answer.certificate_count) / seconds,
+        most_per_second: answer.most_per_second,
+        deadline: wire::instant(answer.deadline.as_ref()),
+    };
+    let state = match (row.applied, row.nodes) {
+        (true, _) => "ordered",
+        (false, 0) => "no node with a valid certificate; there is nobody to tell",
+        (false, _) => "a dry run",
+    };
+    let text = details([
+        ("state", state.to_owned()),
+        ("order", row.name.clone().unwrap_or_default()),
+        ("nodes", format!("{}, of which {} connected", row.nodes, row.connected)),
+        ("certificates", row.certificates.to_string()),
+        ("rate", format!("{:.2} a second, at most {} in one", row.per_second, row.most_per_second)),
+        ("until", instant_with_distance(row.deadline, now)),
+    ]);
+    View::new(&row, text)
 }
 
 #[derive(Serialize)]
@@ -272,6 +376,8 @@ fn evicted(node: Node) -> Result<View, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn sample() -> Node {
@@ -303,6 +409,30 @@ mod tests {
         assert!(view.text.starts_with("evicted prod/join_token/vm-1: "), "{}", view.text);
         assert!(view.text.contains("the name is free") && !view.text.contains("banned"), "{}", view.text);
         assert_eq!((&view.json["evicted"], &view.json["node"]["state"]), (&true.into(), &"banned".into()));
+    }
+
+    #[test]
+    fn a_plan_of_renewals_tells_the_rate_and_whether_it_was_ordered() {
+        let planned = RenewNodesResponse {
+            node_count: 300,
+            connected_count: 290,
+            certificate_count: 900,
+            most_per_second: 7,
+            deadline: Some(prost_types::Timestamp { seconds: 3_600, nanos: 0 }),
+            ..RenewNodesResponse::default()
+        };
+        let view = renewal(&planned, Ttl::hours(1), Timestamp::EPOCH).unwrap();
+        assert!(
+            view.text.contains("a dry run") && view.text.contains("0.25 a second, at most 7 in one"),
+            "{}",
+            view.text
+        );
+        assert_eq!((&view.json["applied"], &view.json["name"]), (&false.into(), &Value::Null));
+        let ordered = RenewNodesResponse { name: "renewal-1".to_owned(), applied: true, ..planned };
+        let view = renewal(&ordered, Ttl::hours(1), Timestamp::EPOCH).unwrap();
+        assert!(view.text.contains("ordered") && !view.text.contains("dry run"), "{}", view.text);
+        let nobody = renewal(&RenewNodesResponse::default(), Ttl::hours(1), Timestamp::EPOCH).unwrap();
+        assert!(nobody.text.contains("nobody to tell"), "{}", nobody.text);
     }
 
     #[test]

@@ -38,13 +38,15 @@ pub enum Kind {
     Crl,
     /// Who holds which bundle.
     Subscriber,
+    /// An order to renew.
+    Renewal,
     /// A single setting of this authority, such as its trust domain.
     Setting,
 }
 
 impl Kind {
     /// Every kind, in the order in which a store is loaded.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Setting,
         Self::Authority,
         Self::JwtAuthority,
@@ -55,6 +57,7 @@ impl Kind {
         Self::Revocation,
         Self::Crl,
         Self::Subscriber,
+        Self::Renewal,
         Self::Token,
     ];
 
@@ -71,6 +74,7 @@ impl Kind {
             Self::Revocation => "revocation",
             Self::Crl => "crl",
             Self::Subscriber => "subscriber",
+            Self::Renewal => "renewal",
             Self::Setting => "setting",
         }
     }

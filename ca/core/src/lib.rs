@@ -26,6 +26,7 @@ pub mod nodes;
 pub mod policy;
 pub mod ports;
 pub mod renewal;
+pub mod renewals;
 pub mod rules;
 pub mod state;
 pub mod template;

@@ -24,6 +24,7 @@ use crate::documents::{BadDocument, Document, DocumentKey, Kind, Stored, Version
 use crate::issuance::ActiveIssuer;
 use crate::issuance::jwt::ActiveJwtKey;
 use crate::nodes::NodeRecord;
+use crate::renewals::RenewalOrder;
 use crate::rules::{Rule, RuleSet};
 use crate::tokens::JoinToken;
 
@@ -156,6 +157,7 @@ pub struct State {
     /// Grows whenever a list or an authority changes.
     crl_generation: u64,
     subscribers: OrdMap<String, Versioned<Arc<Subscriber>>>,
+    renewals: OrdMap<String, Versioned<Arc<RenewalOrder>>>,
     tombstones: OrdMap<DocumentKey, Version>,
     /// What followers must hear, by the order in which this process took it in.
     journal: OrdMap<u64, DocumentKey>,
@@ -203,6 +205,7 @@ impl State {
             crls: OrdMap::new(),
             crl_generation: 0,
             subscribers: OrdMap::new(),
+            renewals: OrdMap::new(),
             tombstones: OrdMap::new(),
             journal: OrdMap::new(),
             taken_in: 0,
@@ -254,6 +257,9 @@ impl State {
             }
             Kind::Subscriber => {
                 self.subscribers.insert(document.key.id.clone(), shared(document.read::<Subscriber>()?));
+            }
+            Kind::Renewal => {
+                self.renewals.insert(document.key.id.clone(), shared(document.read::<RenewalOrder>()?));
             }
             // Tokens are looked up where they are redeemed, once each; settings are read at start.
             Kind::Token | Kind::Setting => {}
@@ -320,6 +326,7 @@ impl State {
                 }
             }
             Kind::Subscriber => drop(self.subscribers.remove(id)),
+            Kind::Renewal => drop(self.renewals.remove(id)),
             Kind::Token | Kind::Setting => {}
         }
         if !matches!(key.kind, Kind::Token | Kind::Setting) {
@@ -337,7 +344,18 @@ impl State {
         if matches!(key.kind, Kind::Crl | Kind::Authority) {
             self.crl_generation = self.crl_generation.saturating_add(1);
         }
-        if !matches!(key.kind, Kind::Rule | Kind::Revocation | Kind::Crl | Kind::Bundle | Kind::Authority) {
+        let heard = match key.kind {
+            Kind::Rule | Kind::Revocation | Kind::Crl | Kind::Bundle | Kind::Authority | Kind::Renewal => {
+                true
+            }
+            Kind::Token
+            | Kind::Node
+            | Kind::JwtAuthority
+            | Kind::Admin
+            | Kind::Subscriber
+            | Kind::Setting => false,
+        };
+        if !heard {
             return;
         }
         self.taken_in = self.taken_in.saturating_add(1);
@@ -412,6 +430,7 @@ impl State {
                 id.parse::<AuthorityId>().ok().and_then(|name| self.crls.get(&name).map(|it| it.version))
             }
             Kind::Subscriber => self.subscribers.get(id).map(|it| it.version),
+            Kind::Renewal => self.renewals.get(id).map(|it| it.version),
             Kind::Token | Kind::Setting => None,
         };
         living.max(self.tombstones.get(key).copied())
@@ -490,6 +509,11 @@ impl State {
     /// Subscribers by principal.
     pub const fn subscribers(&self) -> &OrdMap<String, Versioned<Arc<Subscriber>>> {
         &self.subscribers
+    }
+
+    /// Orders to renew, each part by its id: those of one order stand together.
+    pub const fn renewals(&self) -> &OrdMap<String, Versioned<Arc<RenewalOrder>>> {
+        &self.renewals
     }
 }
 

@@ -1,7 +1,7 @@
 //! Housekeeping: documents that have stopped mattering are forgotten, so that the state stays as large as what lives.
 //!
 //! Laws: only what time has made meaningless goes: revocations of certificates that have expired, join tokens that
-//! have expired, acknowledgements of nodes that are gone, JWT keys of replicas that are gone, in the records and in the
+//! have expired, orders to renew whose window has ended, acknowledgements of nodes that are gone, JWT keys of replicas that are gone, in the records and in the
 //! bundle. The ledger keeps all of it for ever. Each deletion requires the document to be as it was read. While the
 //! clock is in doubt, or has not been steady for hours, nothing goes: a clock that is wrong must not make the authority
 //! forget what it revoked.
@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhizome_core::documents::{DocumentKey, Kind, Transaction, Version};
+use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Version};
 use rhizome_core::tokens::JoinToken;
 use rhizome_id::Timestamp;
 
@@ -74,7 +74,12 @@ impl Ca {
             .filter(|it| it.value.replica != self.settings.replica && it.value.jwt_key.not_after() < before);
         let foreign =
             foreign.map(|it| (DocumentKey::new(Kind::JwtAuthority, it.value.id.to_string()), it.version));
-        revocations.chain(subscribers).chain(foreign).collect()
+        let renewals = state
+            .renewals()
+            .values()
+            .filter(|it| it.value.order.deadline < before)
+            .map(|it| (it.value.key(), it.version));
+        revocations.chain(subscribers).chain(foreign).chain(renewals).collect()
     }
 
     /// Publishes the bundle without JWT keys that ended before `before`: those of replicas that did not come back.

@@ -22,6 +22,7 @@ mod metrics;
 mod peer;
 mod presence;
 mod quota;
+mod renewals;
 mod roles;
 mod rotate;
 mod rotate_jwt;

@@ -37,6 +37,7 @@ pub const METHODS: &[(&str, Needed)] = &[
     ("/rhizome.admin.v1.NodeAdminService/EvictNode", OPERATOR),
     ("/rhizome.admin.v1.NodeAdminService/GetNode", VIEWER),
     ("/rhizome.admin.v1.NodeAdminService/ListNodes", VIEWER),
+    ("/rhizome.admin.v1.NodeAdminService/RenewNodes", OPERATOR),
     ("/rhizome.admin.v1.RuleService/DeleteRule", OPERATOR),
     ("/rhizome.admin.v1.RuleService/GetRule", VIEWER),
     ("/rhizome.admin.v1.RuleService/ListRules", VIEWER),

@@ -3563,6 +3563,66 @@ pub struct EvictNodeResponse {
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<Node>,
 }
+/// Every node with a valid certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AllNodes {}
+/// Orders nodes to renew.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewNodesRequest {
+    /// Over how long the renewals are spread, in seconds from now: 1 to 604800.
+    #[prost(int64, tag = "4")]
+    pub window_seconds: i64,
+    /// Why, for the audit log and the nodes' logs. 1 to 1024 bytes.
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
+    /// True: order nothing, answer what would be.
+    #[prost(bool, tag = "6")]
+    pub dry_run: bool,
+    /// Which ones. Nodes that are banned, or whose certificate has expired, are left out.
+    #[prost(oneof = "renew_nodes_request::Target", tags = "1, 2, 3")]
+    pub target: ::core::option::Option<renew_nodes_request::Target>,
+}
+/// Nested message and enum types in `RenewNodesRequest`.
+pub mod renew_nodes_request {
+    /// Which ones. Nodes that are banned, or whose certificate has expired, are left out.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Target {
+        /// One node: `CLUSTER/METHOD/NAME`.
+        #[prost(string, tag = "1")]
+        NodeId(::prost::alloc::string::String),
+        /// The nodes of one cluster, by its name.
+        #[prost(string, tag = "2")]
+        Cluster(::prost::alloc::string::String),
+        /// All of them.
+        #[prost(message, tag = "3")]
+        All(super::AllNodes),
+    }
+}
+/// The order, or what it would be.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewNodesResponse {
+    /// The order's name. Empty: nothing was ordered.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// How many nodes it concerns.
+    #[prost(uint64, tag = "2")]
+    pub node_count: u64,
+    /// How many of them are connected to this replica. The others are told when they connect.
+    #[prost(uint64, tag = "3")]
+    pub connected_count: u64,
+    /// How many certificates will be asked for, as far as the connected nodes have said; one for each of the others.
+    #[prost(uint64, tag = "4")]
+    pub certificate_count: u64,
+    /// How many of them at most begin within one second.
+    #[prost(uint64, tag = "5")]
+    pub most_per_second: u64,
+    /// The end of the window.
+    #[prost(message, optional, tag = "6")]
+    pub deadline: ::core::option::Option<::prost_types::Timestamp>,
+    /// False: it was a dry run, or there is nobody to tell.
+    #[prost(bool, tag = "7")]
+    pub applied: bool,
+}
 /// Where a node stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3796,6 +3856,34 @@ pub mod node_admin_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Orders nodes to renew their own certificates and those of their workloads, each at its own instant of a window, what
+        /// ends first at first. Nodes that connect later are told until the window ends.
+        pub async fn renew_nodes(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewNodesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewNodesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.NodeAdminService/RenewNodes",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.NodeAdminService", "RenewNodes"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3835,6 +3923,15 @@ pub mod node_admin_service_server {
             request: tonic::Request<super::EvictNodeRequest>,
         ) -> std::result::Result<
             tonic::Response<super::EvictNodeResponse>,
+            tonic::Status,
+        >;
+        /// Orders nodes to renew their own certificates and those of their workloads, each at its own instant of a window, what
+        /// ends first at first. Nodes that connect later are told until the window ends.
+        async fn renew_nodes(
+            &self,
+            request: tonic::Request<super::RenewNodesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewNodesResponse>,
             tonic::Status,
         >;
     }
@@ -4080,6 +4177,51 @@ pub mod node_admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EvictNodeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.NodeAdminService/RenewNodes" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewNodesSvc<T: NodeAdminService>(pub Arc<T>);
+                    impl<
+                        T: NodeAdminService,
+                    > tonic::server::UnaryService<super::RenewNodesRequest>
+                    for RenewNodesSvc<T> {
+                        type Response = super::RenewNodesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewNodesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NodeAdminService>::renew_nodes(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewNodesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -118,6 +118,10 @@ pub struct RenewBy {
     /// Only certificates of these issuers, by authority key identifier (raw bytes). Empty: all.
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub authority_key_ids: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// The order's name, at most 64 bytes: a node carries an order out once, however often it is told. Empty: it has none,
+    /// and is carried out whenever it is told.
+    #[prost(string, tag = "5")]
+    pub name: ::prost::alloc::string::String,
 }
 /// Orders a node to stop serving certificates at once.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -11,6 +11,7 @@ mod disk;
 mod joining;
 mod outages;
 mod process;
+mod renewals;
 mod revocation;
 mod serving;
 mod support;

@@ -179,6 +179,28 @@ impl Authority {
         AuthorityServiceClient::new(self.local().await).rotate_issuer(request).await.unwrap();
     }
 
+    /// Orders every node to renew within that many seconds, once the plan is as wanted.
+    pub(crate) async fn order_renewal(
+        &self,
+        window_seconds: i64,
+        wanted: impl Fn(&admin::RenewNodesResponse) -> bool,
+    ) -> admin::RenewNodesResponse {
+        let mut client = NodeAdminServiceClient::new(self.local().await);
+        let request = |dry_run| admin::RenewNodesRequest {
+            target: Some(admin::renew_nodes_request::Target::All(admin::AllNodes {})),
+            window_seconds,
+            reason: "test".to_owned(),
+            dry_run,
+        };
+        let planned = async {
+            while !wanted(&client.renew_nodes(request(true)).await.unwrap().into_inner()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, planned).await.expect("the plan is as wanted");
+        client.renew_nodes(request(false)).await.unwrap().into_inner()
+    }
+
     pub(crate) async fn ban(&self, node: &str) {
         let id = format!("prod/join_token/{node}");
         let request = admin::BanNodeRequest { id, reason: "test".to_owned() };

@@ -3,7 +3,8 @@
 //! Laws: the first answer brings a node from its cursor to now, as a delta where this process remembers far enough
 //! back and whole otherwise; every later change follows as a delta. A cursor counts only on the last message of a
 //! batch, so a stream that breaks half-way resumes from the batch's beginning. Acknowledgements are kept durably.
-//! A banned or evicted node's stream ends.
+//! A banned or evicted node's stream ends. A node is told of every order to renew that is in force and concerns it, on
+//! each stream again: it knows an order by its name.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use rhizome_core::caller::{AttestedCaller, Principal};
 use rhizome_core::documents::{DocumentKey, Kind};
 use rhizome_core::rules::Rule;
 use rhizome_core::state::{Revocation, State};
-use rhizome_id::{RuleName, Serial};
+use rhizome_id::{RuleName, Serial, Timestamp};
 use rhizome_proto::node::v1 as wire;
 use rhizome_proto::node::v1::directive::Order;
 use rhizome_proto::node::v1::sync_request::Message;
@@ -27,6 +28,7 @@ use crate::ca::Ca;
 use crate::crl::WireCrls;
 use crate::error::ApiError;
 use crate::peer::PeerInfo;
+use crate::renewals;
 use crate::status::{Answer, Broken, Outgoing};
 
 /// Rules in one message. A rule has at most 32 KiB as it is stored (`api::admin::rules`), so a message has at most
@@ -82,7 +84,8 @@ impl Ca {
             let caller = self.identify(peer)?;
             // After the state, so that these lists are of that state or newer.
             let crls = self.wire_crls();
-            for message in follower.catch_up(&state, &crls, &caller, &who) {
+            let hearer = Hearer { caller: &caller, who: &who, now: self.ports.clock.now() };
+            for message in follower.catch_up(&state, &crls, &hearer) {
                 if answers.send(Ok(message)).await.is_err() {
                     return Ok(());
                 }
@@ -125,21 +128,15 @@ struct Follower {
 
 impl Follower {
     /// The messages that bring the node to `state`; none when nothing concerns it.
-    fn catch_up(
-        &mut self,
-        state: &State,
-        crls: &WireCrls,
-        caller: &AttestedCaller,
-        who: &str,
-    ) -> Vec<wire::SyncResponse> {
+    fn catch_up(&mut self, state: &State, crls: &WireCrls, hearer: &Hearer<'_>) -> Vec<wire::SyncResponse> {
         let first = std::mem::replace(&mut self.first, false);
         // A cursor from before this process began to remember, or from a future that a restored backup does not know,
         // cannot be followed: start anew.
         let changes = if first && self.cursor == 0 { None } else { state.changes_since(self.cursor) };
         let full = changes.is_none();
         let told = match changes {
-            None => everything(state, caller, who),
-            Some(changes) => changed(state, caller, who, changes),
+            None => everything(state, hearer),
+            Some(changes) => changed(state, hearer, changes),
         };
         let Told { upserts, removed_rules, directives } = told;
         let published =
@@ -185,6 +182,14 @@ impl Follower {
 
 type WireRule = rhizome_proto::ca::v1::GrantRule;
 
+/// Who is told, and when.
+struct Hearer<'a> {
+    caller: &'a AttestedCaller,
+    /// The stable text of its principal.
+    who: &'a str,
+    now: Timestamp,
+}
+
 /// What a node is told besides the bundle.
 #[derive(Default)]
 struct Told {
@@ -193,23 +198,21 @@ struct Told {
     directives: Vec<wire::Directive>,
 }
 
-fn everything(state: &State, caller: &AttestedCaller, who: &str) -> Told {
+fn everything(state: &State, hearer: &Hearer<'_>) -> Told {
+    let Hearer { caller, who, now } = *hearer;
     let applies = state.rules().values().filter(|it| may_apply(&it.value, caller));
     let mine = state.revocations().values().filter(|it| it.value.holder == who);
+    let stop = mine.map(|it| stop_serving(&it.value));
     Told {
         upserts: applies.map(|it| convert::rule(&it.value)).collect(),
         removed_rules: Vec::new(),
-        directives: mine.map(|it| stop_serving(&it.value)).collect(),
+        directives: stop.chain(renewals::orders_for(state, who, now)).collect(),
     }
 }
 
 /// Costs what changed, not what there is.
-fn changed<'a>(
-    state: &State,
-    caller: &AttestedCaller,
-    who: &str,
-    changes: impl Iterator<Item = &'a DocumentKey>,
-) -> Told {
+fn changed<'a>(state: &State, hearer: &Hearer<'_>, changes: impl Iterator<Item = &'a DocumentKey>) -> Told {
+    let Hearer { caller, who, now } = *hearer;
     let mut told = Told::default();
     // Each once, however often it changed.
     let keys: BTreeSet<&DocumentKey> = changes.collect();
@@ -226,6 +229,9 @@ fn changed<'a>(
             let revocation = serial.and_then(|counter| state.revocations().get(&counter));
             let mine = revocation.filter(|it| it.value.holder == who);
             told.directives.extend(mine.map(|it| stop_serving(&it.value)));
+        } else if key.kind == Kind::Renewal {
+            let order = state.renewals().get(&key.id);
+            told.directives.extend(order.and_then(|it| renewals::order_for(&it.value, who, now)));
         }
     }
     told

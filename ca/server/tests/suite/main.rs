@@ -15,6 +15,7 @@ mod joining;
 mod jwt;
 mod late_bodies;
 mod nodes;
+mod renewals;
 mod roles;
 mod rules;
 mod streams;

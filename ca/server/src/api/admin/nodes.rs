@@ -1,8 +1,8 @@
-//! Nodes: listed, shown, banned, evicted.
+//! Nodes: listed, shown, ordered to renew, banned, evicted.
 //!
 //! Laws: a banned node is nobody from the commit on, and its name stays taken; an evicted one is forgotten together
 //! with every certificate it holds and the tokens it joined with, so that only a new token brings the name back.
-//! Not here: joining and renewing (`api::nodes`), what a ban means for a caller (`gate`).
+//! Not here: joining and renewing (`api::nodes`), planning and keeping orders (`renewals`), what a ban means for a caller (`gate`).
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -14,9 +14,10 @@ use rhizome_core::nodes::{NodeRecord, NodeState};
 use rhizome_core::ports::StoreError;
 use rhizome_core::state::{Revocation, State};
 use rhizome_core::tokens::{JoinToken, TokenState};
-use rhizome_id::{ClusterName, NodeName, Timestamp};
+use rhizome_id::{ClusterName, NodeName, Timestamp, Ttl};
 use rhizome_proto::admin::v1 as wire;
 use rhizome_proto::admin::v1::node_admin_service_server::NodeAdminService;
+use rhizome_proto::admin::v1::renew_nodes_request::Target;
 use rhizome_x509::RevocationCode;
 use tonic::{Request, Response};
 
@@ -25,10 +26,13 @@ use super::{page_size, read_page_token, read_reason, read_required_reason, token
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::ApiError;
+use crate::renewals::{Planned, Whom, Wish};
 use crate::status::Answer;
 
 /// Tokens read from the store in one go.
 const TOKENS_AT_ONCE: usize = 1_000;
+/// The longest window of an order to renew: no certificate of a node lives longer.
+const LONGEST_WINDOW: Ttl = NODE_MAX_TTL;
 
 #[tonic::async_trait]
 impl NodeAdminService for Api {
@@ -82,6 +86,27 @@ impl NodeAdminService for Api {
         let evicted = self.0.to_the_end("evict node", work).await?;
         let node = Some(self.0.node_shown(&self.0.state(), &evicted, at));
         Ok(Response::new(wire::EvictNodeResponse { node }))
+    }
+
+    async fn renew_nodes(
+        &self,
+        request: Request<wire::RenewNodesRequest>,
+    ) -> Answer<wire::RenewNodesResponse> {
+        let by = self.0.caller(&request)?.principal().to_string();
+        let wire::RenewNodesRequest { target, window_seconds, reason, dry_run } = request.into_inner();
+        let wish = Wish {
+            whom: read_target(target)?,
+            window: read_window(window_seconds)?,
+            issuers: &[],
+            by: &by,
+            reason: read_required_reason(&reason)?,
+        };
+        let planned = self.0.plan_renewal(&wish, self.0.ports.clock.now())?;
+        let applied = !dry_run && !planned.schedule.turns.is_empty();
+        if applied {
+            self.0.order_renewal(&planned).await?;
+        }
+        Ok(Response::new(renewal_shown(&planned, applied)))
     }
 }
 
@@ -236,6 +261,45 @@ impl Ca {
             acknowledged_sequence: state.subscribers().get(&principal).map_or(0, |it| it.value.sequence),
             agent_version: present.map(|it| it.agent_version).unwrap_or_default(),
         }
+    }
+}
+
+fn read_target(target: Option<Target>) -> Result<Whom, ApiError> {
+    match target {
+        Some(Target::NodeId(id)) => Ok(Whom::Node(id)),
+        Some(Target::Cluster(name)) => {
+            let problem = |cause: rhizome_id::NameError| cause.to_string();
+            let name = name.parse::<ClusterName>().map_err(problem);
+            name.map(Whom::Cluster).map_err(|problem| ApiError::Invalid { field: "cluster", problem })
+        }
+        Some(Target::All(wire::AllNodes {})) => Ok(Whom::All),
+        None => {
+            let problem = "say which nodes: one, those of a cluster, or all".to_owned();
+            Err(ApiError::Invalid { field: "target", problem })
+        }
+    }
+}
+
+fn read_window(seconds: i64) -> Result<Ttl, ApiError> {
+    let invalid = |problem: String| ApiError::Invalid { field: "window_seconds", problem };
+    let window = Ttl::from_seconds(seconds).map_err(|cause| invalid(cause.to_string()))?;
+    if window > LONGEST_WINDOW {
+        return Err(invalid(format!("it is longer than {LONGEST_WINDOW}")));
+    }
+    Ok(window)
+}
+
+fn renewal_shown(planned: &Planned, applied: bool) -> wire::RenewNodesResponse {
+    let count = |it: usize| u64::try_from(it).unwrap_or(u64::MAX);
+    let Planned { order, schedule, connected, .. } = planned;
+    wire::RenewNodesResponse {
+        name: if applied { order.name.clone() } else { String::new() },
+        node_count: count(schedule.turns.len()),
+        connected_count: count(*connected),
+        certificate_count: schedule.certificates,
+        most_per_second: schedule.most_per_second,
+        deadline: Some(convert::timestamp(order.deadline)),
+        applied,
     }
 }
 
