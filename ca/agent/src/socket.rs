@@ -20,6 +20,7 @@ use tokio::net::UnixListener;
 
 mod authority;
 mod connection;
+mod counted;
 mod limits;
 mod serve;
 

@@ -93,6 +93,9 @@ fn bundles(registry: &mut Registry, report: &Report) {
         "Bundles refused: older, foreign or in conflict",
         report.bundles_refused,
     );
+    let help =
+        "Revocation lists refused: not signed by an issuer under the bundle, or older than the one held";
+    counter(registry, "crls_refused", help, report.crls_refused);
 }
 
 fn identities(registry: &mut Registry, report: &Report) {
@@ -142,6 +145,8 @@ fn sinks(registry: &mut Registry, report: &Report) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use rhizome_id::Timestamp;
 
     use super::*;
@@ -177,10 +182,29 @@ mod tests {
             "rhizome_agent_certificates_total{outcome=\"refused\"} 0",
             "rhizome_agent_sink_in_force{sink=\"nginx\"} 1",
             "rhizome_agent_sink_failures_total{sink=\"nginx\"} 0",
+            "rhizome_agent_crls_refused_total 0",
             "rhizome_agent_ready 0",
         ] {
             assert!(page.lines().any(|found| found == line), "{line}\n{page}");
         }
         assert!(page.ends_with("# EOF\n"));
+        for name in metrics_in_alerts() {
+            let sample =
+                |line: &str| line.strip_prefix(&name).is_some_and(|rest| rest.starts_with([' ', '{']));
+            assert!(page.lines().any(sample), "an alert is about {name}, which is not in\n{page}");
+        }
+    }
+
+    /// The names of the agent's metrics in `deploy/prometheus/alerts.yaml`.
+    fn metrics_in_alerts() -> BTreeSet<String> {
+        let alerts = include_str!("../../../../deploy/prometheus/alerts.yaml");
+        let words = alerts
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("expr: "))
+            .flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
+        let names: BTreeSet<String> =
+            words.filter(|word| word.starts_with("rhizome_agent_")).map(str::to_owned).collect();
+        assert!(names.len() >= 10, "{names:?}");
+        names
     }
 }

@@ -58,6 +58,8 @@ pub struct Report {
     pub bundle_acknowledged: Option<u64>,
     /// Bundles refused since the start.
     pub bundles_refused: u64,
+    /// Revocation lists, or issuers of lists, refused since the start.
+    pub crls_refused: u64,
     /// Identities held.
     pub identities_held: usize,
     /// Those that expire first, at most 10 000.
@@ -209,6 +211,7 @@ impl Observer {
             bundle_sequence: self.cache.bundle().map(|bundle| bundle.sequence()),
             bundle_acknowledged: status.acknowledged,
             bundles_refused: status.refused_bundles,
+            crls_refused: status.refused_crls,
             identities_held: svids.len(),
             identities: svids.iter().take(IDENTITIES).map(identity).collect(),
             connections: self.doors.open_connections(),
@@ -309,6 +312,12 @@ fn problems(report: &Report, now: Timestamp) -> Vec<String> {
         let count = report.bundles_refused;
         found.push(format!(
             "{count} bundles were refused: a server's store went back, or it is another server"
+        ));
+    }
+    if report.crls_refused > 0 {
+        let count = report.crls_refused;
+        found.push(format!(
+            "{count} revocation lists were refused: not signed under the bundle, or older; see the log"
         ));
     }
     if report.state_write_failures > 0 {

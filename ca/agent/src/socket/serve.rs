@@ -22,6 +22,7 @@ use tonic_health::ServingStatus;
 
 use super::Socket;
 use super::connection::{Connection, Places, Quota};
+use super::counted::Counted;
 use super::limits::Limits;
 use crate::attestation::{PeerError, PeerProcess, UnixAttestor, UnixSettings};
 use crate::holdings::Identities;
@@ -247,15 +248,20 @@ async fn routes(doors: &Arc<Doors>) -> Routes {
             tell_health(&reporter, is_ready).await;
         }
     });
-    let mut routes =
-        Routes::new(InterceptedService::new(workload_api, check_header)).add_service(sds).add_service(health);
+    let mut routes = Routes::new(InterceptedService::new(workload_api, check_header))
+        .add_service(sds)
+        .add_service(Counted::new(health, Arc::clone(doors)));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(workload::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     match (reflection().build_v1(), reflection().build_v1alpha()) {
-        (Ok(current), Ok(old)) => routes = routes.add_service(current).add_service(old),
+        (Ok(current), Ok(old)) => {
+            let (current, old) =
+                (Counted::new(current, Arc::clone(doors)), Counted::new(old, Arc::clone(doors)));
+            routes = routes.add_service(current).add_service(old);
+        }
         (Err(cause), _) | (_, Err(cause)) => tracing::error!(%cause, "reflection is off; this is a bug"),
     }
     routes.prepare()

@@ -138,6 +138,7 @@ pub(crate) struct Fake {
     next: AtomicU64,
     pub(crate) standings: watch::Sender<BTreeMap<u64, Standing>>,
     pub(crate) tokens: Mutex<Option<Arc<FakeTokens>>>,
+    pub(crate) ready: watch::Sender<bool>,
 }
 
 impl Fake {
@@ -175,6 +176,10 @@ impl Identities for Fake {
     fn tokens(&self) -> Option<Arc<dyn Tokens>> {
         let tokens = self.tokens.lock().unwrap().clone()?;
         Some(tokens)
+    }
+
+    fn readiness(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
     }
 
     fn open(&self) -> u64 {
@@ -216,6 +221,7 @@ impl Host {
             next: AtomicU64::new(1),
             standings: watch::Sender::default(),
             tokens: Mutex::new(Some(Arc::default())),
+            ready: watch::Sender::new(true),
         });
         let mut settings = DoorsSettings::default();
         // The test program is large and its digest nobody's concern here; one test turns it on.

@@ -277,3 +277,57 @@ async fn health_and_reflection_are_on_the_socket() {
     assert!(services.service.contains(&name("SpiffeWorkloadAPI")), "{services:?}");
     assert!(!services.service.iter().any(|it| it.name.starts_with("rhizome.")), "{services:?}");
 }
+
+#[tokio::test]
+async fn watchers_of_health_and_of_reflection_are_counted_like_every_stream() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    let host = Host::serving(|settings| settings.limits.streams_per_user = 3);
+    let channel = host.channel().await;
+    let mut health = HealthClient::new(channel.clone());
+    let watch = || HealthCheckRequest { service: String::new() };
+    let mut watches = Vec::new();
+    for _ in 0..2 {
+        let mut stream = soon(health.watch(watch())).await.unwrap().into_inner();
+        soon(stream.message()).await.unwrap().unwrap();
+        watches.push(stream);
+    }
+    let mut reflection = ServerReflectionClient::new(channel);
+    let asked = reflection.server_reflection_info(tokio_stream::pending());
+    let reflected = soon(asked).await.unwrap();
+    assert_eq!(soon(health.watch(watch())).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(soon(health.check(watch())).await.unwrap_err().code(), Code::Unavailable, "calls count, too");
+    assert_eq!(host.doors.open_streams(), 3);
+    drop((watches, reflected));
+    let freed = async {
+        while host.doors.open_streams() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(freed).await;
+    soon(health.check(watch())).await.unwrap();
+}
+
+#[tokio::test]
+async fn watchers_are_told_when_workloads_can_be_served_and_when_not() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    let host = Host::serving(|_| {});
+    let mut health = HealthClient::new(host.channel().await);
+    for service in rhizome_agent::socket::SERVICES.into_iter().chain([""]) {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let mut stream = soon(health.watch(request.clone())).await.unwrap().into_inner();
+        for (ready, status) in [
+            (true, ServingStatus::Serving),
+            (false, ServingStatus::NotServing),
+            (true, ServingStatus::Serving),
+        ] {
+            host.identities.ready.send_replace(ready);
+            let told = soon(stream.message()).await.unwrap().unwrap();
+            assert_eq!(told.status(), status, "{service}");
+            assert_eq!(soon(health.check(request.clone())).await.unwrap().into_inner().status(), status);
+        }
+    }
+}
