@@ -252,3 +252,73 @@ async fn say(requests: &mpsc::Sender<wire::SyncRequest>, message: Message) -> Re
 fn gone(_closed: watch::error::RecvError) -> Status {
     Status::cancelled("the agent stops")
 }
+
+#[cfg(test)]
+mod tests {
+    use rhizome_core::ports::Clock;
+
+    use super::*;
+    use crate::spawn::Spawner;
+    use crate::system::SystemClock;
+
+    fn sync() -> (Sync, Arc<Cache>, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let cache = Arc::new(Cache::new("example.org".parse().unwrap(), clock, Spawner::default()));
+        let node = Arc::new(Node::new(folder.path()));
+        (Sync::new(Arc::clone(&cache), node, Arc::default()), cache, folder)
+    }
+
+    /// A message of a change that never ends.
+    fn endless() -> wire::SyncResponse {
+        let rule = rhizome_proto::ca::v1::GrantRule {
+            name: "web".to_owned(),
+            comment: "x".repeat(1 << 20),
+            ..Default::default()
+        };
+        wire::SyncResponse { upserts: vec![rule], ..wire::SyncResponse::default() }
+    }
+
+    #[test]
+    fn a_change_that_never_ends_is_left_at_64_mib_and_nothing_of_it_is_applied() {
+        let (sync, cache, _folder) = sync();
+        let mut batch = Batch::default();
+        let first = wire::SyncResponse { full: true, ..endless() };
+        let mut taken = 0;
+        let left = loop {
+            let message = if taken == 0 { first.clone() } else { endless() };
+            match sync.take(message, &mut batch) {
+                Ok(()) => taken += 1,
+                Err(left) => break left,
+            }
+        };
+        assert_eq!((left.code(), taken), (tonic::Code::ResourceExhausted, 63), "{left}");
+        assert_eq!(cache.cursor(), 0);
+        let small = wire::SyncResponse { cursor: 5, ..wire::SyncResponse::default() };
+        sync.take(small, &mut Batch::default()).unwrap();
+        assert_eq!(cache.cursor(), 5, "the next stream begins anew");
+    }
+
+    #[test]
+    fn a_beginning_anew_counts_from_nothing_and_so_does_the_change_after_a_whole_one() {
+        let (sync, cache, _folder) = sync();
+        let mut batch = Batch::default();
+        for cursor in [1, 2] {
+            for n in 0..40 {
+                let message = wire::SyncResponse { full: n == 0, ..endless() };
+                sync.take(message, &mut batch).unwrap();
+            }
+            let last = wire::SyncResponse { cursor, ..wire::SyncResponse::default() };
+            sync.take(last, &mut batch).unwrap();
+            assert_eq!(cache.cursor(), cursor);
+        }
+        // Many small entries are counted by what keeping them costs.
+        let names = wire::SyncResponse {
+            removed_rules: vec![String::new(); 100_000],
+            ..wire::SyncResponse::default()
+        };
+        sync.take(names.clone(), &mut batch).unwrap();
+        sync.take(names.clone(), &mut batch).unwrap();
+        assert_eq!(sync.take(names, &mut batch).unwrap_err().code(), tonic::Code::ResourceExhausted);
+    }
+}

@@ -3,7 +3,8 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use crate::deploy::metrics_in_alerts;
@@ -115,6 +116,43 @@ fn an_address_or_a_database_in_use_is_named() {
     let text = fs::read_to_string(other.config()).unwrap();
     fs::write(other.config(), text.replace("127.0.0.1:0", taken)).unwrap();
     refuses(&other, &format!("cannot listen on {taken}"));
+    assert!(server.stop().success());
+}
+
+#[test]
+fn the_administrators_socket_refuses_a_user_without_a_role() {
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI runs as root");
+        eprintln!("SKIPPED: not root, so nobody else can be made to call");
+        return;
+    }
+    let home = Home::new("admin: {socket: SOCKET, uids: {12345: viewer}}\n");
+    let text = fs::read_to_string(home.config()).unwrap();
+    let socket = home.text("admin.sock");
+    let lines = text.lines().filter(|line| !line.starts_with("admin: {socket: /"));
+    let text: String = lines.map(|line| line.replace("SOCKET", &socket) + "\n").collect();
+    fs::write(home.config(), text).unwrap();
+    // Others may come as far as the socket; who they are is the kernel's word, not the folder's modes.
+    fs::set_permissions(home.directory(), fs::Permissions::from_mode(0o711)).unwrap();
+    let program = home.path("program");
+    fs::copy(env!("CARGO_BIN_EXE_rhizome"), &program).unwrap();
+    let server = home.serve();
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o666);
+    let call = |uid: u32, arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(["--server", &format!("unix://{socket}")]).args(arguments).uid(uid).gid(uid);
+        command.env_remove("RHIZOME_SERVER").env_remove("RHIZOME_IDENTITY").current_dir("/");
+        command.output().unwrap()
+    };
+    let create = ["token", "create", "--cluster", "prod", "--node", "vm-1"];
+    for arguments in [&["status"][..], &["node", "list"], &create] {
+        let refused = call(65_534, arguments);
+        assert_eq!(refused.status.code(), Some(4), "{arguments:?}: {}", stderr(&refused));
+        assert_eq!(refused.stdout, b"");
+    }
+    assert!(call(12_345, &["status"]).status.success(), "a user with a role");
+    assert_eq!(call(12_345, &create).status.code(), Some(4), "that role is not enough for this");
+    assert!(call(0, &["status"]).status.success());
     assert!(server.stop().success());
 }
 

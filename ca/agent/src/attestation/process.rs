@@ -19,6 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
+use tokio::net::unix::UCred;
 
 /// Bytes read of one file of `/proc/<pid>`; `status` with 65 536 groups is the largest, and we need fewer.
 const PROC_FILE_BYTES: u64 = 64 * 1024;
@@ -73,16 +74,21 @@ impl PeerProcess {
     pub fn of(stream: &UnixStream) -> Result<Self, PeerError> {
         let credentials = stream.peer_cred().map_err(PeerError::Credentials)?;
         let pid = credentials.pid().and_then(Pid::from_raw).ok_or(PeerError::Invisible)?;
-        let (pidfd, certain) =
-            match nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerPidfd) {
-                Ok(pidfd) => (pidfd, true),
-                Err(nix::errno::Errno::ENOPROTOOPT) => {
-                    let opened =
-                        pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|_no_such_process| PeerError::Gone)?;
-                    (opened, false)
-                }
-                Err(_reaped) => return Err(PeerError::Gone),
-            };
+        let asked = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerPidfd);
+        Self::named(&credentials, pid, asked)
+    }
+
+    /// As [`Self::of`], by what the kernel answered when it was asked for the pidfd of whoever connected.
+    fn named(credentials: &UCred, pid: Pid, asked: nix::Result<OwnedFd>) -> Result<Self, PeerError> {
+        let (pidfd, certain) = match asked {
+            Ok(pidfd) => (pidfd, true),
+            Err(nix::errno::Errno::ENOPROTOOPT) => {
+                let opened =
+                    pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|_no_such_process| PeerError::Gone)?;
+                (opened, false)
+            }
+            Err(_reaped) => return Err(PeerError::Gone),
+        };
         let pidfd = watched(pidfd).map_err(PeerError::Credentials)?;
         let mut peer =
             Self { pid, uid: credentials.uid(), gid: credentials.gid(), pidfd, certain, started: 0 };
@@ -298,5 +304,62 @@ mod tests {
         assert!(peer.is_alive());
         peer.check().unwrap();
         assert_ne!(peer.started, 0);
+    }
+
+    /// A child that waits for its end of input, and the socket on which it is the peer: it is started before.
+    fn child() -> std::process::Child {
+        let mut command = std::process::Command::new("cat");
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap()
+    }
+
+    /// What a kernel before 6.5 answers when it is asked for the peer's pidfd.
+    const OLD_KERNEL: nix::Result<OwnedFd> = Err(nix::errno::Errno::ENOPROTOOPT);
+
+    #[tokio::test]
+    async fn on_an_old_kernel_the_process_is_found_by_its_number_and_said_to_be_uncertain() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let credentials = one.peer_cred().unwrap();
+        let own = Pid::from_raw(credentials.pid().unwrap()).unwrap();
+        let peer = PeerProcess::named(&credentials, own, OLD_KERNEL).unwrap();
+        assert!(!peer.is_certain() && peer.is_alive());
+        peer.check().unwrap();
+        let (pid, uid) = (u32::try_from(peer.pid()).unwrap(), peer.uid());
+        assert_eq!((pid, uid), (std::process::id(), rustix::process::geteuid().as_raw()));
+    }
+
+    #[tokio::test]
+    async fn on_an_old_kernel_a_process_that_has_ended_is_nobody_whether_or_not_it_was_reaped() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let credentials = one.peer_cred().unwrap();
+        let mut child = child();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let alive = PeerProcess::named(&credentials, pid, OLD_KERNEL).unwrap();
+        drop(child.stdin.take());
+        // Ended, and not reaped: its number is still taken.
+        std::future::poll_fn(|cx| alive.poll_exit(cx)).await;
+        assert!(matches!(alive.check(), Err(PeerError::Gone)));
+        assert!(matches!(PeerProcess::named(&credentials, pid, OLD_KERNEL), Err(PeerError::Gone)));
+        child.wait().unwrap();
+        assert!(matches!(alive.check(), Err(PeerError::Gone)), "whoever has the number now is not it");
+        assert!(matches!(PeerProcess::named(&credentials, pid, OLD_KERNEL), Err(PeerError::Gone)));
+    }
+
+    #[tokio::test]
+    async fn on_an_old_kernel_a_number_that_went_to_another_users_process_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "CI runs as root");
+            eprintln!("SKIPPED: not root, so no process of another user can be made");
+            return;
+        }
+        let (one, _other) = UnixStream::pair().unwrap();
+        let credentials = one.peer_cred().unwrap();
+        let mut command = std::process::Command::new("cat");
+        std::os::unix::process::CommandExt::uid(&mut command, 65_534);
+        let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let found = PeerProcess::named(&credentials, pid, OLD_KERNEL);
+        assert!(matches!(found, Err(PeerError::Changed("user"))), "{found:?}");
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use rhizome_agent::checkup;
-use rhizome_agent::holdings::View;
+use rhizome_agent::holdings::{Identities, NotYet, View};
+use rhizome_proto::admin::v1::revoke_certificates_request::Target;
 use rhizome_x509::{Crl, inspect};
 
-use crate::support::{Authority, Machine, follow_web, renewed, status, view, wait};
+use crate::support::{Authority, Machine, attributes, follow_web, renewed, status, view, wait};
 
 fn crls(view: &View) -> Vec<Crl> {
     view.crls.iter().map(|der| Crl::parse(der).unwrap()).collect()
@@ -43,6 +44,73 @@ async fn a_revocation_is_listed_at_every_node_at_once_and_its_holder_gets_anothe
     let told = wait(&mut elsewhere, listed).await.unwrap();
     assert_eq!(told.svids[0].serial, before.svids[0].serial, "who is not concerned keeps what it has");
     agent.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn an_identity_that_is_revoked_is_replaced_on_every_node_that_serves_it_and_on_no_other() {
+    let authority = Authority::start().await;
+    let mut machines = Vec::new();
+    for name in ["vm-1", "vm-2", "vm-3"] {
+        machines.push(Machine::joined(&authority, name).await);
+    }
+    let agents: Vec<_> = machines.iter().map(|machine| machine.start(None)).collect();
+    let mut webs = [follow_web(&agents[0]), follow_web(&agents[1])];
+    let mut till =
+        agents[2].identities().follow(attributes(&[("namespace", "shop"), ("service_account", "till")]));
+    let before = [view(&mut webs[0]).await, view(&mut webs[1]).await];
+    let beside = view(&mut till).await;
+    let id = before[0].svids[0].spiffe_id.to_string();
+    let revoked = authority.revoke_all(Target::SpiffeId(id)).await;
+    for (seen, before) in webs.iter_mut().zip(&before) {
+        let serial = &before.svids[0].serial;
+        assert!(revoked.contains(serial));
+        let after = renewed(seen, serial).await;
+        assert_eq!(after.svids[0].spiffe_id, before.svids[0].spiffe_id);
+        assert!(!revoked.contains(&after.svids[0].serial));
+    }
+    let all_listed = |seen: &Result<Arc<View>, _>| {
+        seen.as_ref().is_ok_and(|view| revoked.iter().all(|serial| lists(view, serial)))
+    };
+    for seen in webs.iter_mut().chain([&mut till]) {
+        wait(seen, all_listed).await.unwrap();
+    }
+    assert_eq!(view(&mut till).await.svids[0].serial, beside.svids[0].serial);
+    for agent in agents {
+        agent.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_revoked_stops_serving_at_once_and_serves_again_when_it_has_joined_anew() {
+    let authority = Authority::start().await;
+    let (here, there) =
+        (Machine::joined(&authority, "vm-1").await, Machine::joined(&authority, "vm-2").await);
+    let (agent, other) = (here.start(None), there.start(None));
+    let (mut seen, mut elsewhere) = (follow_web(&agent), follow_web(&other));
+    let (held, beside) = (view(&mut seen).await, view(&mut elsewhere).await);
+    let own = status(&agent, |it| it.connected).await.node_serial;
+    let revoked = authority.revoke_all(Target::NodeId("prod/join_token/vm-1".to_owned())).await;
+    assert!(revoked.contains(&held.svids[0].serial) && revoked.contains(&own), "{revoked:?}");
+    // The stream of a node that is nobody any more ends with what it must not serve.
+    wait(&mut seen, |seen| matches!(seen, Err(NotYet::Starting))).await.unwrap_err();
+    status(&agent, |it| it.refused).await;
+    assert!(agent.identities().svids().is_empty());
+    let all_listed = |seen: &Result<Arc<View>, _>| {
+        seen.as_ref().is_ok_and(|view| revoked.iter().all(|serial| lists(view, serial)))
+    };
+    let told = wait(&mut elsewhere, all_listed).await.unwrap();
+    assert_eq!(told.svids[0].serial, beside.svids[0].serial);
+    agent.stop().await;
+
+    authority.evict("vm-1").await;
+    let again = here.start(Some(authority.join_string("vm-1", &[]).await));
+    assert!(follow_web(&again).borrow().is_err(), "nor after a restart");
+    status(&again, |it| it.refused).await;
+    again.nudge();
+    let after = view(&mut follow_web(&again)).await;
+    assert!(!revoked.contains(&after.svids[0].serial));
+    again.stop().await;
     other.stop().await;
 }
 

@@ -165,12 +165,18 @@ impl Authority {
     }
 
     pub(crate) async fn revoke(&self, serial: &str) {
+        self.revoke_all(Target::Serial(serial.to_owned())).await;
+    }
+
+    /// Revokes all that is meant, and tells the serials.
+    pub(crate) async fn revoke_all(&self, target: Target) -> Vec<String> {
         let request = admin::RevokeCertificatesRequest {
-            target: Some(Target::Serial(serial.to_owned())),
+            target: Some(target),
             reason: "test".to_owned(),
             dry_run: false,
         };
-        CertificateAdminServiceClient::new(self.local().await).revoke_certificates(request).await.unwrap();
+        let mut client = CertificateAdminServiceClient::new(self.local().await);
+        client.revoke_certificates(request).await.unwrap().into_inner().serials
     }
 
     /// Puts a new issuer to work at once.

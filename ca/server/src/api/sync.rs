@@ -3,7 +3,8 @@
 //! Laws: the first answer brings a node from its cursor to now, as a delta where this process remembers far enough
 //! back and whole otherwise; every later change follows as a delta. A cursor counts only on the last message of a
 //! batch, so a stream that breaks half-way resumes from the batch's beginning. Acknowledgements are kept durably.
-//! A banned or evicted node's stream ends. A node is told of every order to renew that is in force and concerns it, on
+//! A banned, evicted or revoked node's stream ends; the last that it hears is what it must stop serving, for it hears
+//! nothing more. A node is told of every order to renew that is in force and concerns it, on
 //! each stream again: it knows an order by its name.
 
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ use crate::ca::Ca;
 use crate::crl::WireCrls;
 use crate::error::ApiError;
 use crate::peer::PeerInfo;
+use crate::presence::PresenceGuard;
 use crate::renewals;
 use crate::status::{Answer, Broken, Outgoing};
 
@@ -71,20 +73,36 @@ impl Ca {
         self: &Arc<Self>,
         peer: &PeerInfo,
         hello: wire::Hello,
-        mut incoming: Streaming<wire::SyncRequest>,
+        incoming: Streaming<wire::SyncRequest>,
         answers: &Answers,
     ) -> Result<(), Broken> {
         let who = self.identify(peer)?.principal().to_string();
         let present = self.presence.enter(&who, &hello.agent_version, self.ports.clock.now());
-        let mut changes = self.changes();
         let mut follower = Follower { cursor: hello.cursor, bundle: 0, crls: 0, first: true };
+        let outcome = self.follow(peer, (&who, &present), incoming, (&mut follower, answers)).await;
+        if outcome.is_err()
+            && let Some(last) = follower.farewell(&self.state(), &who)
+        {
+            drop(answers.send(Ok(last)).await);
+        }
+        outcome
+    }
+
+    async fn follow(
+        self: &Arc<Self>,
+        peer: &PeerInfo,
+        (who, present): (&str, &PresenceGuard),
+        mut incoming: Streaming<wire::SyncRequest>,
+        (follower, answers): (&mut Follower, &Answers),
+    ) -> Result<(), Broken> {
+        let mut changes = self.changes();
         loop {
             changes.mark_unchanged();
             let state = self.state();
             let caller = self.identify(peer)?;
             // After the state, so that these lists are of that state or newer.
             let crls = self.wire_crls();
-            let hearer = Hearer { caller: &caller, who: &who, now: self.ports.clock.now() };
+            let hearer = Hearer { caller: &caller, who, now: self.ports.clock.now() };
             for message in follower.catch_up(&state, &crls, &hearer) {
                 if answers.send(Ok(message)).await.is_err() {
                     return Ok(());
@@ -101,11 +119,11 @@ impl Ca {
                     None => return Ok(()),
                     Some(Some(Message::BundleAcknowledgement(acknowledgement))) => {
                         present.seen(self.ports.clock.now());
-                        self.acknowledge(&who, &acknowledgement).await?;
+                        self.acknowledge(who, &acknowledgement).await?;
                     }
                     Some(Some(Message::ServedIssuers(served))) => {
                         present.seen(self.ports.clock.now());
-                        self.presence.serves(&who, served.issuers);
+                        self.presence.serves(who, served.issuers);
                     }
                     Some(Some(Message::Hello(_)) | None) => {
                         let problem = "hello is said once, at the beginning".to_owned();
@@ -180,6 +198,20 @@ impl Follower {
     }
 }
 
+impl Follower {
+    /// What `who` must stop serving and was not told yet, in a message that leaves its cursor where it is.
+    fn farewell(&self, state: &State, who: &str) -> Option<wire::SyncResponse> {
+        let directives: Vec<wire::Directive> = match state.changes_since(self.cursor) {
+            Some(changes) if !self.first => {
+                let keys: BTreeSet<&DocumentKey> = changes.collect();
+                keys.into_iter().filter_map(|key| revoked(state, key, who)).collect()
+            }
+            Some(_) | None => revoked_of(state, who).collect(),
+        };
+        (!directives.is_empty()).then(|| wire::SyncResponse { directives, ..wire::SyncResponse::default() })
+    }
+}
+
 type WireRule = rhizome_proto::ca::v1::GrantRule;
 
 /// Who is told, and when.
@@ -201,12 +233,10 @@ struct Told {
 fn everything(state: &State, hearer: &Hearer<'_>) -> Told {
     let Hearer { caller, who, now } = *hearer;
     let applies = state.rules().values().filter(|it| may_apply(&it.value, caller));
-    let mine = state.revocations().values().filter(|it| it.value.holder == who);
-    let stop = mine.map(|it| stop_serving(&it.value));
     Told {
         upserts: applies.map(|it| convert::rule(&it.value)).collect(),
         removed_rules: Vec::new(),
-        directives: stop.chain(renewals::orders_for(state, who, now)).collect(),
+        directives: revoked_of(state, who).chain(renewals::orders_for(state, who, now)).collect(),
     }
 }
 
@@ -225,10 +255,7 @@ fn changed<'a>(state: &State, hearer: &Hearer<'_>, changes: impl Iterator<Item =
                 None => told.removed_rules.push(key.id.clone()),
             }
         } else if key.kind == Kind::Revocation {
-            let serial = key.id.parse().ok().map(|serial: Serial| serial.counter());
-            let revocation = serial.and_then(|counter| state.revocations().get(&counter));
-            let mine = revocation.filter(|it| it.value.holder == who);
-            told.directives.extend(mine.map(|it| stop_serving(&it.value)));
+            told.directives.extend(revoked(state, key, who));
         } else if key.kind == Kind::Renewal {
             let order = state.renewals().get(&key.id);
             told.directives.extend(order.and_then(|it| renewals::order_for(&it.value, who, now)));
@@ -267,6 +294,19 @@ fn may_apply(rule: &Rule, caller: &AttestedCaller) -> bool {
 
 fn bytes_of(set: &wire::CrlSet) -> usize {
     set.crls_der.iter().chain(&set.issuers_der).map(|der| der.len()).sum()
+}
+
+/// Everything that `who` must stop serving.
+fn revoked_of(state: &State, who: &str) -> impl Iterator<Item = wire::Directive> {
+    let mine = state.revocations().values().filter(move |it| it.value.holder == who);
+    mine.map(|it| stop_serving(&it.value))
+}
+
+/// What the changed document says that `who` must stop serving.
+fn revoked(state: &State, key: &DocumentKey, who: &str) -> Option<wire::Directive> {
+    let serial: Serial = key.id.parse().ok().filter(|_| key.kind == Kind::Revocation)?;
+    let revocation = state.revocations().get(&serial.counter())?;
+    (revocation.value.holder == who).then(|| stop_serving(&revocation.value))
 }
 
 fn stop_serving(revocation: &Revocation) -> wire::Directive {

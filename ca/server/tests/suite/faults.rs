@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::future::join_all;
+use rhizome_core::ports::StoreError;
 use rhizome_proto::admin::v1 as admin;
 use rhizome_proto::admin::v1::bundle_admin_service_client::BundleAdminServiceClient;
 use rhizome_proto::admin::v1::node_admin_service_client::NodeAdminServiceClient;
@@ -233,6 +234,33 @@ async fn the_health_probe_answers_while_every_commit_stands_still() {
     for call in join_all(calls).await {
         call.unwrap().unwrap();
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn watchers_of_health_are_told_when_it_stops_issuing_and_when_it_issues_again() {
+    let server = TestServer::start().await;
+    let vm = server.join("vm-1").await;
+    let (_holder, viewer) = server.admin("vera", admin::Role::Viewer).await;
+    let request = HealthCheckRequest { service: String::new() };
+    let mut watch = HealthClient::new(viewer.clone()).watch(request).await.unwrap().into_inner();
+    let mut told = async || watch.message().await.unwrap().unwrap().status();
+    assert_eq!(told().await, ServingStatus::Serving);
+    // The disk is full: nothing can be recorded, so nothing is issued; nor does a probe find room meanwhile.
+    (1..=100).for_each(|nth| server.store.fail_reservation(nth, Moment::Before));
+    server.store.fail_commit_with(1, Moment::Before, StoreError::Full { cause: "no space left".into() });
+    sign(&vm.channel, "shop", "web").await.unwrap_err();
+    assert_eq!(health(&vm.channel).await, ServingStatus::NotServing);
+    assert_eq!(told().await, ServingStatus::NotServing);
+    // There is room again: a durable write shows it, by whomever.
+    sign(&vm.channel, "shop", "web").await.unwrap();
+    assert_eq!(health(&vm.channel).await, ServingStatus::Serving);
+    assert_eq!(told().await, ServingStatus::Serving);
+    // A clock that goes back, and comes back.
+    server.clock.set(server.now().minus(600));
+    assert_eq!(told().await, ServingStatus::NotServing);
+    server.clock.advance(600);
+    assert_eq!(told().await, ServingStatus::Serving);
     server.stop().await;
 }
 

@@ -16,6 +16,7 @@ use rhizome_keys::MemoryKeyRing;
 use rhizome_proto::METADATA_CODE;
 use rhizome_proto::admin::v1 as admin;
 use rhizome_proto::admin::v1::authority_service_client::AuthorityServiceClient;
+use rhizome_proto::admin::v1::bundle_admin_service_client::BundleAdminServiceClient;
 use rhizome_proto::admin::v1::ledger_service_client::LedgerServiceClient;
 use rhizome_proto::admin::v1::rule_service_client::RuleServiceClient;
 use rhizome_proto::admin::v1::server_service_client::ServerServiceClient;
@@ -28,8 +29,9 @@ use rhizome_x509::{Bundle, JwtKey, KeyAlgorithm, RequestKey};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::streams::{acknowledgement, watching};
 use crate::support::{
-    Holder, TestServer, attest, attributes, connect, refusal, renew, settings, sign, token_for,
+    Holder, PATIENCE, TestServer, attest, attributes, connect, refusal, renew, settings, sign, token_for,
 };
 
 const AUDIENCE: &str = "spiffe://example.test/ns/shop/sa/db";
@@ -345,6 +347,74 @@ async fn a_key_that_is_tainted_while_the_entry_is_written_signs_nothing() {
     }
     let next = token(&node.channel, ask("shop", "web")).await.unwrap();
     assert_ne!(next.kid, svid.kid);
+    server.stop().await;
+}
+
+/// Waits until the server knows that its only follower holds the bundle of that sequence.
+async fn acknowledged(server: &TestServer, sequence: u64) {
+    let mut admins = BundleAdminServiceClient::new(server.local().await);
+    let known = async {
+        loop {
+            let shown = admins.show_bundle(admin::ShowBundleRequest::default()).await.unwrap().into_inner();
+            if shown.subscribers.first().is_some_and(|it| it.acknowledged_sequence == sequence) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, known).await.expect("the acknowledgement is stored");
+}
+
+#[tokio::test]
+async fn a_new_key_signs_once_live_followers_hold_it_or_were_waited_for_long_enough() {
+    let server = TestServer::start().await;
+    let vm = server.join("vm-1").await;
+    let (acknowledgements, mut bundles, bundle) = watching(&vm).await;
+    acknowledgements.send(acknowledgement(bundle.sequence, &bundle.digest)).await.unwrap();
+    acknowledged(&server, bundle.sequence).await;
+    let mut authorities = AuthorityServiceClient::new(server.local().await);
+    // Tainting what is tainted already only looks at what is due.
+    let mut taint = async |kid: &str| {
+        let request = admin::TaintJwtKeyRequest { id: kid.into(), reason: "copied".into(), dry_run: false };
+        authorities.taint_jwt_key(request).await.unwrap();
+    };
+    let waits = async || {
+        let states: Vec<_> = jwt_authorities(&server).await.iter().map(admin::Authority::state).collect();
+        assert!(states.contains(&admin::AuthorityState::Prepared), "{states:?}");
+        assert!(!states.contains(&admin::AuthorityState::Active), "{states:?}");
+        assert_eq!(refusal(token(&vm.channel, ask("shop", "web")).await).0, Code::Unavailable);
+    };
+
+    let first = token(&vm.channel, ask("shop", "web")).await.unwrap();
+    taint(&first.kid).await;
+    waits().await;
+    server.clock.advance(299);
+    taint(&first.kid).await;
+    waits().await;
+    // The follower says that it holds the key: the wait is over at once.
+    let published = loop {
+        let bundle = bundles.message().await.unwrap().unwrap().bundle.unwrap();
+        if bundle.sequence == server.bundle().await.sequence() {
+            break bundle;
+        }
+    };
+    acknowledgements.send(acknowledgement(published.sequence, &published.digest)).await.unwrap();
+    acknowledged(&server, published.sequence).await;
+    taint(&first.kid).await;
+    let second = token(&vm.channel, ask("shop", "web")).await.unwrap();
+    assert_ne!(second.kid, first.kid);
+    assert!(published.jwt_keys.iter().any(|key| key.kid == second.kid), "what it acknowledged has the key");
+
+    // It says nothing any more: five minutes, and the next key signs all the same.
+    taint(&second.kid).await;
+    waits().await;
+    server.clock.advance(299);
+    taint(&second.kid).await;
+    waits().await;
+    server.clock.advance(1);
+    taint(&second.kid).await;
+    let third = token(&vm.channel, ask("shop", "web")).await.unwrap();
+    assert!(![&first.kid, &second.kid].contains(&&third.kid));
     server.stop().await;
 }
 

@@ -80,7 +80,8 @@ async fn a_stream_carries_the_bundle_once_and_a_bad_item_does_not_end_it() {
     server.stop().await;
 }
 
-async fn watching(
+/// A stream of bundles, and the first one.
+pub(crate) async fn watching(
     vm: &Node,
 ) -> (mpsc::Sender<ca::WatchBundleRequest>, Streaming<ca::WatchBundleResponse>, ca::Bundle) {
     let (sender, requests) = mpsc::channel(4);
@@ -92,7 +93,7 @@ async fn watching(
     (sender, answers, bundle)
 }
 
-fn acknowledgement(sequence: u64, digest: &[u8]) -> ca::WatchBundleRequest {
+pub(crate) fn acknowledgement(sequence: u64, digest: &[u8]) -> ca::WatchBundleRequest {
     let digest = digest.to_vec().into();
     let message = Message::Acknowledgement(ca::BundleAcknowledgement { sequence, digest });
     ca::WatchBundleRequest { message: Some(message) }

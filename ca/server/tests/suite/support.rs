@@ -28,7 +28,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// Long enough for a busy machine; whoever waits longer waits for ever.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server of `example.test`, replica `r1`.
 pub(crate) struct TestServer {
