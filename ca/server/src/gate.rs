@@ -3,8 +3,8 @@
 //! Laws: identity comes from the connection (a verified client certificate, or the kernel's word on a Unix socket)
 //! and from nothing in the request; forwarded headers and bearer tokens are no credentials here. A method that is not
 //! in the table of `roles` does not exist. Expiry, revocation, ban and removal are checked for every request, so a
-//! connection kept for days gains nothing, and again when the body of a request that changes or issues something has come:
-//! headers sent in good time gain nothing either. Refusals are opaque outside and exact in the log.
+//! connection kept for days gains nothing, and again when the body of a request has come: headers sent in good time gain
+//! nothing either. Refusals are opaque outside and exact in the log.
 //! Not here: what an identity may be issued (`rhizome_core::policy`).
 
 use std::borrow::Cow;

@@ -13,6 +13,7 @@ use rhizome_proto::admin::v1::rule_service_client::RuleServiceClient;
 use rhizome_proto::ca::v1 as ca;
 use rhizome_proto::ca::v1::certificate_request::Csr;
 use rhizome_proto::node::v1 as node;
+use rhizome_server::{METHODS, Needed};
 use rhizome_x509::{KeyAlgorithm, RequestKey, create_csr};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -146,5 +147,25 @@ async fn an_administrator_who_is_removed_between_headers_and_body_changes_nothin
     let rules = admin::ListRulesRequest::default();
     let rules = RuleServiceClient::new(server.local().await).list_rules(rules).await.unwrap().into_inner();
     assert_eq!(rules.rules.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn no_administrators_method_answers_who_was_removed_before_the_body_came() {
+    let server = TestServer::start().await;
+    let (_alice, channel) = server.admin("alice", admin::Role::Security).await;
+    let mut calls = Vec::new();
+    for (path, needed) in METHODS {
+        if matches!(needed, Needed::Role(_)) && path.starts_with("/rhizome.") {
+            calls.push((path, begin(&channel, path, ()).await));
+        }
+    }
+    assert!(calls.len() > 25, "{}", calls.len());
+    let request = admin::RemoveAdminRequest { name: "alice".into(), reason: "left".into() };
+    AdminIdentityServiceClient::new(server.local().await).remove_admin(request).await.unwrap();
+    for (path, call) in calls {
+        let status = call.finish().await.expect_err(path);
+        assert_eq!(status.code(), Code::Unauthenticated, "{path}: {status:?}");
+    }
     server.stop().await;
 }

@@ -41,6 +41,7 @@ impl AdminIdentityService for Api {
         &self,
         request: Request<wire::ListAdminsRequest>,
     ) -> Answer<wire::ListAdminsResponse> {
+        self.0.caller(&request)?;
         let request = request.into_inner();
         let after = read_page_token::<AdminName>(&request.page_token)?;
         let limit = page_size(request.page_size);

@@ -27,6 +27,7 @@ impl AuthorityService for Api {
         &self,
         request: Request<wire::ListAuthoritiesRequest>,
     ) -> Answer<wire::ListAuthoritiesResponse> {
+        self.0.caller(&request)?;
         let request = request.into_inner();
         let state = self.0.state();
         let certifying = state.authorities().values().map(|it| Listed::Certifying(&it.value));

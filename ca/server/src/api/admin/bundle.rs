@@ -19,6 +19,7 @@ impl BundleAdminService for Api {
         &self,
         request: Request<wire::ShowBundleRequest>,
     ) -> Answer<wire::ShowBundleResponse> {
+        self.0.caller(&request)?;
         let request = request.into_inner();
         let state = self.0.state();
         let bundle = self.0.wire_bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
@@ -45,7 +46,8 @@ impl BundleAdminService for Api {
         }))
     }
 
-    async fn list_crls(&self, _request: Request<wire::ListCrlsRequest>) -> Answer<wire::ListCrlsResponse> {
+    async fn list_crls(&self, request: Request<wire::ListCrlsRequest>) -> Answer<wire::ListCrlsResponse> {
+        self.0.caller(&request)?;
         let state = self.0.state();
         let crls = state.crls().values().map(|it| {
             let (record, crl) = (&it.value, &it.value.crl);

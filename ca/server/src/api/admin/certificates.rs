@@ -37,6 +37,7 @@ impl CertificateAdminService for Api {
         &self,
         request: Request<wire::ListCertificatesRequest>,
     ) -> Answer<wire::ListCertificatesResponse> {
+        self.0.caller(&request)?;
         let request = request.into_inner();
         let wanted = Wanted {
             spiffe_id: convert::read_spiffe_id(&request.spiffe_id)?,
@@ -55,6 +56,7 @@ impl CertificateAdminService for Api {
         &self,
         request: Request<wire::GetCertificateRequest>,
     ) -> Answer<wire::GetCertificateResponse> {
+        self.0.caller(&request)?;
         let found = self.0.issuance_of(&request.get_ref().serial).await?;
         let certificate = Some(self.0.certificate(&found));
         Ok(Response::new(wire::GetCertificateResponse { certificate }))

@@ -24,6 +24,7 @@ use crate::status::Answer;
 #[tonic::async_trait]
 impl ExplainService for Api {
     async fn explain(&self, request: Request<wire::ExplainRequest>) -> Answer<wire::ExplainResponse> {
+        self.0.caller(&request)?;
         let request = request.into_inner();
         let wish = Wish::Workload {
             attributes: convert::read_attributes(&request.attributes)?,

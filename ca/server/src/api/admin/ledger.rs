@@ -25,7 +25,8 @@ const LOOKED_AT: usize = 100_000;
 
 #[tonic::async_trait]
 impl LedgerService for Api {
-    async fn get_head(&self, _request: Request<wire::GetHeadRequest>) -> Answer<wire::GetHeadResponse> {
+    async fn get_head(&self, request: Request<wire::GetHeadRequest>) -> Answer<wire::GetHeadResponse> {
+        self.0.caller(&request)?;
         let head = Some(self.0.ledger_head().await?);
         Ok(Response::new(wire::GetHeadResponse { head }))
     }
@@ -36,6 +37,7 @@ impl LedgerService for Api {
         &self,
         request: Request<wire::VerifyLedgerRequest>,
     ) -> Answer<Self::VerifyLedgerStream> {
+        self.0.caller(&request)?;
         let expected = request.into_inner().expected_head.as_ref().map(read_head).transpose()?;
         let (progress, outgoing) = mpsc::channel(4);
         let ca = Arc::clone(&self.0);
@@ -51,6 +53,7 @@ impl LedgerService for Api {
         &self,
         request: Request<wire::ListEntriesRequest>,
     ) -> Answer<wire::ListEntriesResponse> {
+        self.0.caller(&request)?;
         let request = request.into_inner();
         let limit = super::page_size(request.limit).min(MOST_LISTED);
         let mut from = request.from_sequence.max(1);

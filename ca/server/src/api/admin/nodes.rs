@@ -37,6 +37,7 @@ const LONGEST_WINDOW: Ttl = NODE_MAX_TTL;
 #[tonic::async_trait]
 impl NodeAdminService for Api {
     async fn list_nodes(&self, request: Request<wire::ListNodesRequest>) -> Answer<wire::ListNodesResponse> {
+        self.0.caller(&request)?;
         let request = request.into_inner();
         let after = read_page_token::<NodeId>(&request.page_token)?;
         let cluster = convert::read_optional::<ClusterName>("cluster", &request.cluster)?;
@@ -57,6 +58,7 @@ impl NodeAdminService for Api {
     }
 
     async fn get_node(&self, request: Request<wire::GetNodeRequest>) -> Answer<wire::GetNodeResponse> {
+        self.0.caller(&request)?;
         let state = self.0.state();
         let record = known(&state, &request.get_ref().id)?;
         let node = Some(self.0.node_shown(&state, &record.value, self.0.ports.clock.now()));

@@ -61,6 +61,7 @@ impl Stored for RuleRecord {
 #[tonic::async_trait]
 impl RuleService for Api {
     async fn list_rules(&self, request: Request<wire::ListRulesRequest>) -> Answer<wire::ListRulesResponse> {
+        self.0.caller(&request)?;
         let request = request.into_inner();
         let after = read_page_token::<RuleName>(&request.page_token)?;
         let limit = page_size(request.page_size);
@@ -84,6 +85,7 @@ impl RuleService for Api {
     }
 
     async fn get_rule(&self, request: Request<wire::GetRuleRequest>) -> Answer<wire::GetRuleResponse> {
+        self.0.caller(&request)?;
         let name: RuleName = convert::read("name", &request.get_ref().name)?;
         let stored = self.0.rule(&name).await?.ok_or_else(|| no_such_rule(&name))?;
         Ok(Response::new(wire::GetRuleResponse { rule: Some(shown(&stored)) }))

@@ -31,11 +31,13 @@ const BACKUP_FORMAT: u32 = 1;
 
 #[tonic::async_trait]
 impl ServerService for Api {
-    async fn get_status(&self, _request: Request<wire::GetStatusRequest>) -> Answer<wire::GetStatusResponse> {
+    async fn get_status(&self, request: Request<wire::GetStatusRequest>) -> Answer<wire::GetStatusResponse> {
+        self.0.caller(&request)?;
         Ok(Response::new(self.0.status().await?))
     }
 
     async fn run_checks(&self, request: Request<wire::RunChecksRequest>) -> Answer<wire::RunChecksResponse> {
+        self.0.caller(&request)?;
         let within = convert::read_ttl("fail_within_seconds", request.get_ref().fail_within_seconds)?;
         let checks = self.0.checks(within).await?;
         let ok = checks.iter().all(|check| check.ok);

@@ -52,6 +52,7 @@ impl TokenService for Api {
         &self,
         request: Request<wire::ListTokensRequest>,
     ) -> Answer<wire::ListTokensResponse> {
+        self.0.caller(&request)?;
         let request = request.into_inner();
         let after = read_page_token::<Place>(&request.page_token)?;
         let limit = page_size(request.page_size);
