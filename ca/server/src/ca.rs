@@ -68,6 +68,8 @@ pub(crate) struct Ca {
     pub(crate) signing_crls: tokio::sync::Mutex<Setbacks>,
     /// Held by whoever changes authorities: a rotation by time and one by hand would undo each other.
     pub(crate) rotating: tokio::sync::Mutex<()>,
+    /// Keys of roots and issuers whose records may or may not be stored.
+    pub(crate) unplaced_keys: Mutex<Vec<(AuthorityId, KeyInfo)>>,
     /// A key made for JWT-SVIDs whose record may or may not be stored.
     pub(crate) spare_jwt_key: Mutex<Option<(AuthorityId, KeyInfo)>>,
     changes: watch::Sender<u64>,
@@ -107,6 +109,7 @@ impl Ca {
             wire_crls: ArcSwap::from_pointee(WireCrls::of(&state)),
             signing_crls: tokio::sync::Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
+            unplaced_keys: Mutex::default(),
             spare_jwt_key: Mutex::default(),
             state: ArcSwap::from_pointee(state),
             newest: AtomicI64::new(newest.unix()),

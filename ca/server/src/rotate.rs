@@ -1,13 +1,13 @@
 //! Authorities in practice: performs what `rhizome_core::authority::step` says is due.
 //!
 //! Laws: nothing is decided here. A key exists before the entry about it, the entry before the signature, and the
-//! authority counts only once its document is stored; whatever stops in between leaves a key that nobody refers to,
-//! and the next start makes a new one. Documents are changed only as they were read (compare and swap), so two
+//! authority counts only once its document is stored; what fails in between destroys the key as soon as it is known that
+//! nobody refers to it, and the next try makes a new one. Only a process that ends in between leaves one behind. Documents are changed only as they were read (compare and swap), so two
 //! processes never both win.
 //! Not here: which key signs when (`rhizome_core::authority`), keys for tokens and the bundle that shows them
 //! (`rotate_jwt`), the acknowledged change of roots (ca/docs/ARCHITECTURE.md §8).
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Change, Effect, Records};
@@ -85,6 +85,7 @@ impl Ca {
     /// Performs what is due now. What cannot be done keeps nothing else from being done.
     pub(crate) async fn keep_authorities(self: &Arc<Self>) -> Result<(), ApiError> {
         let _one_at_a_time = self.rotating.lock().await;
+        self.settle_unplaced_keys().await;
         self.leave_the_future().await?;
         for _ in 0..MOST_STEPS {
             let now = self.now()?;
@@ -306,7 +307,9 @@ impl Ca {
             Ok(certificate) => certificate,
             Err(cause) => return Err(self.give_up(&key, cause).await),
         };
-        self.store_authority(AuthorityKind::Root, &id, &key, certificate, None, now, reason).await
+        let stored =
+            self.store_authority(AuthorityKind::Root, &id, &key, certificate, None, now, reason).await;
+        self.placed(stored, &id, &key).await
     }
 
     /// Makes an issuer under the active root and stores it as prepared.
@@ -338,7 +341,8 @@ impl Ca {
             Err(cause) => return Err(self.give_up(&key, cause).await),
         };
         let issuer = Some(root.id.clone());
-        self.store_authority(AuthorityKind::Issuer, &id, &key, certificate, issuer, now, reason).await?;
+        let stored = self.store_authority(AuthorityKind::Issuer, &id, &key, certificate, issuer, now, reason);
+        self.placed(stored.await, &id, &key).await?;
         Ok(id)
     }
 
@@ -372,6 +376,40 @@ impl Ca {
     async fn give_up(&self, key: &KeyInfo, cause: IssueError) -> ApiError {
         self.forget_key(key).await;
         cause.into()
+    }
+
+    /// Passes on what came of storing the record of `key`; where it is not stored, nobody will ever name the key.
+    async fn placed(
+        &self,
+        stored: Result<(), ApiError>,
+        id: &AuthorityId,
+        key: &KeyInfo,
+    ) -> Result<(), ApiError> {
+        match &stored {
+            Ok(()) => {}
+            // Whether the record is stored is not known: by the next try it is.
+            Err(ApiError::Store(StoreError::Unavailable { .. } | StoreError::Bug { .. })) => {
+                self.unplaced_keys().push((id.clone(), key.clone()));
+            }
+            Err(_nothing_happened) => self.forget_key(key).await,
+        }
+        stored
+    }
+
+    fn unplaced_keys(&self) -> MutexGuard<'_, Vec<(AuthorityId, KeyInfo)>> {
+        self.unplaced_keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Destroys keys whose records turn out not to be stored.
+    async fn settle_unplaced_keys(&self) {
+        let unplaced = std::mem::take(&mut *self.unplaced_keys());
+        for (id, key) in unplaced {
+            match self.ports.store.document(&DocumentKey::new(Kind::Authority, id.to_string())).await {
+                Ok(Some(_)) => {}
+                Ok(None) => self.forget_key(&key).await,
+                Err(_) => self.unplaced_keys().push((id, key)),
+            }
+        }
     }
 
     pub(crate) async fn forget_key(&self, key: &KeyInfo) {

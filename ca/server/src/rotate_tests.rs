@@ -321,3 +321,30 @@ async fn a_jwt_key_that_comes_to_nothing_is_destroyed_and_one_in_doubt_is_used_a
     let tokens = names.iter().filter(|it| it.starts_with("jwt-")).count();
     assert_eq!(tokens, stored.len(), "and no key without a record");
 }
+
+#[tokio::test]
+async fn an_issuer_whose_record_cannot_be_stored_leaves_no_key_behind_and_one_that_was_stored_after_all_keeps_it()
+ {
+    let full = || StoreError::Full { cause: "no space left".to_owned() };
+    // The first commit of an issuer is the entry of its certificate, the second its record.
+    for (moment, error) in [(Moment::Before, None), (Moment::Before, Some(full())), (Moment::After, None)] {
+        let world = World::new();
+        let ca = world.authority().await;
+        let before = world.key_names().await;
+        match error.clone() {
+            Some(error) => world.store.fail_commit_with(2, moment, error),
+            None => world.store.fail_commit(2, moment),
+        }
+        ca.rotate_issuer_now("admin:alice", "test").await.unwrap_err();
+        ca.keep_authorities().await.unwrap();
+        let authorities = world.store.documents(Kind::Authority, None, 100).await.unwrap();
+        let key_of = |it: &rhizome_core::documents::Document| it.read::<Authority>().unwrap().value.key;
+        let mut named: Vec<String> = authorities.iter().map(|it| key_of(it).to_string()).collect();
+        named.extend(world.stored_jwt_keys().await.iter().map(|it| it.key.to_string()));
+        let (mut kept, stored_after_all) = (world.key_names().await, matches!(moment, Moment::After));
+        named.sort();
+        kept.sort();
+        assert_eq!(kept, named, "{moment:?} {error:?}");
+        assert_eq!(kept.len(), before.len() + usize::from(stored_after_all), "{moment:?} {error:?}");
+    }
+}
