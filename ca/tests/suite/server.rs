@@ -144,7 +144,7 @@ fn the_administrators_socket_refuses_a_user_without_a_role() {
         command.env_remove("RHIZOME_SERVER").env_remove("RHIZOME_IDENTITY").current_dir("/");
         command.output().unwrap()
     };
-    let create = ["token", "create", "--cluster", "prod", "--node", "vm-1"];
+    let create = ["token", "create", "--cluster", "prod", "--node", "vm-1", "--namespace", "shop"];
     for arguments in [&["status"][..], &["node", "list"], &create] {
         let refused = call(65_534, arguments);
         assert_eq!(refused.status.code(), Some(4), "{arguments:?}: {}", stderr(&refused));

@@ -362,7 +362,7 @@ async fn acknowledged(server: &TestServer, sequence: u64) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, known).await.expect("the acknowledgement is stored");
+    tokio::time::timeout(PATIENCE, known).await.unwrap();
 }
 
 #[tokio::test]
