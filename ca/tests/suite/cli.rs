@@ -102,3 +102,22 @@ pub(crate) fn golden(name: &str, found: &str) {
         found.lines().nth(at),
     );
 }
+
+#[test]
+fn an_exit_code_means_the_same_to_the_agent_and_to_the_administrators_verbs() {
+    use rhizome_agent::program::Exit as Agents;
+    use rhizome_cli::Exit;
+    // Written twice, because the agent links none of the command line; said once.
+    let all = [
+        (Agents::Done, Exit::Done),
+        (Agents::Failed, Exit::Failed),
+        (Agents::Usage, Exit::Usage),
+        (Agents::NotFound, Exit::NotFound),
+        (Agents::Denied, Exit::Denied),
+        (Agents::Unavailable, Exit::Unavailable),
+        (Agents::CheckFailed, Exit::CheckFailed),
+    ];
+    for (agents, verbs) in all {
+        assert_eq!((format!("{agents:?}"), agents.code()), (format!("{verbs:?}"), verbs.code()));
+    }
+}
