@@ -45,8 +45,8 @@ pub use key::{KeyAlgorithm, KeyError, PublicKey, SignatureError, SigningAlgorith
 pub use lint::{CertificateField, LintError};
 pub use names::{DnsName, DnsNameError};
 pub use profile::{
-    IntermediateSpec, LeafSpec, PrepareError, RootSpec, ServerSpec, prepare_intermediate, prepare_leaf,
-    prepare_root, prepare_server,
+    CrossSpec, IntermediateSpec, LeafSpec, PrepareError, RootSpec, ServerSpec, prepare_cross,
+    prepare_intermediate, prepare_leaf, prepare_root, prepare_server,
 };
 pub use request::{RequestError, RequestKey, create_csr};
 pub use signature::{Provenance, Signature};

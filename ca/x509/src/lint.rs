@@ -49,6 +49,8 @@ pub(crate) struct Expected<'a> {
 pub(crate) enum Kind {
     Leaf,
     Intermediate,
+    /// A root's key, certified by another root.
+    Cross,
     Root,
 }
 
@@ -163,10 +165,12 @@ fn check_subject(raw: &[u8], expected: &Expected<'_>) -> Result<(), LintError> {
     let is_empty = raw == EMPTY_NAME;
     match expected.kind {
         // RFC 5280 §4.1.2.6: a CA's subject is never empty; and it is unique, so it is not its issuer's.
-        Kind::Root | Kind::Intermediate if is_empty => return Err(LintError::EmptySubject),
-        Kind::Intermediate if raw == expected.issuer_name => return Err(LintError::SubjectIsIssuer),
+        Kind::Root | Kind::Cross | Kind::Intermediate if is_empty => return Err(LintError::EmptySubject),
+        Kind::Cross | Kind::Intermediate if raw == expected.issuer_name => {
+            return Err(LintError::SubjectIsIssuer);
+        }
         Kind::Root if raw != expected.issuer_name => return Err(LintError::IssuerName),
-        Kind::Root | Kind::Intermediate | Kind::Leaf => {}
+        Kind::Root | Kind::Cross | Kind::Intermediate | Kind::Leaf => {}
     }
     if raw == expected.subject { Ok(()) } else { Err(LintError::SubjectMismatch) }
 }
@@ -255,6 +259,7 @@ fn check_extension(field: CertificateField, value: &[u8], expected: &Expected<'_
                 Kind::Leaf => b"\x30\x00",
                 Kind::Root => b"\x30\x03\x01\x01\xff",
                 Kind::Intermediate => b"\x30\x06\x01\x01\xff\x02\x01\x00",
+                Kind::Cross => b"\x30\x06\x01\x01\xff\x02\x01\x01",
             };
             if value != wanted {
                 return Err(LintError::BasicConstraints);

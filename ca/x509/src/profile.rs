@@ -25,6 +25,10 @@ use crate::lint::{self, Expected, Kind, LintError};
 use crate::names::DnsName;
 use crate::tbs::Linted;
 
+mod cross;
+
+pub use cross::{CrossSpec, prepare_cross};
+
 /// A workload's or node's certificate: empty subject, one SPIFFE ID, both TLS usages.
 #[derive(Debug, Clone, Copy)]
 pub struct LeafSpec<'a> {
@@ -269,7 +273,16 @@ fn set_authority_fields(
     spiffe_id: &SpiffeId,
     constraints: BasicConstraints,
 ) -> Result<(), PrepareError> {
-    params.distinguished_name = subject.name();
+    set_authority_fields_as(params, subject.name(), spiffe_id, constraints)
+}
+
+fn set_authority_fields_as(
+    params: &mut CertificateParams,
+    subject: DistinguishedName,
+    spiffe_id: &SpiffeId,
+    constraints: BasicConstraints,
+) -> Result<(), PrepareError> {
+    params.distinguished_name = subject;
     params.subject_alt_names = vec![uri(spiffe_id)?];
     params.is_ca = IsCa::Ca(constraints);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
