@@ -27,6 +27,7 @@ pub mod policy;
 pub mod ports;
 pub mod renewal;
 pub mod renewals;
+pub mod rotation;
 pub mod rules;
 pub mod state;
 pub mod template;

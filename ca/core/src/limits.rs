@@ -126,3 +126,31 @@ pub const ACTIVATE_FRACTION: i64 = 6;
 pub const ACKNOWLEDGE_PATIENCE_SECONDS: i64 = 300;
 /// Upper cap of the activation threshold: 7 days (SPIRE `slot.go`).
 pub const ACTIVATE_CAP_SECONDS: i64 = 7 * 86_400;
+
+/// How far clocks may lie apart in a change of the root: ten minutes off on either side. Until then after its last
+/// certificate's end a subscriber still counts as living.
+pub const ROTATION_SKEW_SECONDS: i64 = 1_200;
+/// How long a change of the root waits after the last issuer changed, when nothing else is asked for: a minute, in which
+/// every issuance that was under way then has ended, and what clocks may lie apart.
+pub const ROTATION_SETTLE_SECONDS: i64 = ROTATION_SKEW_SECONDS + 60;
+/// How long only the new root is trusted before the old key is destroyed, when nothing else is asked for: a day, in which
+/// somebody notices.
+pub const ROTATION_SOAK_SECONDS: i64 = 86_400;
+/// Over how long renewals that a change of the root orders are spread, when nothing else is asked for.
+pub const ROTATION_WINDOW_SECONDS: i64 = 600;
+/// Renewals a second that a change of the root orders at most, when nothing else is asked for: a tenth of what one core
+/// issues.
+pub const ROTATION_RENEWALS_PER_SECOND: u32 = 500;
+/// How long the bundle takes from a cluster's object into a container: the kubelet's period of 60 s and its cache of as
+/// much again at worst.
+pub const PUBLISHER_ALLOWANCE_SECONDS: i64 = 120;
+/// Refresh hints after which another trust domain has looked, or is not looking at all.
+pub const FEDERATION_HINTS: i64 = 3;
+/// An anchor is close to its end when less is left than this many times what a change of the root takes.
+pub const ANCHOR_ALARM_ROTATIONS: i64 = 3;
+/// Exemptions of one rotation; beyond that they are no exemptions.
+pub const EXEMPTIONS: usize = 1_000;
+/// Bytes of a reason that a person gives for an exemption or an abort.
+pub const ROTATION_REASON_BYTES: usize = 1_024;
+/// Blockers that a refusal names; the status lists all of them.
+pub const BLOCKERS_NAMED: usize = 10;

@@ -15,8 +15,8 @@ mod trust_domain;
 
 pub use digest::{Digest, DigestError};
 pub use name::{
-    AdminName, AuthorityId, ClusterName, KeyId, NameError, NodeName, ReplicaName, RequestId, RuleName,
-    TokenId,
+    AdminName, AuthorityId, ClusterName, KeyId, NameError, NodeName, ReplicaName, RequestId, RotationName,
+    RuleName, TokenId,
 };
 pub use serial::{ReplicaNumber, Serial, SerialCounter, SerialError};
 pub use spiffe_id::{SpiffeId, SpiffeIdError};

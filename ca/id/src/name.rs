@@ -125,6 +125,8 @@ names! {
     ReplicaName, "replica name";
     /// What a caller calls one request, so that a retry gets the first answer.
     RequestId, "request id";
+    /// One change of the root, from its beginning to its end.
+    RotationName, "rotation name";
     /// A rule.
     RuleName, "rule name";
     /// A join token's public handle: never the secret itself.

@@ -1,0 +1,383 @@
+//! Rotation of the root: what verifiers trust changes phase by phase, each left only on evidence, and can be taken back.
+//!
+//! Laws: for every live pair of workloads what the one presents reaches a root that the other trusts, before, during and
+//! after (the invariants are functions in [`invariants`], each named as a sentence). A step either moves or acts, never
+//! both: a move is durable before the first effect that follows from it. Effects are found by comparing the world with
+//! what the phase demands, so each is idempotent, and whoever crashes, retries, takes over or does not know whether
+//! something happened looks again and goes on. What the phase demands of the world depends on the phase alone; on the
+//! way back the same phases are passed in the other order, under gates of their own.
+//! Not here: issuers and their certificates, which follow the active root by themselves (`authority`); performing effects
+//! (`rhizome_server::rotate_root`); what counts as evidence (`evidence`, `gate`).
+//! Sources: ca/docs/rotation.md; RFC 5280 §6.1.
+
+use std::collections::BTreeMap;
+
+use rhizome_id::{AuthorityId, Digest, RotationName, Timestamp};
+
+use crate::limits::{EXEMPTIONS, ROTATION_REASON_BYTES};
+
+pub mod canary;
+pub mod evidence;
+pub mod gate;
+pub mod invariants;
+pub mod pacing;
+pub mod plan;
+mod record;
+mod refusal;
+mod work;
+
+pub use canary::Canary;
+pub use evidence::{Published, World};
+pub use gate::{Blocker, Gate};
+pub use record::{Choices, Exemption, Heading, Mode, Outcome, Passage, Phase, Rotation, SelfTest};
+pub use refusal::Refusal;
+pub use work::{Effect, Reason};
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// Time to look at the world.
+    Look(&'a World),
+    /// An administrator's word.
+    Command {
+        /// Whose: the stable text of a principal.
+        by: &'a str,
+        /// The rotation and version they have seen; `None`: that there is none under way.
+        seen: Option<(&'a RotationName, u64)>,
+        /// What they want.
+        order: Order,
+        /// The world as it is.
+        world: &'a World,
+    },
+    /// The self-test of a rotation has come to an end.
+    SelfTested {
+        /// Which rotation.
+        rotation: &'a RotationName,
+        /// What it found.
+        verdict: SelfTest,
+    },
+}
+
+/// What an administrator can want.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Begin.
+    Start {
+        /// Its name, never used before.
+        name: RotationName,
+        /// The name of the root that will be made.
+        new: AuthorityId,
+        /// What kind of change it is.
+        mode: Mode,
+        /// What was chosen.
+        choices: Choices,
+    },
+    /// Leave this phase, if its gate is open.
+    Advance {
+        /// The digest of the loss that is accepted, as it was named; only in [`Mode::Compromised`].
+        accept: Option<Digest>,
+    },
+    /// Take it back.
+    Abort,
+    /// Do not wait for somebody.
+    Exempt(Exemption),
+}
+
+/// What follows. Never both: a move is stored before anything is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// The record to store, if it is still the one that was read; then step again.
+    pub moved: Option<Box<Rotation>>,
+    /// What to do, in order; each may have been done already.
+    pub effects: Vec<Effect>,
+}
+
+/// What follows from `input` at `now` for the rotation on record, if there is one.
+///
+/// # Errors
+/// [`Refusal`] of a command: nothing changes then. A look is never refused.
+pub fn step(current: Option<&Rotation>, input: Input<'_>, now: Timestamp) -> Result<Step, Refusal> {
+    match input {
+        Input::Look(world) => Ok(current.map_or_else(Step::default, |rotation| look(rotation, world, now))),
+        Input::Command { by, seen, order, world } => command(current, by, seen, order, world, now),
+        Input::SelfTested { rotation: name, verdict } => {
+            let waits = |it: &&Rotation| it.name == *name && it.phase == Phase::Staged;
+            let current = current.filter(waits).filter(|it| it.self_test.as_ref() != Some(&verdict));
+            Ok(Step::to(current.map(|it| it.changed(|next| next.self_test = Some(verdict)))))
+        }
+    }
+}
+
+fn look(rotation: &Rotation, world: &World, now: Timestamp) -> Step {
+    if rotation.phase != Phase::Stable && world.facts.restored > rotation.restored {
+        // Nobody knows how far it had come: its bundle is published again, before anything else.
+        return Step::to(Some(rotation.changed(|next| {
+            next.restored = world.facts.restored;
+            next.published = None;
+        })));
+    }
+    if let Some(effect) = work::due(rotation, &world.facts, now) {
+        return Step { moved: None, effects: vec![effect] };
+    }
+    if rotation.phase == Phase::Stable {
+        return Step::default();
+    }
+    let gate = gate::of(rotation, world, now);
+    let may = !rotation.choices.manual || rotation.heading == Heading::Back;
+    if gate.is_open() && may {
+        return Step::to(Some(rotation.left("server", &gate, world, now)));
+    }
+    Step { moved: None, effects: work::meanwhile(rotation, &gate, now) }
+}
+
+fn command(
+    current: Option<&Rotation>,
+    by: &str,
+    seen: Option<(&RotationName, u64)>,
+    order: Order,
+    world: &World,
+    now: Timestamp,
+) -> Result<Step, Refusal> {
+    let underway = current.filter(|it| it.phase != Phase::Stable);
+    if let Order::Start { name, new, mode, choices } = order {
+        return match underway {
+            Some(same) if same.name == name => Ok(Step::default()),
+            Some(other) => Err(Refusal::InProgress { rotation: other.name.clone(), phase: other.phase }),
+            None => begin(by, name, new, mode, choices, world, now).map(|next| Step::to(Some(next))),
+        };
+    }
+    let rotation = underway.ok_or(Refusal::NoneUnderWay)?;
+    if seen.is_some_and(|(name, version)| *name != rotation.name || version != rotation.version) {
+        return Err(Refusal::Changed { rotation: rotation.name.clone(), version: rotation.version });
+    }
+    match order {
+        Order::Start { .. } => Ok(Step::default()),
+        Order::Advance { accept } => advance(rotation, by, accept, world, now),
+        Order::Abort => abort(rotation, by, world, now),
+        Order::Exempt(exemption) => exempt(rotation, exemption, world, now),
+    }
+}
+
+fn begin(
+    by: &str,
+    name: RotationName,
+    new: AuthorityId,
+    mode: Mode,
+    choices: Choices,
+    world: &World,
+    now: Timestamp,
+) -> Result<Rotation, Refusal> {
+    let facts = &world.facts;
+    let old = facts.active_root().ok_or(Refusal::NoRoot)?.clone();
+    let end = facts.roots.get(&old).map_or(now, |root| root.not_after);
+    match mode {
+        Mode::Planned | Mode::Compromised if end < now => return Err(Refusal::Expired { root: old, end }),
+        Mode::Expired if end >= now => return Err(Refusal::NotExpired { root: old, end }),
+        Mode::Planned | Mode::Compromised | Mode::Expired => {}
+    }
+    if facts.roots.contains_key(&new) || facts.keys.contains(&new) {
+        return Err(Refusal::NameTaken { root: new });
+    }
+    check(&choices)?;
+    Ok(Rotation {
+        name,
+        version: 1,
+        mode,
+        phase: Phase::Staged,
+        heading: Heading::Forward,
+        outcome: None,
+        old,
+        new,
+        choices,
+        started_by: by.to_owned(),
+        started_at: now,
+        since: now,
+        before: facts.bundle.anchors.clone(),
+        published: None,
+        self_test: None,
+        exemptions: Vec::new(),
+        restored: facts.restored,
+        last: None,
+    })
+}
+
+fn check(choices: &Choices) -> Result<(), Refusal> {
+    let Choices { soak_seconds, settle_seconds, window_seconds, longest_seconds, .. } = *choices;
+    let bad = |what| Err(Refusal::BadChoice { what });
+    if [soak_seconds, settle_seconds, window_seconds, longest_seconds].iter().any(|it| *it < 0) {
+        return bad("a duration is negative");
+    }
+    if choices.renewals_per_second == 0 {
+        return bad("at least one renewal a second is needed");
+    }
+    match &choices.canary {
+        Some(canary) if !canary.is_sound() => {
+            bad("a canary takes 1 to 99 percent, or at least one namespace")
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn advance(
+    rotation: &Rotation,
+    by: &str,
+    accept: Option<Digest>,
+    world: &World,
+    now: Timestamp,
+) -> Result<Step, Refusal> {
+    if rotation.heading == Heading::Back {
+        return Ok(Step::default());
+    }
+    if matches!(rotation.self_test, Some(SelfTest::Failed { .. })) {
+        return Ok(Step::to(Some(rotation.changed(|next| next.self_test = None))));
+    }
+    let gate = gate::of(rotation, world, now);
+    let unready = work::due(rotation, &world.facts, now).is_some();
+    if gate.is_open() && !unready {
+        return Ok(Step::to(Some(rotation.left(by, &gate, world, now))));
+    }
+    match gate.loss() {
+        Some(loss) if !unready && rotation.mode == Mode::Compromised => {
+            if accept == Some(loss.digest) {
+                Ok(Step::to(Some(rotation.giving_up(&loss, by).left(by, &gate, world, now))))
+            } else {
+                Err(Refusal::NeedsConsent { loss: Box::new(loss) })
+            }
+        }
+        Some(_) | None => Err(Refusal::blocked(rotation.phase, &gate)),
+    }
+}
+
+fn abort(rotation: &Rotation, by: &str, world: &World, now: Timestamp) -> Result<Step, Refusal> {
+    if rotation.heading == Heading::Back {
+        return Ok(Step::default());
+    }
+    let old = world.facts.roots.get(&rotation.old);
+    let usable = old.is_some_and(|root| root.not_after >= now && !root.tainted);
+    let (phase, reversible) = match rotation.phase {
+        // Nothing was signed below the new root.
+        Phase::Stable | Phase::Staged => (Phase::Staged, true),
+        Phase::Distributing => (Phase::Staged, usable),
+        Phase::Canary | Phase::Active | Phase::Untrusting if rotation.mode == Mode::Compromised => {
+            return Err(Refusal::Tainted { root: rotation.old.clone() });
+        }
+        Phase::Canary | Phase::Active if rotation.restored.is_none() => (Phase::Distributing, usable),
+        // Some may trust the new root alone.
+        Phase::Canary | Phase::Active | Phase::Untrusting => (Phase::Active, usable),
+        Phase::Retired => (Phase::Retired, false),
+    };
+    if !reversible {
+        return Err(Refusal::Irreversible { phase: rotation.phase });
+    }
+    let gate = gate::of(rotation, world, now);
+    let back = Rotation { heading: Heading::Back, ..rotation.clone() };
+    Ok(Step::to(Some(back.entered(phase, Some(rotation.passage(by, &gate, world, now)), now))))
+}
+
+fn exempt(rotation: &Rotation, exemption: Exemption, world: &World, now: Timestamp) -> Result<Step, Refusal> {
+    let bad = |what| Err(Refusal::BadExemption { what });
+    if rotation.exemptions.contains(&exemption) {
+        return Ok(Step::default());
+    }
+    if exemption.reason.trim().is_empty() || exemption.reason.len() > ROTATION_REASON_BYTES {
+        return bad("a reason of at most 1024 bytes is needed");
+    }
+    if exemption.expires_at <= now {
+        return bad("it must expire later than now");
+    }
+    if rotation.exemptions.len() >= EXEMPTIONS {
+        return bad("there are 1000 already");
+    }
+    if !gate::knows(world, &exemption.subscriber) {
+        return bad("nobody of that name depends on the roots");
+    }
+    Ok(Step::to(Some(rotation.changed(|next| {
+        next.exemptions.retain(|it| it.subscriber != exemption.subscriber);
+        next.exemptions.push(exemption);
+    }))))
+}
+
+impl Step {
+    fn to(moved: Option<Rotation>) -> Self {
+        Self { moved: moved.map(Box::new), effects: Vec::new() }
+    }
+}
+
+impl Rotation {
+    /// Everybody who depends on either root, by cluster and kind: what progress bars count.
+    pub fn progress(&self, world: &World, now: Timestamp) -> BTreeMap<gate::Place, gate::Progress> {
+        gate::of(self, world, now).progress
+    }
+
+    /// The record once `by` has accepted that those named in `loss` break: nobody waits for them any more.
+    fn giving_up(&self, loss: &gate::Loss, by: &str) -> Self {
+        let given_up = loss.subscribers.iter().map(|subscriber| Exemption {
+            subscriber: subscriber.clone(),
+            reason: format!("its loss was accepted as {}", loss.digest),
+            approver: by.to_owned(),
+            expires_at: Timestamp::MAX,
+        });
+        let exemptions = self.exemptions.iter().cloned().chain(given_up).collect();
+        Self { exemptions, ..self.clone() }
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut Self)) -> Self {
+        let mut next = self.clone();
+        next.version = next.version.saturating_add(1);
+        change(&mut next);
+        next
+    }
+
+    /// The record after its gate let it go, at `by`'s word.
+    fn left(&self, by: &str, gate: &Gate, world: &World, now: Timestamp) -> Self {
+        let passage = Some(self.passage(by, gate, world, now));
+        let next = match (self.phase, self.heading) {
+            (Phase::Staged, Heading::Forward) => Phase::Distributing,
+            (Phase::Distributing, Heading::Forward) if self.choices.canary.is_some() => Phase::Canary,
+            (Phase::Distributing | Phase::Canary, Heading::Forward) => Phase::Active,
+            (Phase::Active, Heading::Forward) => Phase::Untrusting,
+            (Phase::Untrusting, Heading::Forward) => Phase::Retired,
+            (Phase::Untrusting, Heading::Back) => Phase::Active,
+            (Phase::Active, Heading::Back) => Phase::Distributing,
+            (Phase::Canary | Phase::Distributing, Heading::Back) => Phase::Staged,
+            (Phase::Retired | Phase::Stable, _) | (Phase::Staged, Heading::Back) => {
+                let outcome = Some(match self.heading {
+                    Heading::Forward => Outcome::Rotated,
+                    Heading::Back => Outcome::Aborted,
+                });
+                return Self { outcome, ..self.entered(Phase::Stable, passage, now) };
+            }
+        };
+        self.entered(next, passage, now)
+    }
+
+    fn entered(&self, phase: Phase, passage: Option<Passage>, now: Timestamp) -> Self {
+        let before = self.trusted();
+        self.changed(|next| {
+            next.phase = phase;
+            next.since = now;
+            next.last = passage;
+            if next.trusted() != before {
+                next.published = None;
+            }
+        })
+    }
+
+    fn passage(&self, by: &str, gate: &Gate, world: &World, now: Timestamp) -> Passage {
+        let failures = world.probes.iter().filter(|it| it.failure.is_some()).count();
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Passage {
+            from: self.phase,
+            at: now,
+            by: by.to_owned(),
+            acknowledged: gate.acknowledged,
+            count: gate.acknowledged_count,
+            exempted: gate.exempted.clone(),
+            probes: (count(world.probes.len()), count(failures)),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "rotation_tests.rs"]
+mod tests;
