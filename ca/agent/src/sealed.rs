@@ -5,6 +5,7 @@
 //! node, is kept aside under another name and reported, and is never fatal; a key file that others can read is kept
 //! aside, too. What the disk does not let us read is not known to be of no use: it stays where it is and the start fails.
 //! One entry that cannot be used costs that entry. A directory that others can write to is not used. The sealing protects copies of the state that are not copies of the key: backups, snapshots, images.
+//! What is of no use and cannot be put aside, on a disk that can only be read, does not stop the start (`owed`).
 //! Not here: the node's own identity (`rhizome_tls::IdentityDir`), what to keep (`book`).
 //! Sources: NIST SP 800-38D §8.2.2 (random nonces: 2^32 writes per key; ours come by the second),
 //! spiffe/spire#1847 (a restart during an outage).
@@ -31,6 +32,10 @@ use crate::crls::Crls;
 use crate::holdings::Svid;
 use crate::renewal::Entitlement;
 
+mod owed;
+
+use owed::Owed;
+
 const STATE: &str = "state.sealed";
 const KEY: &str = "state.key";
 /// What the file begins with, and what is authenticated beside the content.
@@ -51,6 +56,7 @@ pub(crate) struct Sealed {
     entropy: Arc<dyn Entropy>,
     /// What had to be kept aside to get here.
     aside: Vec<Aside>,
+    owed: Owed,
 }
 
 /// A file that was of no use and is still there under another name.
@@ -101,33 +107,40 @@ impl Sealed {
                 .map_err(|cause| SealedError::io("create", directory, &cause))?;
         }
         check_directory(directory)?;
-        let mut aside = Vec::new();
+        let (mut aside, owed) = (Vec::new(), Owed::default());
         let path = directory.join(KEY);
         let bytes = match read_key(&path) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => make_key(directory, &*entropy)?,
             Err(Unusable::Unread(cause)) => return Err(cause),
             Err(Unusable::Useless(cause)) => {
-                aside.push(keep_aside(directory, KEY, cause)?);
-                make_key(directory, &*entropy)?
+                let (kept, moved) = owed.put_aside(directory, KEY, cause);
+                aside.push(kept);
+                let key = random_key(&*entropy)?;
+                if moved {
+                    write_key(directory, &key)?;
+                } else {
+                    owed.write_key(key.clone());
+                }
+                key
             }
         };
         let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).map(LessSafeKey::new);
         let key = key.map_err(|_unspecified| SealedError::Crypto("the key cannot be used"))?;
-        Ok(Self { directory: directory.to_owned(), key, entropy, aside })
+        Ok(Self { directory: directory.to_owned(), key, entropy, aside, owed })
     }
 
     /// Reads the state of `node` back (of any node, when it is not known which this is); nothing usable reads as
     /// nothing, and is kept aside. Blocks on the disk.
     ///
     /// # Errors
-    /// [`SealedError`] when the disk does not let it be read, or what is of no use cannot be put aside either.
+    /// [`SealedError`] when the disk does not let it be read.
     pub(crate) fn load(&mut self, node: Option<&SpiffeId>) -> Result<Option<Restored>, SealedError> {
         match read_state(&self.directory, &self.key, node) {
             Ok(found) => Ok(found),
             Err(Unusable::Unread(cause)) => Err(cause),
             Err(Unusable::Useless(cause)) => {
-                self.aside.push(keep_aside(&self.directory, STATE, cause)?);
+                self.aside.push(self.owed.put_aside(&self.directory, STATE, cause).0);
                 Ok(None)
             }
         }
@@ -161,6 +174,7 @@ impl Sealed {
         snapshot: &Snapshot,
         renewal: &NodeRenewal,
     ) -> Result<(), SealedError> {
+        self.owed.settle(&self.directory)?;
         let stored = Stored::of(node, snapshot, renewal);
         // Room for all of it at once: a buffer that grows leaves unwiped copies behind.
         let mut sealed = Zeroizing::new(Vec::with_capacity(stored.room()));
@@ -487,11 +501,20 @@ fn read_key(path: &Path) -> Result<Option<Zeroizing<[u8; KEY_BYTES]>>, Unusable>
 }
 
 fn make_key(directory: &Path, entropy: &dyn Entropy) -> Result<Zeroizing<[u8; KEY_BYTES]>, SealedError> {
+    let bytes = random_key(entropy)?;
+    write_key(directory, &bytes)?;
+    Ok(bytes)
+}
+
+fn random_key(entropy: &dyn Entropy) -> Result<Zeroizing<[u8; KEY_BYTES]>, SealedError> {
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     entropy.fill(bytes.as_mut_slice()).map_err(|_none| SealedError::Crypto("no randomness"))?;
-    let text = Zeroizing::new(hex::encode(bytes.as_slice()));
-    write(directory, KEY, &[text.as_bytes(), b"\n"])?;
     Ok(bytes)
+}
+
+fn write_key(directory: &Path, bytes: &[u8; KEY_BYTES]) -> Result<(), SealedError> {
+    let text = Zeroizing::new(hex::encode(bytes));
+    write(directory, KEY, &[text.as_bytes(), b"\n"])
 }
 
 /// Refuses a directory in which somebody else could put files: it holds who this node is and what it serves.

@@ -140,3 +140,35 @@ async fn a_read_only_state_is_served_from_and_sealed_once_it_can_be() {
     status(&agent, |it| it.unsealed == 0).await;
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn a_damaged_state_on_a_disk_that_can_only_be_read_is_no_reason_not_to_start_and_is_not_lost() {
+    let authority = Authority::start().await;
+    let machine = Machine::new(&authority);
+    let Some(disk) = SmallDisk::mount(&machine) else { return };
+    let join = authority.join_string("vm-1", &[]).await;
+    rhizome_agent::join(&machine.state(), &join, &machine.clock()).await.unwrap();
+    let agent = machine.start(None);
+    let before = view(&mut follow_web(&agent)).await.svids[0].serial.clone();
+    agent.stop().await;
+    let (sealed, aside) =
+        (machine.state().join("state.sealed"), machine.state().join("state.sealed.aside-1"));
+    for name in ["state.sealed", "state.key"] {
+        fs::write(machine.state().join(name), b"damaged").unwrap();
+    }
+    disk.remount("ro");
+
+    let agent = machine.start(None);
+    let after = view(&mut follow_web(&agent)).await.svids[0].serial.clone();
+    assert_ne!(after, before, "what was sealed is of no use; it was fetched anew");
+    status(&agent, |it| it.connected && it.unsealed > 0 && it.aside == 2).await;
+    assert_eq!(fs::read(&sealed).unwrap(), b"damaged");
+    disk.remount("rw");
+    status(&agent, |it| it.unsealed == 0).await;
+    assert_eq!(fs::read(&aside).unwrap(), b"damaged", "kept before anything was written");
+    assert_eq!(fs::read(machine.state().join("state.key.aside-1")).unwrap(), b"damaged");
+    agent.stop().await;
+    let agent = machine.start(None);
+    assert_eq!(follow_web(&agent).borrow().clone().unwrap().svids[0].serial, after);
+    agent.stop().await;
+}
