@@ -17,10 +17,10 @@ use rhizome_id::Timestamp;
 use rhizome_server::SystemClock;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{dev, restore, serve};
+use crate::{dev, restore, serve, store};
 
 /// Where the configuration is unless told otherwise.
-const CONFIG: &str = "/etc/rhizome/rhizome.yaml";
+pub(crate) const CONFIG: &str = "/etc/rhizome/rhizome.yaml";
 
 /// Threads for what the server does beside serving: rotation, sealing, metrics. Serving has threads of its own.
 const BACKGROUND_THREADS: usize = 2;
@@ -76,6 +76,9 @@ enum Verb {
         #[arg(value_name = "BACKUP", value_hint = ValueHint::FilePath)]
         backup: PathBuf,
     },
+    /// Move or mend the database itself, offline
+    #[command(subcommand)]
+    Store(store::Verb),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -118,6 +121,7 @@ fn run(arguments: Arguments) -> Exit {
         Verb::Dev { check, dir } => on(many(), output, dev::run(check, dir.as_deref(), output)),
         Verb::DevWorkload(wish) => on(one(), output, dev::run_workload(wish)),
         Verb::Restore { config, backup } => on(one(), output, restore::run(&config, &backup, output)),
+        Verb::Store(verb) => on(one(), output, store::run(verb, output)),
         Verb::Agent(arguments) => on(one(), output, agent(*arguments, output)),
         Verb::Completions { shell } => {
             // In memory first: the library panics when what it writes to does not take it.
@@ -171,6 +175,7 @@ pub(crate) async fn typed(arguments: &[String], console: &mut Console<'_>) -> Re
         | Verb::Server { .. }
         | Verb::Agent(_)
         | Verb::Restore { .. }
+        | Verb::Store(_)
         | Verb::Completions { .. } => Ok(Exit::Usage),
     }
 }

@@ -15,9 +15,11 @@ use rhizome_core::policy::{PolicyLimits, TtlLimits};
 use rhizome_core::ports::{KeyRing, KeyRingError, Store, StoreError};
 use rhizome_keys::{SealedFileKeyRing, SealingKey, SealingKeyError};
 use rhizome_server::{DoorLimits, Ports, Settings, SystemClock, SystemEntropy};
-use rhizome_store::{Options, SqliteStore};
+use rhizome_store::{
+    Options, PostgresOptions, PostgresOptionsError, PostgresPassword, PostgresStore, SqliteStore,
+};
 
-use crate::config::{Config, Policy, Sealing, secret_variable};
+use crate::config::{Config, DatabasePassword, Policy, Postgres, Sealing, StoreChoice, secret_variable};
 
 /// The database's name below the data directory.
 const DATABASE: &str = "rhizome.db";
@@ -104,6 +106,34 @@ pub enum LaunchError {
     /// The database cannot be opened.
     #[error("data: {0}")]
     Store(#[from] StoreError),
+    /// The state is elsewhere.
+    #[error(
+        "data: the state was moved to PostgreSQL, and {} is what it was moved from: say so under `store:`; to go back to \
+         it, and lose what happened since, rename it to {}", path.display(), database.display()
+    )]
+    Migrated {
+        /// What it was moved from.
+        path: PathBuf,
+        /// What it would have to be called.
+        database: PathBuf,
+    },
+    /// The address, the CA file or the schema will not do.
+    #[error("store: {0}")]
+    PostgresOptions(#[from] PostgresOptionsError),
+    /// The environment has no password.
+    #[error("store.password_env: the variable {name} is not set; set it to the database's password")]
+    NoPasswordVariable {
+        /// The variable.
+        name: String,
+    },
+    /// PostgreSQL cannot be used.
+    #[error("store: {place}: {cause}")]
+    Postgres {
+        /// Which database.
+        place: String,
+        /// Why not.
+        cause: StoreError,
+    },
     /// The database takes part in a thread that died.
     #[error("bug while opening the database: {0}")]
     Bug(String),
@@ -126,12 +156,61 @@ pub async fn open(config: &Config) -> Result<Launch, LaunchError> {
     check_data(&config.data)?;
     check_socket(&config.admin.socket)?;
     let keys = open_keys(config).await?;
-    let path = database(&config.data);
-    let opening = tokio::task::spawn_blocking(move || SqliteStore::open(&path, Options::default()));
-    let store: Arc<dyn Store> = Arc::new(opening.await.map_err(|lost| LaunchError::Bug(lost.to_string()))??);
+    let store = open_store(config).await?;
     let ports =
         Ports { store, keys, clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy::default()) };
     Ok(Launch { settings: settings(config), ports })
+}
+
+/// Opens the store that `config` names.
+///
+/// # Errors
+/// [`LaunchError`], with the remedy.
+pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, LaunchError> {
+    match &config.store {
+        StoreChoice::Embedded => Ok(Arc::new(open_embedded(&config.data).await?)),
+        StoreChoice::Postgres(postgres) => Ok(Arc::new(open_postgres(postgres).await?)),
+    }
+}
+
+/// Opens the embedded database of the data directory `data`; makes it where there is none.
+///
+/// # Errors
+/// [`LaunchError`], with the remedy; [`LaunchError::Migrated`] when the state has moved to PostgreSQL.
+pub async fn open_embedded(data: &Path) -> Result<SqliteStore, LaunchError> {
+    let moved = migrated(data);
+    if fs::exists(&moved).unwrap_or(true) {
+        return Err(LaunchError::Migrated { path: moved, database: database(data) });
+    }
+    let path = database(data);
+    let opening = tokio::task::spawn_blocking(move || SqliteStore::open(&path, Options::default()));
+    Ok(opening.await.map_err(|lost| LaunchError::Bug(lost.to_string()))??)
+}
+
+/// Opens the database that `postgres` names; makes the schema where there is none.
+///
+/// # Errors
+/// [`LaunchError`], with the remedy.
+pub async fn open_postgres(postgres: &Postgres) -> Result<PostgresStore, LaunchError> {
+    let password = match &postgres.password {
+        DatabasePassword::None => PostgresPassword::None,
+        DatabasePassword::File(path) => PostgresPassword::File(path.clone()),
+        DatabasePassword::Environment(name) => PostgresPassword::Text(
+            secret_variable(name).ok_or_else(|| LaunchError::NoPasswordVariable { name: name.clone() })?,
+        ),
+    };
+    let entropy = Arc::new(SystemEntropy::default());
+    let mut options = PostgresOptions::new(&postgres.address, entropy)?.in_schema(&postgres.schema)?;
+    options = options.with_password(password);
+    if let Some(path) = &postgres.ca_file {
+        options = options.verified_by(path)?;
+    } else if postgres.danger_plaintext {
+        options = options.danger_plaintext();
+    }
+    let place = options.to_string();
+    let opening = tokio::task::spawn_blocking(move || PostgresStore::open(options));
+    let opened = opening.await.map_err(|lost| LaunchError::Bug(lost.to_string()))?;
+    opened.map_err(|cause| LaunchError::Postgres { place, cause })
 }
 
 /// Opens the private keys that `config` names; makes the sealing key where everything is new.
@@ -175,12 +254,18 @@ fn sealing_key(path: &Path, data: &Path) -> Result<SealingKey, LaunchError> {
 fn was_used(data: &Path) -> bool {
     let keys = fs::read_dir(data.join(KEYS)).map(|mut entries| entries.next().is_some());
     let keys = keys.unwrap_or_else(|cause| cause.kind() != io::ErrorKind::NotFound);
-    keys || fs::exists(database(data)).unwrap_or(true)
+    let there = |path: PathBuf| fs::exists(path).unwrap_or(true);
+    keys || there(database(data)) || there(migrated(data))
 }
 
 /// The database of the data directory `data`.
 pub fn database(data: &Path) -> PathBuf {
     data.join(DATABASE)
+}
+
+/// What the database of `data` is called once its state has moved to PostgreSQL.
+pub fn migrated(data: &Path) -> PathBuf {
+    data.join(format!("{DATABASE}.migrated"))
 }
 
 /// Checks that the data directory is there and can be written to.
@@ -235,6 +320,7 @@ pub fn settings(config: &Config) -> Settings {
         dns_names,
         ip_addresses,
         data,
+        store: _,
         admin,
         web,
         sealing: _,

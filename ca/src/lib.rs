@@ -10,3 +10,4 @@ pub mod launch;
 pub mod logging;
 pub mod restore;
 pub mod serve;
+pub mod store;

@@ -28,7 +28,7 @@ use rhizome_server::{Stopwatch, SystemClock};
 use rhizome_store::{Options, SqliteStore};
 
 use crate::command;
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, StoreChoice};
 use crate::launch::{self, LaunchError};
 use crate::serve::misconfigured;
 
@@ -53,6 +53,12 @@ pub enum RestoreError {
     /// The data directory will not do.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// The state lives in PostgreSQL.
+    #[error(
+        "the configuration keeps the state in PostgreSQL: put its dump back with pg_restore while every server is \
+         stopped, then run `rhizome store mark-restored`"
+    )]
+    Postgres,
     /// There is a database already.
     #[error("{} exists already and is not overwritten; stop the server and move it away (with -wal and -shm)", path.display())]
     Exists {
@@ -110,6 +116,7 @@ impl RestoreError {
         match self {
             Self::Config(_) => "configuration",
             Self::Launch(_) => "launch",
+            Self::Postgres => "postgres",
             Self::Exists { .. } => "exists",
             Self::NoBackup { .. } | Self::Io { .. } => "file",
             Self::OtherTrustDomain { .. } => "other_trust_domain",
@@ -182,6 +189,9 @@ pub async fn restore_into(
     now: Timestamp,
     output: OutputFormat,
 ) -> Result<Restored, RestoreError> {
+    if matches!(config.store, StoreChoice::Postgres(_)) {
+        return Err(RestoreError::Postgres);
+    }
     launch::check_data(&config.data)?;
     let target = launch::database(&config.data);
     let exists = fs::exists(&target).map_err(|cause| io_error("look for", &target, cause))?;
@@ -227,7 +237,11 @@ fn remove_leftovers(data: &Path) {
     }
 }
 
-async fn check_identity(store: &dyn Store, config: &Config, backup: &Path) -> Result<(), RestoreError> {
+pub(crate) async fn check_identity(
+    store: &dyn Store,
+    config: &Config,
+    backup: &Path,
+) -> Result<(), RestoreError> {
     let settings = store.documents(Kind::Setting, None, PAGE).await?;
     let identity = settings.iter().find_map(|document| document.read::<Identity>().ok());
     match identity {
@@ -242,7 +256,7 @@ async fn check_identity(store: &dyn Store, config: &Config, backup: &Path) -> Re
 }
 
 /// Revokes outstanding tokens and raises the bundle's sequence, each with its record in the ledger.
-async fn mark(
+pub(crate) async fn mark(
     store: &dyn Store,
     backup: &Path,
     now: Timestamp,
@@ -381,7 +395,7 @@ fn io_error(action: &'static str, path: &Path, cause: io::Error) -> RestoreError
 }
 
 /// Waits for `work`, and says to people, on standard error, that it goes on once it has taken a second.
-async fn patiently<T>(output: OutputFormat, doing: &str, work: impl Future<Output = T>) -> T {
+pub(crate) async fn patiently<T>(output: OutputFormat, doing: &str, work: impl Future<Output = T>) -> T {
     let watch = Stopwatch::start();
     tokio::pin!(work);
     let mut wait = PATIENCE;

@@ -13,6 +13,7 @@
 pub mod attributes;
 pub mod authority;
 pub mod caller;
+pub mod changes;
 pub mod clock;
 pub mod clock_guard;
 pub mod crl;

@@ -14,6 +14,7 @@ use rhizome_jwt::TokenToBeSigned;
 use rhizome_x509::{PublicKey, Signature, SigningAlgorithm, ToBeSigned};
 use serde::{Deserialize, Serialize};
 
+use crate::changes::Changes;
 use crate::documents::{Document, DocumentKey, Kind, Transaction, Version};
 use crate::ledger::{Head, Position, Receipt, Record};
 
@@ -73,6 +74,37 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`]; counters of a failed reservation are never given out again.
     async fn reserve_serials(&self, count: u32, now: Timestamp) -> Result<SerialCounter, StoreError>;
+
+    /// Whether other processes may write to the same store, so that what they write must be asked for. Unless a store
+    /// says otherwise it has one owner, and the three methods that follow answer accordingly.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// The version of the newest write. Everything that is read after this was answered is at least as new.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot answer.
+    async fn newest_version(&self) -> Result<Version, StoreError> {
+        Ok(Version(0))
+    }
+
+    /// Documents that were written or deleted after `since`, by whoever, about `limit` of them at most: those of one
+    /// transaction are never parted.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot answer.
+    async fn changes(&self, since: Version, limit: usize) -> Result<Changes, StoreError> {
+        let _everything = limit;
+        Ok(Changes::These { changed: Vec::new(), through: since, more: false })
+    }
+
+    /// Returns when the store may hold something newer than `known`. It may return too early, and too late when the
+    /// way by which it hears is cut off: ask now and then besides.
+    async fn wait_for_change(&self, known: Version) {
+        let _nothing_ever_is = known;
+        std::future::pending::<()>().await;
+    }
 
     /// Writes a consistent copy of everything to the file `to`, which must not exist, while commits go on.
     ///
@@ -140,6 +172,12 @@ pub enum StoreError {
     Exists {
         /// The path.
         path: String,
+    },
+    /// This kind of store does not do that; something else does.
+    #[error("{remedy}")]
+    Unsupported {
+        /// What to do instead.
+        remedy: String,
     },
     /// A fault of ours.
     #[error("bug in the store: {cause}")]

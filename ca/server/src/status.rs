@@ -165,6 +165,9 @@ fn of_store(error: &StoreError) -> Public {
             unavailable("store_full", "the server's disk is full; nothing is issued", Duration::from_secs(30))
         }
         StoreError::Exists { .. } => Public::new(Code::AlreadyExists, "exists", error.to_string()),
+        StoreError::Unsupported { .. } => {
+            Public::new(Code::FailedPrecondition, "unsupported", error.to_string())
+        }
         StoreError::Corrupt { .. } | StoreError::Newer { .. } | StoreError::Bug { .. } => bug(),
     }
 }
@@ -289,6 +292,7 @@ mod tests {
             StoreError::Corrupt { cause: text() }.into(),
             StoreError::Newer { found: 2, known: 1 }.into(),
             StoreError::Exists { path: "/backup".to_owned() }.into(),
+            StoreError::Unsupported { remedy: text() }.into(),
             StoreError::Bug { cause: text() }.into(),
             AuthError::NoCredential.into(),
             AuthError::Banned { who: "node:a/join_token/b".to_owned(), reason: text() }.into(),

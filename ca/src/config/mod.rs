@@ -8,6 +8,7 @@
 mod faults;
 mod schema;
 mod section;
+mod store;
 mod tree;
 mod values;
 
@@ -44,8 +45,10 @@ pub struct Config {
     pub dns_names: Vec<DnsName>,
     /// Addresses of the serving certificate; those of `advertise` are among them.
     pub ip_addresses: Vec<IpAddr>,
-    /// Directory of the database and of sealed keys.
+    /// Directory of the embedded database and of sealed keys.
     pub data: PathBuf,
+    /// Where state and ledger live.
+    pub store: StoreChoice,
     /// The administrators' local door.
     pub admin: Admin,
     /// Where metrics and health are served over plain HTTP, if at all.
@@ -71,6 +74,41 @@ pub struct Admin {
     pub socket: PathBuf,
     /// Roles of local users; root and the server's own user are `security` without being named.
     pub uids: BTreeMap<u32, Role>,
+}
+
+/// Where state and ledger live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreChoice {
+    /// In a file of the data directory, for one server.
+    Embedded,
+    /// In PostgreSQL, for many.
+    Postgres(Postgres),
+}
+
+/// A PostgreSQL database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Postgres {
+    /// Its address, without a password.
+    pub address: String,
+    /// The schema in it.
+    pub schema: String,
+    /// Where the password comes from.
+    pub password: DatabasePassword,
+    /// What its certificate is verified by, over TCP.
+    pub ca_file: Option<PathBuf>,
+    /// Over TCP without TLS.
+    pub danger_plaintext: bool,
+}
+
+/// Where a database's password comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatabasePassword {
+    /// There is none.
+    None,
+    /// The first line of this file.
+    File(PathBuf),
+    /// This environment variable.
+    Environment(String),
 }
 
 /// How private keys are sealed at rest.

@@ -14,6 +14,7 @@ use rhizome_id::{ReplicaName, TrustDomain, Ttl};
 
 use super::faults::{Faults, Position, quoted};
 use super::section::{Refusal, Scalar, Section};
+use super::store;
 use super::tree::Node;
 use super::values::{self, Endpoint, Host};
 use super::{Admin, Authority, Config, Limits, Log, LogFormat, LogLevel, Policy, Sealing, Warning};
@@ -47,6 +48,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     let replica = file.value("replica", values::replica).given().or_else(|| "r1".parse().ok());
     let reach = reach(&mut file);
     let data = file.value("data", values::path).or(PathBuf::from(DATA));
+    let (store, plaintext) = store::read(file.section("store"));
     let admin = admin(file.section("admin"));
     let mut web = file.section("web");
     let web_listen = web.value("listen", values::listen).given();
@@ -71,6 +73,11 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
             text: "keys.danger_unsealed: private keys are stored in the clear".to_owned(),
         });
     }
+    if let Some(at) = plaintext {
+        let text =
+            "store.danger_plaintext: whoever is between here and the database reads and changes everything";
+        warnings.push(Warning { at: Some(at), text: text.to_owned() });
+    }
     let Reach { listen, advertise, names } = reach;
     let (dns_names, ip_addresses) = split(&names);
     let (sealing, _) = sealing?;
@@ -84,6 +91,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
         dns_names,
         ip_addresses,
         data,
+        store,
         admin,
         web,
         sealing,

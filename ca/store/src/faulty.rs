@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use rhizome_core::documents::{Document, DocumentKey, Kind, Transaction};
+use rhizome_core::changes::Changes;
+use rhizome_core::documents::{Document, DocumentKey, Kind, Transaction, Version};
 use rhizome_core::ledger::{Head, Position, Record};
 use rhizome_core::ports::{Committed, Store, StoreError};
 use rhizome_id::{SerialCounter, Timestamp};
@@ -208,6 +209,22 @@ impl<S: Store> Store for FaultyStore<S> {
             Some((Moment::Before, error)) => Err(error),
             Some((Moment::After, error)) => self.inner.reserve_serials(count, now).await.and(Err(error)),
         }
+    }
+
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
+    async fn newest_version(&self) -> Result<Version, StoreError> {
+        self.read()?.newest_version().await
+    }
+
+    async fn changes(&self, since: Version, limit: usize) -> Result<Changes, StoreError> {
+        self.read()?.changes(since, limit).await
+    }
+
+    async fn wait_for_change(&self, known: Version) {
+        self.inner.wait_for_change(known).await;
     }
 
     async fn backup(&self, to: &Path) -> Result<(), StoreError> {

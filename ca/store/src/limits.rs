@@ -48,3 +48,53 @@ pub(crate) const CHECKPOINT_PAGES: i64 = 4_096;
 
 /// Records read at once while a ledger is walked: about 0.5 MB.
 pub(crate) const WALK_PAGE: usize = 1_024;
+
+/// How long a connection to PostgreSQL may take to come up: several round trips and a TLS handshake.
+#[cfg(feature = "postgres")]
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same with everything that a session is set to.
+#[cfg(feature = "postgres")]
+pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Silence after which a TCP connection is probed, how often, and how long sent bytes may stay unanswered: a database
+/// that was cut off is noticed in about ten seconds.
+#[cfg(feature = "postgres")]
+pub(crate) const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+#[cfg(feature = "postgres")]
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+#[cfg(feature = "postgres")]
+pub(crate) const TCP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest a statement runs in PostgreSQL, in ordinary work; and how long its answer is awaited.
+#[cfg(feature = "postgres")]
+pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+#[cfg(feature = "postgres")]
+pub(crate) const STATEMENT_PATIENCE: Duration = Duration::from_secs(12);
+
+/// The longest wait for the head row: another server's whole batch, and what is left of one that died in it.
+#[cfg(feature = "postgres")]
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How long a transaction may rest between two statements; ours never do. A server that was stopped in the middle of
+/// one holds the others up for no longer.
+#[cfg(feature = "postgres")]
+pub(crate) const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(3);
+
+/// How long a migration, and a whole check, may take.
+#[cfg(feature = "postgres")]
+pub(crate) const LONG_STATEMENT: Duration = Duration::from_secs(600);
+
+/// Sessions that read. Reads are administrators' lists, changes of other servers and start-up.
+#[cfg(feature = "postgres")]
+pub(crate) const POSTGRES_READERS: usize = 3;
+
+/// Pauses between tries to reach a database that is away: from the first to the longest.
+#[cfg(feature = "postgres")]
+pub(crate) const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+#[cfg(feature = "postgres")]
+pub(crate) const BACKOFF_LONGEST: Duration = Duration::from_secs(5);
+
+/// Versions for which tombstones are kept: whoever is further behind reads everything anew, which is then no more work.
+#[cfg(feature = "postgres")]
+pub(crate) const TOMBSTONES_KEPT: u64 = 100_000;

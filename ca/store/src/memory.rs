@@ -10,24 +10,47 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use rhizome_core::changes::{Changed, Changes};
 use rhizome_core::documents::{Document, DocumentKey, Kind, Transaction, Version, Write};
 use rhizome_core::ledger::{Entry, Head, Position, Receipt, Record};
 use rhizome_core::ports::{Committed, Store, StoreError};
 use rhizome_id::{SerialCounter, Timestamp};
+use tokio::sync::watch;
 
 use crate::limits::RETRY_AFTER;
 use crate::rules;
 
 /// A store in memory. Clones share their content.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
+    /// The newest version, for whoever waits.
+    versions: Arc<watch::Sender<u64>>,
+    shared: bool,
+}
+
+impl Clone for MemoryStore {
+    fn clone(&self) -> Self {
+        Self { state: Arc::clone(&self.state), versions: Arc::clone(&self.versions), shared: self.shared }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        let (versions, _) = watch::channel(0);
+        Self { state: Arc::default(), versions: Arc::new(versions), shared: false }
+    }
 }
 
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty store whose clones are for several servers at once.
+    pub fn shared() -> Self {
+        Self { shared: true, ..Self::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -39,6 +62,7 @@ impl MemoryStore {
 #[derive(Debug, Default)]
 struct State {
     documents: BTreeMap<DocumentKey, (Version, Arc<str>)>,
+    tombstones: BTreeMap<DocumentKey, Version>,
     version: u64,
     records: Vec<Record>,
     by_counter: BTreeMap<SerialCounter, usize>,
@@ -70,10 +94,13 @@ impl State {
         for write in &transaction.writes {
             match write {
                 Write::Put(key, body) => {
+                    self.tombstones.remove(key);
                     self.documents.insert(key.clone(), (version, Arc::clone(body)));
                 }
                 Write::Delete(key) => {
-                    self.documents.remove(key);
+                    if self.documents.remove(key).is_some() {
+                        self.tombstones.insert(key.clone(), version);
+                    }
                 }
             }
         }
@@ -94,7 +121,13 @@ impl State {
 impl Store for MemoryStore {
     async fn commit(&self, transaction: Transaction) -> Result<Committed, StoreError> {
         rules::check(&transaction)?;
-        self.state().apply(&transaction)
+        let committed = self.state().apply(&transaction)?;
+        self.versions.send_if_modified(|newest| {
+            let newer = committed.version.0 > *newest;
+            *newest = committed.version.0.max(*newest);
+            newer
+        });
+        Ok(committed)
     }
 
     async fn document(&self, key: &DocumentKey) -> Result<Option<Document>, StoreError> {
@@ -138,6 +171,38 @@ impl Store for MemoryStore {
         let block = rules::reserve(state.next_serial, highest, count, now)?;
         state.next_serial = block.next;
         Ok(block.first)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    async fn newest_version(&self) -> Result<Version, StoreError> {
+        Ok(Version(self.state().version))
+    }
+
+    async fn changes(&self, since: Version, limit: usize) -> Result<Changes, StoreError> {
+        let state = self.state();
+        let written = state.documents.iter().map(|(key, (version, body))| (key, *version, Some(body)));
+        let deleted = state.tombstones.iter().map(|(key, version)| (key, *version, None));
+        let mut changed: Vec<Changed> = written
+            .chain(deleted)
+            .filter(|(_, version, _)| *version > since)
+            .map(|(key, version, body)| Changed { key: key.clone(), version, body: body.cloned() })
+            .collect();
+        changed.sort_by(|a, b| (a.version, &a.key).cmp(&(b.version, &b.key)));
+        let cut = limit.checked_sub(1).and_then(|last| changed.get(last)).map(|it| it.version);
+        let kept = cut.map_or(changed.len(), |version| changed.partition_point(|it| it.version <= version));
+        let more = kept < changed.len();
+        changed.truncate(kept);
+        let newest = Version(state.version).max(since);
+        let through = changed.last().filter(|_| more).map_or(newest, |it| it.version);
+        Ok(Changes::These { changed, through, more })
+    }
+
+    async fn wait_for_change(&self, known: Version) {
+        // The sender lives as long as this.
+        let _gone = self.versions.subscribe().wait_for(|newest| *newest > known.0).await.map(drop);
     }
 
     /// Always refused with [`StoreError::Unavailable`]: what lives in memory has no copy.

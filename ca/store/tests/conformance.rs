@@ -51,9 +51,25 @@ impl Backend for Harmless {
     }
 }
 
+struct Shared;
+
+impl Backend for Shared {
+    type Place = MemoryStore;
+    type Store = MemoryStore;
+
+    fn place(&self) -> MemoryStore {
+        MemoryStore::shared()
+    }
+
+    fn open(&self, place: &MemoryStore) -> MemoryStore {
+        place.clone()
+    }
+}
+
 #[tokio::test]
 async fn the_memory_store_conforms() {
     suite(Memory).await;
+    suite(Shared).await;
 }
 
 #[tokio::test]

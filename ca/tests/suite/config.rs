@@ -144,6 +144,38 @@ fn fields_that_contradict_each_other_are_faults() {
 }
 
 #[test]
+fn a_store_in_postgresql_is_verified_over_tcp_and_has_no_password_in_its_address() {
+    let with = |store: &str| faults_of(&format!("{LEAST}store: {{{store}}}\n"));
+    let tcp = "postgres: \"postgresql://rhizome@db.example.org/rhizome\"";
+    for fine in [
+        "postgres: \"host=/run/postgresql user=rhizome dbname=rhizome\"".to_owned(),
+        format!("{tcp}, ca_file: /ca.pem, password_file: /password, schema: mesh"),
+        format!("{tcp}, ca_file: /ca.pem, password_env: PGPASSWORD"),
+    ] {
+        assert_eq!(with(&fine), [""; 0], "{fine}");
+    }
+    for (faulty, told) in [
+        (tcp.to_owned(), "store.ca_file"),
+        (format!("{tcp}, ca_file: /ca.pem, danger_plaintext: true"), "store.danger_plaintext"),
+        (format!("{tcp}, ca_file: /a, password_file: /b, password_env: C"), "store.password_env"),
+        ("schema: mesh".to_owned(), "store.postgres"),
+        (
+            "postgres: \"postgresql://rhizome:secret@db/rhizome\"".to_owned(),
+            "a password stands in the address",
+        ),
+        (format!("{tcp}, ca_file: /a, schema: Mesh"), "store.schema"),
+    ] {
+        let found = with(&faulty);
+        assert!(
+            found.len() == 1 && found[0].contains(told) && !found[0].contains("secret"),
+            "{faulty}: {found:?}"
+        );
+    }
+    let dangerous = loaded(&format!("{LEAST}store: {{{tcp}, danger_plaintext: true}}\n"));
+    assert!(dangerous.warnings.iter().any(|it| it.text.contains("danger_plaintext")));
+}
+
+#[test]
 fn a_fault_in_one_field_is_not_repeated_by_the_fields_that_depend_on_it() {
     let text = LEAST.to_owned()
         + "authority: {issuer_ttl: soon}\npolicy: {node_max_ttl: 300d, workload_ttl: never}\n";

@@ -11,6 +11,8 @@ mod dev;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod postgres;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod restore;

@@ -33,6 +33,9 @@ const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 /// Packages that stand in the lock file more than once, and who holds the older one.
 const TWICE: &[(&str, &str)] = &[
+    ("const-oid", "x509-cert of tokio-postgres-rustls wants 0.9"),
+    ("der", "x509-cert of tokio-postgres-rustls wants 0.7"),
+    ("fallible-iterator", "tokio-postgres wants 0.2"),
     ("foldhash", "of petgraph's hashbrown"),
     ("getrandom", "ring 0.17 wants 0.2"),
     ("hashbrown", "petgraph, governor and dashmap each want an older one"),
@@ -40,9 +43,11 @@ const TWICE: &[(&str, &str)] = &[
     ("logos-codegen", "of logos"),
     ("logos-derive", "of logos"),
     ("rand_core", "imbl wants 0.9"),
+    ("spki", "x509-cert of tokio-postgres-rustls wants 0.7"),
     ("syn", "asn1-rs and prost have not moved to 3; builds only"),
     ("synstructure", "of asn1-rs; builds only"),
     ("unicode-width", "miette wants 0.1; builds only"),
+    ("wasi", "of tokio-postgres's whoami; not built here"),
     ("windows-sys", "ring 0.17 wants 0.52; not built here"),
 ];
 

@@ -11,6 +11,7 @@
     reason = "a clause fails by panicking; it runs in tests only"
 )]
 
+mod changes;
 mod documents;
 mod ledger;
 mod serials;
@@ -61,6 +62,8 @@ pub async fn suite<B: Backend>(backend: B) {
     ledger::a_serial_is_recorded_once(&backend).await;
     ledger::entries_too_large_are_refused(&backend).await;
     ledger::the_chain_goes_on_after_reopening(&backend).await;
+    changes::everything_after_a_version_is_told_once_in_order_and_deletions_too(&backend).await;
+    changes::whoever_waits_is_woken_by_a_newer_version(&backend).await;
     serials::blocks_never_overlap(&backend).await;
     serials::serials_never_repeat_across_reopening(&backend).await;
     serials::a_block_starts_no_lower_than_the_clock(&backend).await;

@@ -10,12 +10,12 @@ use std::path::Path;
 
 use refinery::Runner;
 use rhizome_core::ports::StoreError;
-use rhizome_id::Timestamp;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::error::{corrupt, translate};
 use super::{Options, place::unavailable};
+use crate::history::{Applied, Standing, newest, standing};
 use crate::limits::{CHECKPOINT_PAGES, WAL_KEPT_BYTES};
 use crate::rules::bug;
 
@@ -91,30 +91,18 @@ pub(super) fn applied(connection: &Connection) -> Result<Option<i32>, StoreError
     }
     let mut statement = connection.prepare(sql).map_err(translate)?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)));
-    let history: Vec<(i64, String, String, String)> = rows.and_then(Iterator::collect).map_err(translate)?;
-    let newest = known.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
-    let mut last = None;
-    for (version, name, applied_on, checksum) in history {
-        let migration = known.get_migrations().iter().find(|ours| i64::from(ours.version()) == version);
-        let Some(ours) = migration else {
-            return Err(StoreError::Newer { found: version, known: i64::from(newest) });
-        };
-        // refinery panics on an instant or a checksum it cannot read, so it is never shown one.
-        let whole = ours.name() == name
-            && ours.checksum().to_string() == checksum
-            && applied_on.parse::<Timestamp>().is_ok();
-        if !whole {
-            return Err(corrupt(format!("migration {version} ({name}) is not the one this release knows")));
-        }
-        last = Some(ours.version());
+    let history: Vec<Applied> = rows.and_then(Iterator::collect).map_err(translate)?;
+    match standing(&known, history)? {
+        None => Ok(None),
+        Some(Standing::At(version)) => Ok(Some(version)),
+        Some(Standing::Beyond { found, known }) => Err(StoreError::Newer { found, known: i64::from(known) }),
     }
-    Ok(last)
 }
 
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let found = applied(connection)?;
     let runner = runner();
-    if found == runner.get_migrations().iter().map(refinery::Migration::version).max() {
+    if found == Some(newest(&runner)) {
         return Ok(());
     }
     // Grouped: refinery would otherwise record a migration in another transaction than the one that applies it.
