@@ -20,6 +20,8 @@ pub const METADATA_RETRY_AFTER_MS: &str = "rhizome-retry-after-ms";
 /// What stands for a secret in `Debug`.
 const HIDDEN: &str = "(hidden)";
 
+pub mod codec;
+
 /// Certificates, tokens and bundles.
 pub mod ca {
     /// Version 1.

@@ -64,6 +64,7 @@ fn compile(files: &[PathBuf], descriptors: &str, out: &Path) {
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
+        .codec_path("crate::codec::Codec")
         .out_dir(out)
         .compile_fds_with_config(with_comments, config)
         .unwrap();
