@@ -105,12 +105,6 @@ impl Crls {
         if named && serving.into_iter().all(listed) { &self.held } else { &[] }
     }
 
-    /// At least as many bytes as the JSON takes.
-    pub(crate) fn room(&self) -> usize {
-        let lists = self.held.iter().map(|it| it.der().len().saturating_mul(3) / 2);
-        lists.sum::<usize>().saturating_add(self.issuers.len().saturating_mul(160))
-    }
-
     /// How many lists are held.
     pub(crate) const fn len(&self) -> usize {
         self.held.len()

@@ -1,14 +1,15 @@
 //! What the agent holds, encrypted on disk: certificates with their keys, the bundle, the rules and the cursor.
 //!
-//! Laws: AES-256-GCM with a fresh random nonce for every write, under a key file of mode 0600 beside it; a file is
-//! replaced whole (temporary file, fsync, rename, fsync of the directory); what cannot be decrypted, or belongs to another
-//! node, is kept aside under another name and reported, and is never fatal; a key file that others can read is kept
-//! aside, too. What the disk does not let us read is not known to be of no use: it stays where it is and the start fails.
-//! One entry that cannot be used costs that entry. A directory that others can write to is not used. The sealing protects copies of the state that are not copies of the key: backups, snapshots, images.
+//! Laws: authenticated encryption with a key of its own for every write (`pieces`), derived from a key file of mode 0600
+//! beside it; a file is replaced whole (temporary file, fsync, rename, fsync of the directory) and is never in memory
+//! whole; what cannot be decrypted, or belongs to another node, is kept aside under another name and reported, and is
+//! never fatal; a key file that others can read is kept aside, too. What the disk does not let us read is not known to
+//! be of no use: it stays where it is and the start fails. One entry that cannot be used costs that entry. A directory
+//! that others can write to is not used. The sealing protects copies of the state that are not copies of the key:
+//! backups, snapshots, images.
 //! What is of no use and cannot be put aside, on a disk that can only be read, does not stop the start (`owed`).
 //! Not here: the node's own identity (`rhizome_tls::IdentityDir`), what to keep (`book`).
-//! Sources: NIST SP 800-38D §8.2.2 (random nonces: 2^32 writes per key; ours come by the second),
-//! spiffe/spire#1847 (a restart during an outage).
+//! Sources: ADR 0020; spiffe/spire#1847 (a restart during an outage).
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -16,31 +17,27 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use rhizome_core::ports::Entropy;
-use rhizome_core::rules::Rule;
-use rhizome_id::{SpiffeId, Timestamp, TrustDomain, Ttl};
-use rhizome_x509::{Bundle, CaCertificate, JwtKey, inspect};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use serde::de::IgnoredAny;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use rhizome_id::{SpiffeId, Timestamp};
+use ring::hkdf::{HKDF_SHA256, Prk};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::book::{Kept, Snapshot};
-use crate::crls::Crls;
-use crate::holdings::Svid;
-use crate::renewal::Entitlement;
+use crate::book::Snapshot;
 
 mod owed;
+mod pieces;
+mod stored;
 
 use owed::Owed;
+use pieces::{OpenError, Opening, SALT_BYTES, Sealing};
+use stored::Gathering;
 
 const STATE: &str = "state.sealed";
 const KEY: &str = "state.key";
 /// What the file begins with, and what is authenticated beside the content.
-const HEADER: &[u8] = b"rhizome-agent state 1\n";
-/// AES-256.
+const HEADER: &[u8; 22] = b"rhizome-agent state 2\n";
+/// As many as those of the keys derived from it.
 const KEY_BYTES: usize = 32;
 /// Largest state read, in bytes: 10 000 identities of 4 KiB and as many rules leave room.
 const MAX_STATE_BYTES: u64 = 256 * 1024 * 1024;
@@ -52,7 +49,7 @@ const ASIDE_NAMES: u32 = 1_000;
 /// The agent's state directory.
 pub(crate) struct Sealed {
     directory: PathBuf,
-    key: LessSafeKey,
+    key: Prk,
     entropy: Arc<dyn Entropy>,
     /// What had to be kept aside to get here.
     aside: Vec<Aside>,
@@ -125,9 +122,7 @@ impl Sealed {
                 key
             }
         };
-        let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).map(LessSafeKey::new);
-        let key = key.map_err(|_unspecified| SealedError::Crypto("the key cannot be used"))?;
-        Ok(Self { directory: directory.to_owned(), key, entropy, aside, owed })
+        Ok(Self { directory: directory.to_owned(), key: key_of(&bytes), entropy, aside, owed })
     }
 
     /// Reads the state of `node` back (of any node, when it is not known which this is); nothing usable reads as
@@ -154,9 +149,7 @@ impl Sealed {
         let Some(bytes) = read_key(&directory.join(KEY)).map_err(Unusable::into_words)? else {
             return Ok(None);
         };
-        let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).map(LessSafeKey::new);
-        let key = key.map_err(|_unspecified| "the key cannot be used")?;
-        read_state(directory, &key, node).map_err(Unusable::into_words)
+        read_state(directory, &key_of(&bytes), node).map_err(Unusable::into_words)
     }
 
     /// What was kept aside so far.
@@ -175,19 +168,23 @@ impl Sealed {
         renewal: &NodeRenewal,
     ) -> Result<(), SealedError> {
         self.owed.settle(&self.directory)?;
-        let stored = Stored::of(node, snapshot, renewal);
-        // Room for all of it at once: a buffer that grows leaves unwiped copies behind.
-        let mut sealed = Zeroizing::new(Vec::with_capacity(stored.room()));
-        let plain = serde_json::to_writer(&mut *sealed, &stored);
-        plain.map_err(|_strings_only| SealedError::Crypto("the state cannot be encoded"))?;
-        let mut nonce = [0; NONCE_LEN];
-        self.entropy.fill(&mut nonce).map_err(|_none| SealedError::Crypto("no randomness"))?;
-        let unique = Nonce::assume_unique_for_key(nonce);
-        self.key
-            .seal_in_place_append_tag(unique, Aad::from(HEADER), &mut *sealed)
-            .map_err(|_unspecified| SealedError::Crypto("encryption failed"))?;
-        write(&self.directory, STATE, &[HEADER, &nonce, &sealed])
+        let mut salt = [0; SALT_BYTES];
+        self.entropy.fill(&mut salt).map_err(|_none| SealedError::Crypto("no randomness"))?;
+        replace(&self.directory, STATE, |file| {
+            file.write_all(HEADER)?;
+            file.write_all(&salt)?;
+            let sealing = Sealing::new(&self.key, &salt, HEADER, file);
+            let mut sealing = sealing.ok_or_else(|| io::Error::other("no key can be derived"))?;
+            stored::write(&mut sealing, node, snapshot, renewal)?;
+            sealing.finish()
+        })
     }
+}
+
+/// What the keys of files are derived from. The key file is random throughout, so nothing is extracted from it before
+/// (RFC 5869 §3.3).
+fn key_of(bytes: &Zeroizing<[u8; KEY_BYTES]>) -> Prk {
+    Prk::new_less_safe(HKDF_SHA256, bytes.as_slice())
 }
 
 /// Why a file cannot be used.
@@ -207,35 +204,28 @@ impl Unusable {
     }
 }
 
-fn read_state(
-    directory: &Path,
-    key: &LessSafeKey,
-    node: Option<&SpiffeId>,
-) -> Result<Option<Restored>, Unusable> {
-    let Some(bytes) = read_limited(&directory.join(STATE), MAX_STATE_BYTES)? else { return Ok(None) };
-    decrypt(bytes, key, node).map(Some).map_err(Unusable::Useless)
-}
-
-fn decrypt(
-    mut bytes: Zeroizing<Vec<u8>>,
-    key: &LessSafeKey,
-    node: Option<&SpiffeId>,
-) -> Result<Restored, String> {
-    let body =
-        bytes.strip_prefix(HEADER).ok_or("it does not begin as a state of this agent's release does")?;
-    let (nonce, _) = body.split_first_chunk::<NONCE_LEN>().ok_or("it is cut off")?;
-    let nonce = Nonce::assume_unique_for_key(*nonce);
-    let from = HEADER.len().saturating_add(NONCE_LEN);
-    let sealed = bytes.get_mut(from..).ok_or("it is cut off")?;
-    let plain = key.open_in_place(nonce, Aad::from(HEADER), sealed);
-    let plain = plain.map_err(|_unspecified| "it is damaged, or was sealed under another key")?;
-    let stored: Stored =
-        serde_json::from_slice(plain).map_err(|error| format!("its content cannot be read: {error}"))?;
-    if let Some(node) = node.filter(|node| stored.node != **node) {
-        return Err(format!("it belongs to {}, this is {node}", stored.node));
+fn read_state(directory: &Path, key: &Prk, node: Option<&SpiffeId>) -> Result<Option<Restored>, Unusable> {
+    let path = directory.join(STATE);
+    let Some(mut file) = open_limited(&path, MAX_STATE_BYTES)? else { return Ok(None) };
+    let unread = |cause: io::Error| Unusable::Unread(SealedError::io("read", &path, &cause));
+    let useless = |cause: &str| Unusable::Useless(cause.to_owned());
+    let mut start = Vec::with_capacity(HEADER.len().saturating_add(SALT_BYTES));
+    let wanted = u64::try_from(start.capacity()).unwrap_or_default();
+    file.by_ref().take(wanted).read_to_end(&mut start).map_err(unread)?;
+    let salt = start.strip_prefix(HEADER);
+    let salt = salt.ok_or_else(|| useless("it does not begin as a state of this agent's release does"))?;
+    let salt = <[u8; SALT_BYTES]>::try_from(salt).map_err(|_short| useless("it is cut off"))?;
+    let mut opening =
+        Opening::new(key, &salt, HEADER, file).ok_or_else(|| useless("no key can be derived"))?;
+    let mut gathering = Gathering::default();
+    let unusable = |error: OpenError| match error {
+        OpenError::Unread(cause) => unread(cause),
+        OpenError::Damaged => useless(&error.to_string()),
+    };
+    while let Some(piece) = opening.piece().map_err(unusable)? {
+        gathering.take(piece, node).map_err(Unusable::Useless)?;
     }
-    let (node, renewal) = (stored.node.clone(), stored.renewal.clone());
-    Ok(Restored { node, snapshot: stored.snapshot(), renewal })
+    gathering.finish().map(Some).map_err(Unusable::Useless)
 }
 
 /// What an earlier process left.
@@ -257,219 +247,8 @@ pub(crate) struct NodeRenewal {
     pub(crate) at: Option<Timestamp>,
 }
 
-/// The content, as JSON. Unknown fields are ignored, and entries that cannot be read are left out, so that a release can be
-/// taken back.
-#[derive(Serialize, Deserialize)]
-struct Stored {
-    node: SpiffeId,
-    renewal: NodeRenewal,
-    cursor: u64,
-    rules: Option<Entries<Arc<Rule>>>,
-    #[serde(deserialize_with = "if_readable")]
-    bundle: Option<StoredBundle>,
-    #[serde(default, deserialize_with = "if_readable")]
-    crls: Crls,
-    /// Older releases know of none.
-    #[serde(default, deserialize_with = "if_readable")]
-    orders: Vec<String>,
-    svids: Entries<StoredSvid>,
-}
-
-/// A list of which each entry is read by itself.
-struct Entries<T> {
-    read: Vec<T>,
-    /// Entries that could not be read.
-    lost: usize,
-}
-
-/// One of them. Decoding borrows the text, so that no copies of secrets are left behind.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Entry<T> {
-    Read(T),
-    Lost(IgnoredAny),
-}
-
-impl<T> Entries<T> {
-    const fn of(read: Vec<T>) -> Self {
-        Self { read, lost: 0 }
-    }
-}
-
-impl<T: Serialize> Serialize for Entries<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.read.serialize(serializer)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut entries = Self::of(Vec::new());
-        for entry in Vec::<Entry<T>>::deserialize(deserializer)? {
-            match entry {
-                Entry::Read(entry) => entries.read.push(entry),
-                Entry::Lost(_) => entries.lost = entries.lost.saturating_add(1),
-            }
-        }
-        Ok(entries)
-    }
-}
-
-/// Something that the authority sends anew: nothing, where it cannot be read.
-fn if_readable<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-where
-    T: Deserialize<'de> + Default,
-    D: Deserializer<'de>,
-{
-    Ok(match Entry::deserialize(deserializer)? {
-        Entry::Read(value) => value,
-        Entry::Lost(_) => {
-            tracing::error!(
-                what = std::any::type_name::<T>(),
-                "a part of the sealed state cannot be read; it is left out"
-            );
-            T::default()
-        }
-    })
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredBundle {
-    trust_domain: TrustDomain,
-    sequence: u64,
-    refresh_hint: Ttl,
-    anchors: Vec<CaCertificate>,
-    /// Older releases know of none.
-    #[serde(default)]
-    jwt_keys: Vec<JwtKey>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredSvid {
-    entitlement: Entitlement,
-    chain: Vec<String>,
-    key: Secret,
-    renew_at: Timestamp,
-    hint: String,
-}
-
-/// Base64 of what must be wiped.
-struct Secret(Zeroizing<String>);
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
-    }
-}
-
-impl Stored {
-    fn of(node: &SpiffeId, snapshot: &Snapshot, renewal: &NodeRenewal) -> Self {
-        let Snapshot { cursor, rules, bundle, crls, orders, svids } = snapshot;
-        let bundle = bundle.as_ref().map(|it| StoredBundle {
-            trust_domain: it.trust_domain().clone(),
-            sequence: it.sequence(),
-            refresh_hint: it.refresh_hint(),
-            anchors: it.anchors().to_vec(),
-            jwt_keys: it.jwt_keys().to_vec(),
-        });
-        let svid = |Kept { entitlement, svid, renew_at }: &Kept| StoredSvid {
-            entitlement: entitlement.clone(),
-            chain: svid.chain_der.iter().map(|der| STANDARD.encode(der)).collect(),
-            key: Secret(Zeroizing::new(STANDARD.encode(&*svid.key_pkcs8_der))),
-            renew_at: *renew_at,
-            hint: svid.hint.clone(),
-        };
-        Self {
-            node: node.clone(),
-            renewal: renewal.clone(),
-            cursor: *cursor,
-            rules: rules.clone().map(Entries::of),
-            bundle,
-            crls: crls.clone(),
-            orders: orders.clone(),
-            svids: Entries::of(svids.iter().map(svid).collect()),
-        }
-    }
-
-    /// At least as many bytes as the JSON takes, unless the rules are unusually long.
-    fn room(&self) -> usize {
-        let chains = self.svids.read.iter().flat_map(|svid| &svid.chain).map(String::len).sum::<usize>();
-        let anchors = self.bundle.iter().flat_map(|it| &it.anchors).map(|it| it.der().len()).sum::<usize>();
-        let rules = self.rules.as_ref().map_or(0, |rules| rules.read.len());
-        let jwt_keys = self.bundle.iter().flat_map(|it| &it.jwt_keys).count();
-        chains
-            .saturating_add(jwt_keys.saturating_mul(2_048))
-            .saturating_add(anchors.saturating_mul(2))
-            .saturating_add(self.crls.room())
-            .saturating_add(self.svids.read.len().saturating_mul(4_096))
-            .saturating_add(rules.saturating_mul(2_048))
-            .saturating_add(self.orders.iter().map(|name| name.len().saturating_add(4)).sum())
-            .saturating_add(8_192)
-    }
-
-    /// What of it can be used; what cannot is said in the log.
-    fn snapshot(self) -> Snapshot {
-        let bundle = self.bundle.and_then(|it| {
-            Bundle::new(it.trust_domain, it.sequence, it.refresh_hint, it.anchors)
-                .and_then(|bundle| bundle.with_jwt_keys(it.jwt_keys))
-                .inspect_err(|cause| tracing::error!(%cause, "the sealed bundle is of no use"))
-                .ok()
-        });
-        let (lost_rules, lost_svids) = (self.rules.as_ref().map_or(0, |rules| rules.lost), self.svids.lost);
-        if lost_rules > 0 || lost_svids > 0 {
-            tracing::error!(
-                lost_rules,
-                lost_svids,
-                "entries of the sealed state cannot be read; they are left out"
-            );
-        }
-        // Without some rules this node is not where the cursor says: it asks for all of them.
-        let cursor = if lost_rules > 0 { 0 } else { self.cursor };
-        let usable = |stored: StoredSvid| {
-            let id = stored.entitlement.spiffe_id.clone();
-            let kept = stored.kept();
-            kept.inspect_err(|cause| tracing::error!(%id, cause, "a sealed identity is of no use")).ok()
-        };
-        Snapshot {
-            cursor,
-            rules: self.rules.map(|rules| rules.read),
-            bundle: bundle.map(Arc::new),
-            crls: self.crls,
-            orders: self.orders,
-            svids: self.svids.read.into_iter().filter_map(usable).collect(),
-        }
-    }
-}
-
-impl StoredSvid {
-    fn kept(self) -> Result<Kept, String> {
-        let decode = |text: &str| STANDARD.decode(text).map_err(|error| error.to_string());
-        let chain_der: Vec<Vec<u8>> = self.chain.iter().map(|text| decode(text)).collect::<Result<_, _>>()?;
-        let leaf = chain_der.first().ok_or("a chain is empty")?;
-        let facts = inspect(leaf).map_err(|error| error.to_string())?;
-        let spiffe_id = facts.spiffe_id.ok_or("a certificate without a SPIFFE ID")?;
-        let svid = Svid {
-            spiffe_id,
-            key_pkcs8_der: Zeroizing::new(decode(&self.key.0)?),
-            not_before: facts.not_before,
-            not_after: facts.not_after,
-            renew_at: self.renew_at,
-            serial: hex::encode(&facts.serial),
-            hint: self.hint,
-            chain_der,
-        };
-        Ok(Kept { entitlement: self.entitlement, svid: Arc::new(svid), renew_at: self.renew_at })
-    }
-}
-
-/// `None` when there is no file; why it cannot be used otherwise.
-fn read_limited(path: &Path, limit: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Unusable> {
+/// `None` when there is no file; why it cannot be used otherwise. Not more than `limit` bytes come from it.
+fn open_limited(path: &Path, limit: u64) -> Result<Option<io::Take<File>>, Unusable> {
     let unread = |cause: io::Error| Unusable::Unread(SealedError::io("read", path, &cause));
     let file = match File::open(path) {
         Ok(file) => file,
@@ -480,14 +259,15 @@ fn read_limited(path: &Path, limit: u64) -> Result<Option<Zeroizing<Vec<u8>>>, U
     if !metadata.is_file() || metadata.len() > limit {
         return Err(Unusable::Useless(format!("it is no file, or larger than {limit} bytes")));
     }
-    let room = usize::try_from(metadata.len()).unwrap_or_default().saturating_add(1);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
-    file.take(limit).read_to_end(&mut bytes).map_err(unread)?;
-    Ok(Some(bytes))
+    Ok(Some(file.take(limit)))
 }
 
 fn read_key(path: &Path) -> Result<Option<Zeroizing<[u8; KEY_BYTES]>>, Unusable> {
-    let Some(text) = read_limited(path, MAX_KEY_BYTES)? else { return Ok(None) };
+    let Some(mut file) = open_limited(path, MAX_KEY_BYTES)? else { return Ok(None) };
+    let room = usize::try_from(MAX_KEY_BYTES).unwrap_or_default();
+    let mut text = Zeroizing::new(Vec::with_capacity(room));
+    let read = file.read_to_end(&mut text);
+    read.map_err(|cause| Unusable::Unread(SealedError::io("read", path, &cause)))?;
     let metadata = fs::metadata(path);
     let metadata = metadata.map_err(|cause| Unusable::Unread(SealedError::io("read", path, &cause)))?;
     let mode = metadata.mode() & 0o777;
@@ -551,8 +331,23 @@ fn keep_aside(directory: &Path, name: &str, cause: String) -> Result<Aside, Seal
     Ok(Aside { path, cause })
 }
 
-/// Replaces a file whole, with mode 0600 before its first byte; durable when this returns.
+/// Replaces a file whole by `parts`, as [`replace`] does.
+///
+/// # Errors
+/// As for [`replace`].
 pub(crate) fn write(directory: &Path, name: &str, parts: &[&[u8]]) -> Result<(), SealedError> {
+    replace(directory, name, |file| parts.iter().try_for_each(|part| file.write_all(part)))
+}
+
+/// Replaces a file whole, with mode 0600 before its first byte, by what `fill` writes; durable when this returns.
+///
+/// # Errors
+/// [`SealedError::Io`]; the file before is still there then.
+fn replace(
+    directory: &Path,
+    name: &str,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), SealedError> {
     let temporary = directory.join(format!(".{name}.tmp"));
     let path = directory.join(name);
     let io = |cause: io::Error| SealedError::io("write", &path, &cause);
@@ -563,9 +358,7 @@ pub(crate) fn write(directory: &Path, name: &str, parts: &[&[u8]]) -> Result<(),
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(io)?;
     file.set_permissions(Permissions::from_mode(0o600)).map_err(io)?;
-    for part in parts {
-        file.write_all(part).map_err(io)?;
-    }
+    fill(&mut file).map_err(io)?;
     file.sync_all().map_err(io)?;
     fs::rename(&temporary, &path).map_err(io)?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)

@@ -1,9 +1,13 @@
 //! Tests of the sealed state: what comes back, and what is kept aside.
 
 use rhizome_core::entropy::SeededEntropy;
+use rhizome_x509::inspect;
 use tempfile::TempDir;
 
 use super::*;
+use crate::book::Kept;
+use crate::crls::Crls;
+use crate::holdings::Svid;
 use crate::testing::{at, bundle, entitlement, root, rule, valid};
 
 fn node(name: &str) -> SpiffeId {
@@ -86,7 +90,10 @@ fn two_writes_of_the_same_state_differ() {
     sealed.save(&node("vm-1"), &snapshot(), &NodeRenewal::default()).unwrap();
     let first = read();
     sealed.save(&node("vm-1"), &snapshot(), &NodeRenewal::default()).unwrap();
-    assert_ne!(first[HEADER.len()..HEADER.len() + NONCE_LEN], read()[HEADER.len()..HEADER.len() + NONCE_LEN]);
+    assert_ne!(
+        first[HEADER.len()..HEADER.len() + SALT_BYTES],
+        read()[HEADER.len()..HEADER.len() + SALT_BYTES]
+    );
 }
 
 #[test]
@@ -162,40 +169,54 @@ fn what_the_disk_does_not_let_us_read_stays_where_it_is_and_the_start_fails() {
 }
 
 /// Changes the content of the sealed state.
-fn change(folder: &TempDir, change: impl FnOnce(&mut serde_json::Value)) {
-    let sealed = open(folder);
-    let snapshot = snapshot();
-    let mut stored =
-        serde_json::to_value(Stored::of(&node("vm-1"), &snapshot, &NodeRenewal::default())).unwrap();
-    change(&mut stored);
-    let (mut text, nonce) = (serde_json::to_vec(&stored).unwrap(), [7; NONCE_LEN]);
-    let unique = Nonce::assume_unique_for_key(nonce);
-    sealed.key.seal_in_place_append_tag(unique, Aad::from(HEADER), &mut text).unwrap();
-    write(folder.path(), STATE, &[HEADER, &nonce, &text]).unwrap();
+fn change(folder: &TempDir, change: impl FnOnce(&mut Vec<serde_json::Value>)) {
+    let (key, salt) = (open(folder).key, [7; SALT_BYTES]);
+    let mut lines = Vec::new();
+    stored::write(&mut lines, &node("vm-1"), &snapshot(), &NodeRenewal::default()).unwrap();
+    let lines = lines.split_inclusive(|byte| *byte == b'\n');
+    let mut records = lines.map(|line| serde_json::from_slice(line).unwrap()).collect();
+    change(&mut records);
+    let mut sealed = Vec::new();
+    let mut sealing = Sealing::new(&key, &salt, HEADER, &mut sealed).unwrap();
+    records.iter().for_each(|record| writeln!(sealing, "{record}").unwrap());
+    sealing.finish().unwrap();
+    write(folder.path(), STATE, &[HEADER, &salt, &sealed]).unwrap();
+}
+
+/// Which record is of this kind.
+fn of_kind(records: &[serde_json::Value], kind: &str) -> usize {
+    records.iter().position(|record| record.get(kind).is_some()).unwrap()
 }
 
 #[test]
 fn one_entry_that_cannot_be_used_costs_only_itself() {
     let folder = TempDir::new().unwrap();
-    change(&folder, |stored| {
-        let good = stored["svids"][0].clone();
-        let svids = stored["svids"].as_array_mut().unwrap();
-        for (field, bad) in
-            [("chain", "?".into()), ("key", "?".into()), ("entitlement", 5.into()), ("renew_at", "?".into())]
-        {
-            svids.push(good.clone());
-            svids.last_mut().unwrap()[field] = bad;
+    change(&folder, |records| {
+        let good = records[of_kind(records, "svid")].clone();
+        for (field, bad) in [
+            ("chain", serde_json::json!(["bm8gY2VydGlmaWNhdGU="])),
+            ("chain", "?".into()),
+            ("key", "?".into()),
+            ("entitlement", 5.into()),
+            ("renew_at", "?".into()),
+        ] {
+            let mut changed = good.clone();
+            changed["svid"][field] = bad;
+            records.push(changed);
         }
-        svids.last_mut().unwrap()["chain"] = serde_json::json!(["bm8gY2VydGlmaWNhdGU="]);
+        records.push(serde_json::json!({ "of_a_later_release": 1 }));
     });
     let restored = open(&folder).load(Some(&node("vm-1"))).unwrap().unwrap().snapshot;
     assert_eq!((restored.svids.len(), restored.cursor), (1, 42));
     assert!(restored.bundle.is_some() && restored.rules.is_some());
 
-    change(&folder, |stored| {
-        stored["rules"].as_array_mut().unwrap().push(serde_json::json!({ "name": "of a later release" }));
-        stored["crls"] = 5.into();
-        stored["bundle"]["anchors"][0] = "?".into();
+    change(&folder, |records| {
+        let (node, crls, bundle) =
+            (of_kind(records, "node"), of_kind(records, "crls"), of_kind(records, "bundle"));
+        records[node]["node"]["rules"] = 2.into();
+        records.push(serde_json::json!({ "rule": { "name": "of a later release" } }));
+        records[crls]["crls"] = 5.into();
+        records[bundle]["bundle"]["anchors"][0] = "?".into();
     });
     let mut sealed = open(&folder);
     let restored = sealed.load(Some(&node("vm-1"))).unwrap().unwrap().snapshot;
@@ -203,6 +224,25 @@ fn one_entry_that_cannot_be_used_costs_only_itself() {
     assert_eq!(restored.svids.len(), 1);
     assert_eq!((restored.rules.unwrap().len(), restored.cursor), (1, 0), "the lost rule is asked for again");
     assert!(restored.bundle.is_none() && restored.crls == Crls::default(), "they come anew");
+}
+
+#[test]
+fn a_state_of_many_pieces_comes_back_whole() {
+    let folder = TempDir::new().unwrap();
+    let mut many = snapshot();
+    let one = many.svids.pop().unwrap();
+    many.svids = (0..500)
+        .map(|number| Kept { entitlement: entitlement(&format!("/web-{number}")), ..one.clone() })
+        .collect();
+    open(&folder).save(&node("vm-1"), &many, &NodeRenewal::default()).unwrap();
+    let bytes = fs::metadata(folder.path().join(STATE)).unwrap().len();
+    assert!(bytes > 3 * 64 * 1024, "{bytes}");
+    let restored = open(&folder).load(Some(&node("vm-1"))).unwrap().unwrap().snapshot;
+    let entitlements = |snapshot: &Snapshot| -> Vec<_> {
+        snapshot.svids.iter().map(|kept| kept.entitlement.clone()).collect()
+    };
+    assert!(entitlements(&restored) == entitlements(&many));
+    assert!(restored.svids.iter().all(|kept| kept.svid.key_pkcs8_der == one.svid.key_pkcs8_der));
 }
 
 #[test]
