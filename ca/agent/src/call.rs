@@ -8,15 +8,17 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
 use rhizome_core::attributes::Attributes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Extensions;
 
 use crate::attestation::{AttestError, Attested, PeerError};
 use crate::holdings::{NotYet, Subscription, View};
-use crate::refusal::{Item, Refusal};
+use crate::refusal::{Item, Outgoing, Refusal};
 use crate::socket::{Caller, Doors, StreamPlace};
 
 /// One open call.
@@ -169,7 +171,7 @@ impl Session {
         let room = timeout(stall, outlet.reserve()).await.map_err(slow)?.map_err(gone)?;
         self.check()?;
         self.subscription.gives();
-        room.send(Ok(message));
+        room.send(Box::new(Ok(message)));
         // There is room for one, so room again means that it was taken.
         timeout(stall, outlet.reserve()).await.map_err(slow)?.map_err(gone)?;
         Ok(())
@@ -186,17 +188,18 @@ impl Session {
     }
 }
 
-/// Where the messages of a stream go; holds one.
-pub(crate) type Outlet<T> = mpsc::Sender<Item<T>>;
+/// Where the messages of a stream go; holds one. In a place of its own: a channel has room for 32 of what it carries from
+/// its first message on, and there is a channel for each open stream.
+pub(crate) type Outlet<T> = mpsc::Sender<Box<Item<T>>>;
 
 /// An outlet and the stream it feeds.
-pub(crate) fn outlet<T>() -> (Outlet<T>, tokio_stream::wrappers::ReceiverStream<Item<T>>) {
+pub(crate) fn outlet<T: Send + 'static>() -> (Outlet<T>, Outgoing<T>) {
     let (sender, receiver) = mpsc::channel(1);
-    (sender, tokio_stream::wrappers::ReceiverStream::new(receiver))
+    (sender, Box::pin(ReceiverStream::new(receiver).map(|message: Box<Item<T>>| *message)))
 }
 
 /// Tells a caller why its stream ends, if it still listens.
 pub(crate) async fn end<T>(doors: &Doors, outlet: &Outlet<T>, refusal: Refusal) {
     // Whoever does not take the reason in time gets none; the stream ends all the same.
-    drop(timeout(doors.limits.stall, outlet.send(Err(refusal.into()))).await);
+    drop(timeout(doors.limits.stall, outlet.send(Box::new(Err(refusal.into())))).await);
 }

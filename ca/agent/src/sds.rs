@@ -71,7 +71,7 @@ impl Sds {
                 end(&doors, &outlet, refusal).await;
             }
         });
-        Ok(Response::new(Box::pin(stream)))
+        Ok(Response::new(stream))
     }
 }
 

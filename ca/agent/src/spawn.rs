@@ -3,7 +3,10 @@
 //! Laws: the shell starts tasks only here; a tidy lint bans `tokio::spawn` elsewhere.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 
+use futures::FutureExt as _;
+use tokio_util::future::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,27 +24,22 @@ impl Spawner {
     }
 
     /// Starts `task`, called `name` in the log.
+    ///
+    /// Combinators, not `async` blocks, here and below: a block that awaits what it captured has room for it twice, and
+    /// there is a task for each open stream.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let handle = self.tasks.spawn(task);
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
-        tokio::spawn(async move {
-            if let Err(failure) = handle.await
-                && failure.is_panic()
-            {
+        // A task owns what it works on; nothing of it is looked at after a panic.
+        let task = AssertUnwindSafe(task).catch_unwind().map(move |outcome| {
+            if outcome.is_err() {
                 tracing::error!(task = name, "a background task panicked; this is a bug, please report it");
             }
         });
+        self.tasks.spawn(task);
     }
 
     /// Starts `task` and drops it as soon as shutdown begins: for loops that hold nothing half-done between awaits.
     pub fn spawn_until_stop(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.spawn(name, async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = task => {}
-            }
-        });
+        self.spawn(name, task.with_cancellation_token_owned(self.stop.clone()).map(drop));
     }
 
     /// Asks every task to stop and waits until all of them have.

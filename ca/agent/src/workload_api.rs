@@ -53,7 +53,7 @@ impl WorkloadApi {
             drop(session);
             end(&doors, &outlet, refusal).await;
         });
-        Ok(Response::new(Box::pin(stream)))
+        Ok(Response::new(stream))
     }
 }
 

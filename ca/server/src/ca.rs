@@ -22,6 +22,7 @@ use rhizome_id::{AuthorityId, ReplicaNumber, Timestamp, TrustDomain};
 use rhizome_proto::ca::v1 as wire;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::acknowledge::Acknowledgements;
 use crate::api::convert;
 use crate::clock::GuardedClock;
 use crate::crl::{Setbacks, WireCrls};
@@ -56,6 +57,7 @@ pub(crate) struct Ca {
     pub(crate) metrics: Metrics,
     pub(crate) quota: Quota,
     pub(crate) presence: Presence,
+    pub(crate) acknowledgements: Acknowledgements,
     pub(crate) lately: Lately,
     pub(crate) spawner: Spawner,
     /// Whose turn it is among requests of one name.
@@ -101,6 +103,7 @@ impl Ca {
             metrics: Metrics::new(),
             quota: Quota::new(settings.limits),
             presence: Presence::default(),
+            acknowledgements: Acknowledgements::default(),
             lately: Lately::default(),
             recent: remembered(),
             turns: Cache::builder().max_capacity(REQUESTS_AT_ONCE).time_to_idle(REMEMBERED_FOR).build(),

@@ -5,6 +5,7 @@
 //! ports. Time, randomness and tasks come from `system` and `spawn` alone.
 //! Not here: the configuration file and the choice of backends (`rhizome`), the wire's shape (`rhizome-proto`).
 
+mod acknowledge;
 mod api;
 mod ca;
 mod checks;
@@ -19,6 +20,7 @@ mod issue;
 mod issue_token;
 mod listen;
 mod metrics;
+mod outlet;
 mod peer;
 mod presence;
 mod quota;

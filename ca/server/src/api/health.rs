@@ -5,8 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
@@ -14,6 +12,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::Api;
 use crate::ca::Ca;
+use crate::outlet::outlet;
 use crate::status::{Answer, Outgoing};
 
 /// How often a watcher's process is looked at, besides after every change: clocks and disks do not announce themselves.
@@ -28,7 +27,7 @@ impl Health for Api {
     type WatchStream = Outgoing<HealthCheckResponse>;
 
     async fn watch(&self, _request: Request<HealthCheckRequest>) -> Answer<Self::WatchStream> {
-        let (answers, outgoing) = mpsc::channel(1);
+        let (answers, outgoing) = outlet(1);
         let ca = Arc::clone(&self.0);
         self.0.spawner.spawn_until_stop("watch health", async move {
             let mut changes = ca.changes();
@@ -37,7 +36,7 @@ impl Health for Api {
                 let health = ca.health();
                 if told != Some(health.status) {
                     told = Some(health.status);
-                    if answers.send(Ok(health)).await.is_err() {
+                    if !answers.give(health).await {
                         return;
                     }
                 }
@@ -50,7 +49,7 @@ impl Health for Api {
                 }
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        Ok(Response::new(outgoing))
     }
 }
 

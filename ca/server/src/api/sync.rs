@@ -17,17 +17,17 @@ use rhizome_core::documents::{DocumentKey, Kind};
 use rhizome_core::rules::Rule;
 use rhizome_core::state::{Revocation, State};
 use rhizome_id::{RuleName, Serial, Timestamp};
+use rhizome_proto::ca::v1::Bundle;
 use rhizome_proto::node::v1 as wire;
 use rhizome_proto::node::v1::directive::Order;
 use rhizome_proto::node::v1::sync_request::Message;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Streaming};
 
 use super::convert;
 use crate::ca::Ca;
 use crate::crl::WireCrls;
 use crate::error::ApiError;
+use crate::outlet::{Outlet, outlet};
 use crate::peer::PeerInfo;
 use crate::presence::PresenceGuard;
 use crate::renewals;
@@ -44,7 +44,7 @@ const WAITING_MESSAGES: usize = 4;
 /// How often the other end of a quiet stream is asked who it is.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(30);
 
-type Answers = mpsc::Sender<Result<wire::SyncResponse, Broken>>;
+type Answers = Outlet<wire::SyncResponse>;
 
 impl Ca {
     pub(crate) async fn start_sync(
@@ -59,21 +59,21 @@ impl Ca {
                 return Err(ApiError::Invalid { field: "message", problem }.into());
             }
         };
-        let (answers, outgoing) = mpsc::channel(WAITING_MESSAGES);
+        let (answers, outgoing) = outlet(WAITING_MESSAGES);
         let ca = Arc::clone(self);
         self.spawner.spawn_until_stop("sync", async move {
-            if let Err(broken) = ca.sync(&peer, hello, incoming, &answers).await {
-                drop(answers.send(Err(broken)).await);
+            if let Err(broken) = ca.sync(&peer, &hello, &mut incoming, &answers).await {
+                answers.end(broken).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        Ok(Response::new(outgoing))
     }
 
     async fn sync(
         self: &Arc<Self>,
         peer: &PeerInfo,
-        hello: wire::Hello,
-        incoming: Streaming<wire::SyncRequest>,
+        hello: &wire::Hello,
+        incoming: &mut Streaming<wire::SyncRequest>,
         answers: &Answers,
     ) -> Result<(), Broken> {
         let who = self.identify(peer)?.principal().to_string();
@@ -83,53 +83,76 @@ impl Ca {
         if outcome.is_err()
             && let Some(last) = follower.farewell(&self.state(), &who)
         {
-            drop(answers.send(Ok(last)).await);
+            answers.give(last).await;
         }
         outcome
     }
 
+    /// What it holds while it waits, a fleet holds ten thousand times.
     async fn follow(
         self: &Arc<Self>,
         peer: &PeerInfo,
         (who, present): (&str, &PresenceGuard),
-        mut incoming: Streaming<wire::SyncRequest>,
+        incoming: &mut Streaming<wire::SyncRequest>,
         (follower, answers): (&mut Follower, &Answers),
     ) -> Result<(), Broken> {
         let mut changes = self.changes();
+        let mut told = 0;
         loop {
             changes.mark_unchanged();
-            let state = self.state();
-            let caller = self.identify(peer)?;
-            // After the state, so that these lists are of that state or newer.
-            let crls = self.wire_crls();
-            let hearer = Hearer { caller: &caller, who, now: self.ports.clock.now() };
-            for message in follower.catch_up(&state, &crls, &hearer) {
-                if answers.send(Ok(message)).await.is_err() {
+            for message in self.news(peer, who, follower)? {
+                if !answers.give(message).await {
                     return Ok(());
                 }
             }
-            present.told_crls(follower.crls);
+            if follower.crls != told {
+                told = follower.crls;
+                present.told_crls(told);
+            }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() {
                     return Ok(());
                 },
                 // Certificates expire without anything changing.
                 () = tokio::time::sleep(ASK_AGAIN) => {}
-                message = incoming.message() => match self.counted(peer, message?)?.map(|it| it.message) {
-                    None => return Ok(()),
-                    Some(Some(Message::BundleAcknowledgement(acknowledgement))) => {
-                        present.seen(self.ports.clock.now());
-                        self.acknowledge(who, &acknowledgement).await?;
-                    }
-                    Some(Some(Message::ServedIssuers(served))) => {
-                        present.seen(self.ports.clock.now());
-                        self.presence.serves(who, served.issuers);
-                    }
-                    Some(Some(Message::Hello(_)) | None) => {
-                        let problem = "hello is said once, at the beginning".to_owned();
-                        return Err(ApiError::Invalid { field: "message", problem }.into());
-                    }
-                },
+                message = incoming.message() => {
+                    let Some(message) = self.counted(peer, message?)? else { return Ok(()) };
+                    present.seen(self.ports.clock.now());
+                    Box::pin(self.heard(who, message)).await?;
+                }
+            }
+        }
+    }
+
+    /// What `peer` has not been told yet. The state is let go of before anything is waited for: a stream that kept the
+    /// one it saw last would keep it from being freed.
+    fn news(
+        &self,
+        peer: &PeerInfo,
+        who: &str,
+        follower: &mut Follower,
+    ) -> Result<Vec<wire::SyncResponse>, ApiError> {
+        let state = self.state();
+        let caller = self.identify(peer)?;
+        // After the state, so that these are of that state or newer.
+        let (bundle, crls) = (self.wire_bundle(), self.wire_crls());
+        let hearer = Hearer { caller: &caller, who, now: self.ports.clock.now() };
+        Ok(follower.catch_up(&state, bundle.as_deref(), &crls, &hearer))
+    }
+
+    /// What a node says after its hello.
+    async fn heard(self: &Arc<Self>, who: &str, message: wire::SyncRequest) -> Result<(), ApiError> {
+        match message.message {
+            Some(Message::BundleAcknowledgement(acknowledgement)) => {
+                self.acknowledge(who, &acknowledgement).await
+            }
+            Some(Message::ServedIssuers(served)) => {
+                self.presence.serves(who, served.issuers);
+                Ok(())
+            }
+            Some(Message::Hello(_)) | None => {
+                let problem = "hello is said once, at the beginning".to_owned();
+                Err(ApiError::Invalid { field: "message", problem })
             }
         }
     }
@@ -146,7 +169,13 @@ struct Follower {
 
 impl Follower {
     /// The messages that bring the node to `state`; none when nothing concerns it.
-    fn catch_up(&mut self, state: &State, crls: &WireCrls, hearer: &Hearer<'_>) -> Vec<wire::SyncResponse> {
+    fn catch_up(
+        &mut self,
+        state: &State,
+        bundle: Option<&Bundle>,
+        crls: &WireCrls,
+        hearer: &Hearer<'_>,
+    ) -> Vec<wire::SyncResponse> {
         let first = std::mem::replace(&mut self.first, false);
         // A cursor from before this process began to remember, or from a future that a restored backup does not know,
         // cannot be followed: start anew.
@@ -157,9 +186,8 @@ impl Follower {
             Some(changes) => changed(state, hearer, changes),
         };
         let Told { upserts, removed_rules, directives } = told;
-        let published =
-            state.bundle().map(|it| &it.value.bundle).filter(|it| first || it.sequence() > self.bundle);
-        self.bundle = published.map_or(self.bundle, rhizome_x509::Bundle::sequence);
+        let published = bundle.filter(|it| first || it.sequence > self.bundle);
+        self.bundle = published.map_or(self.bundle, |it| it.sequence);
         self.cursor = state.cursor();
         let fresh_crls = (first || crls.generation > self.crls).then(|| crls.set.clone());
         self.crls = self.crls.max(crls.generation);
@@ -177,12 +205,7 @@ impl Follower {
             .collect();
         // The last message carries everything else, and the cursor that makes the batch count.
         let last = messages.pop().unwrap_or_default();
-        messages.push(wire::SyncResponse {
-            removed_rules,
-            bundle: published.map(convert::bundle),
-            directives,
-            ..last
-        });
+        messages.push(wire::SyncResponse { removed_rules, bundle: published.cloned(), directives, ..last });
         // Revocation lists are verified against the bundle, so they never come before it; large ones come alone.
         if fresh_crls.as_ref().is_some_and(|set| bytes_of(set) > CRLS_BESIDE_RULES_BYTES) {
             messages.push(wire::SyncResponse::default());

@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -98,28 +98,83 @@ async fn a_change_that_concerns_nobody_here_takes_nothing_from_a_request_under_w
     server.stop().await;
 }
 
+/// A stream of the bundle.
+struct Watch {
+    requests: mpsc::Sender<ca::WatchBundleRequest>,
+    answers: Streaming<ca::WatchBundleResponse>,
+    bundle: ca::Bundle,
+}
+
+impl Watch {
+    async fn open(node: &Node) -> Self {
+        let (requests, outgoing) = mpsc::channel(4);
+        let opening = ca::WatchBundleOpening { trust_domain: String::new(), known_sequence: 0 };
+        requests.send(ca::WatchBundleRequest { message: Some(Message::Opening(opening)) }).await.unwrap();
+        let mut client = BundleServiceClient::new(node.channel.clone());
+        let mut answers = client.watch_bundle(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+        let bundle = answers.message().await.unwrap().unwrap().bundle.unwrap();
+        Self { requests, answers, bundle }
+    }
+
+    async fn acknowledge(&self) {
+        let ca::Bundle { sequence, digest, .. } = self.bundle.clone();
+        let message = Message::Acknowledgement(ca::BundleAcknowledgement { sequence, digest });
+        self.requests.send(ca::WatchBundleRequest { message: Some(message) }).await.unwrap();
+    }
+}
+
+async fn subscribers(server: &TestServer) -> u64 {
+    let mut bundles = BundleAdminServiceClient::new(server.local().await);
+    let shown = bundles.show_bundle(admin::ShowBundleRequest::default()).await.unwrap();
+    shown.into_inner().subscriber_count
+}
+
 #[tokio::test]
 async fn an_acknowledgement_of_a_node_that_was_evicted_meanwhile_leaves_nothing_behind() {
     let server = TestServer::start().await;
     let vm = server.join("vm-1").await;
-    let (sender, requests) = mpsc::channel(4);
-    let opening = ca::WatchBundleOpening { trust_domain: String::new(), known_sequence: 0 };
-    sender.send(ca::WatchBundleRequest { message: Some(Message::Opening(opening)) }).await.unwrap();
-    let mut client = BundleServiceClient::new(vm.channel.clone());
-    let mut answers = client.watch_bundle(ReceiverStream::new(requests)).await.unwrap().into_inner();
-    let ca::Bundle { sequence, digest, .. } = answers.message().await.unwrap().unwrap().bundle.unwrap();
-
+    let mut watch = Watch::open(&vm).await;
     let mut held = server.store.hold_commit(1, Moment::Before);
-    let message = Message::Acknowledgement(ca::BundleAcknowledgement { sequence, digest });
-    sender.send(ca::WatchBundleRequest { message: Some(message) }).await.unwrap();
+    watch.acknowledge().await;
     assert!(held.reached().await);
     let request = admin::EvictNodeRequest { id: vm.id.clone(), reason: "gone".into() };
     NodeAdminServiceClient::new(server.local().await).evict_node(request).await.unwrap();
     drop(held);
-    assert_eq!(answers.message().await.unwrap_err().code(), Code::Unauthenticated);
-    let mut bundles = BundleAdminServiceClient::new(server.local().await);
-    let shown = bundles.show_bundle(admin::ShowBundleRequest::default()).await.unwrap().into_inner();
-    assert_eq!(shown.subscriber_count, 0);
+    assert_eq!(watch.answers.message().await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(subscribers(&server).await, 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn acknowledgements_that_are_written_together_fail_each_by_itself() {
+    let server = TestServer::start().await;
+    let mut nodes = Vec::new();
+    for number in 1..=9 {
+        nodes.push(server.join(&format!("vm-{number}")).await);
+    }
+    let watches = join_all(nodes.iter().map(Watch::open)).await;
+    // While the first one is being written, the others gather; then the second write is held, and one of them goes.
+    let mut first = server.store.hold_commit(1, Moment::Before);
+    let mut second = server.store.hold_commit(2, Moment::Before);
+    watches[0].acknowledge().await;
+    assert!(first.reached().await);
+    for watch in &watches[1..] {
+        watch.acknowledge().await;
+    }
+    drop(first);
+    assert!(second.reached().await);
+    let request = admin::EvictNodeRequest { id: nodes[4].id.clone(), reason: "gone".into() };
+    NodeAdminServiceClient::new(server.local().await).evict_node(request).await.unwrap();
+    drop(second);
+    for (number, mut watch) in watches.into_iter().enumerate() {
+        drop(watch.requests);
+        let ended = watch.answers.message().await;
+        match number {
+            4 => assert_eq!(ended.unwrap_err().code(), Code::Unauthenticated),
+            _ => assert!(ended.unwrap().is_none(), "{number}: it ends when everything it said was heard"),
+        }
+    }
+    assert_eq!(subscribers(&server).await, 8);
     server.stop().await;
 }
 
