@@ -292,7 +292,7 @@ mod tests {
             StoreError::Corrupt { cause: text() }.into(),
             StoreError::Newer { found: 2, known: 1 }.into(),
             StoreError::Exists { path: "/backup".to_owned() }.into(),
-            StoreError::Unsupported { remedy: text() }.into(),
+            StoreError::Unsupported { remedy: "what to do instead".to_owned() }.into(),
             StoreError::Bug { cause: text() }.into(),
             AuthError::NoCredential.into(),
             AuthError::Banned { who: "node:a/join_token/b".to_owned(), reason: text() }.into(),

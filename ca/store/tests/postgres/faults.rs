@@ -78,7 +78,7 @@ impl Load {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), reached).await.expect("nothing is committed any more");
+        tokio::time::timeout(Duration::from_secs(60), reached).await.unwrap();
     }
 
     async fn end(mut self) -> (BTreeSet<u64>, u64) {
