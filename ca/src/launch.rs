@@ -1,8 +1,7 @@
 //! The wiring: from a configuration to the settings and ports the server runs on.
 //!
-//! Laws: what is missing is said before anything is half-started, with the command that mends it. A sealing key is
-//! made only where there is nothing yet that an older one sealed.
-//! Not here: what the server does with them (`rhizome_server`), reading the file (`config`).
+//! Laws: what is missing is said before anything is half-started, with the command that mends it.
+//! Not here: what the server does with them (`rhizome_server`), reading the file (`config`), private keys (`keyring`).
 
 use std::fs;
 use std::io;
@@ -12,20 +11,17 @@ use std::sync::Arc;
 
 use rhizome_core::authority::RotationPolicy;
 use rhizome_core::policy::{PolicyLimits, TtlLimits};
-use rhizome_core::ports::{KeyRing, KeyRingError, Store, StoreError};
-use rhizome_keys::{SealedFileKeyRing, SealingKey, SealingKeyError};
+use rhizome_core::ports::{Store, StoreError};
 use rhizome_server::{DoorLimits, Ports, Settings, SystemClock, SystemEntropy};
 use rhizome_store::{
     Options, PostgresOptions, PostgresOptionsError, PostgresPassword, PostgresStore, SqliteStore,
 };
 
-use crate::config::{Config, DatabasePassword, Policy, Postgres, Sealing, StoreChoice, secret_variable};
+use crate::config::{Config, DatabasePassword, Policy, Postgres, StoreChoice, secret_variable};
+use crate::keyring::{self, KeysError, Secrets};
 
 /// The database's name below the data directory.
 const DATABASE: &str = "rhizome.db";
-
-/// The directory of sealed private keys below the data directory.
-const KEYS: &str = "keys";
 
 /// Why a server could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -69,40 +65,9 @@ pub enum LaunchError {
         /// The directory.
         path: PathBuf,
     },
-    /// The sealing key is gone while keys sealed under it are here.
-    #[error(
-        "keys.sealing_key_file: {} does not exist, but {} was used before; put the key back from its backup: a new \
-         one could not open the private keys", path.display(), data.display()
-    )]
-    SealingKeyLost {
-        /// The file.
-        path: PathBuf,
-        /// The data directory.
-        data: PathBuf,
-    },
-    /// The environment has no sealing key.
-    #[error(
-        "keys.sealing_key_env: the variable {name} is not set; set it to what `openssl rand -base64 32` printed when \
-         this authority was founded, or prints now if it is new"
-    )]
-    NoSealingVariable {
-        /// The variable.
-        name: String,
-    },
-    /// What the environment has is no sealing key.
-    #[error("keys.sealing_key_env: the variable {name}: {cause}")]
-    SealingVariable {
-        /// The variable.
-        name: String,
-        /// Why not.
-        cause: SealingKeyError,
-    },
-    /// The sealing key cannot be had.
-    #[error("keys: {0}")]
-    SealingKey(#[from] SealingKeyError),
     /// The private keys cannot be had.
-    #[error("keys: {0}")]
-    Keys(#[from] KeyRingError),
+    #[error("keys{0}")]
+    Keys(#[from] KeysError),
     /// The database cannot be opened.
     #[error("data: {0}")]
     Store(#[from] StoreError),
@@ -155,8 +120,9 @@ pub struct Launch {
 pub async fn open(config: &Config) -> Result<Launch, LaunchError> {
     check_data(&config.data)?;
     check_socket(&config.admin.socket)?;
-    let keys = open_keys(config).await?;
+    let secrets = Secrets::gather(config)?;
     let store = open_store(config).await?;
+    let keys = secrets.open(config, Arc::clone(&store)).await?;
     let ports =
         Ports { store, keys, clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy::default()) };
     Ok(Launch { settings: settings(config), ports })
@@ -211,51 +177,6 @@ pub async fn open_postgres(postgres: &Postgres) -> Result<PostgresStore, LaunchE
     let opening = tokio::task::spawn_blocking(move || PostgresStore::open(options));
     let opened = opening.await.map_err(|lost| LaunchError::Bug(lost.to_string()))?;
     opened.map_err(|cause| LaunchError::Postgres { place, cause })
-}
-
-/// Opens the private keys that `config` names; makes the sealing key where everything is new.
-///
-/// # Errors
-/// [`LaunchError`], with the remedy.
-pub async fn open_keys(config: &Config) -> Result<Arc<dyn KeyRing>, LaunchError> {
-    let directory = config.data.join(KEYS);
-    let sealing_key = match &config.sealing {
-        Sealing::KeyFile(path) => sealing_key(path, &config.data)?,
-        Sealing::KeyEnvironment(name) => {
-            let text =
-                secret_variable(name).ok_or_else(|| LaunchError::NoSealingVariable { name: name.clone() })?;
-            SealingKey::from_text(&text)
-                .map_err(|cause| LaunchError::SealingVariable { name: name.clone(), cause })?
-        }
-        Sealing::DangerUnsealed => {
-            tracing::warn!(directory = %directory.display(), "danger: private keys are stored in the clear");
-            return Ok(Arc::new(SealedFileKeyRing::open_danger_unsealed(&directory).await?));
-        }
-    };
-    Ok(Arc::new(SealedFileKeyRing::open(&directory, sealing_key).await?))
-}
-
-fn sealing_key(path: &Path, data: &Path) -> Result<SealingKey, LaunchError> {
-    match SealingKey::from_file(path) {
-        Err(SealingKeyError::Missing { path }) => {
-            if was_used(data) {
-                return Err(LaunchError::SealingKeyLost { path, data: data.to_owned() });
-            }
-            let key = SealingKey::generate_file(&path)?;
-            let (file, name) = (path.display(), key.name());
-            tracing::warn!(%file, key = name, "made the sealing key; back it up now, apart from the database");
-            Ok(key)
-        }
-        found => Ok(found?),
-    }
-}
-
-/// Whether anything of an authority is in `data` already. What cannot be read counts as used.
-fn was_used(data: &Path) -> bool {
-    let keys = fs::read_dir(data.join(KEYS)).map(|mut entries| entries.next().is_some());
-    let keys = keys.unwrap_or_else(|cause| cause.kind() != io::ErrorKind::NotFound);
-    let there = |path: PathBuf| fs::exists(path).unwrap_or(true);
-    keys || there(database(data)) || there(migrated(data))
 }
 
 /// The database of the data directory `data`.
@@ -323,7 +244,7 @@ pub fn settings(config: &Config) -> Settings {
         store: _,
         admin,
         web,
-        sealing: _,
+        keys: _,
         authority,
         policy,
         limits,
@@ -358,7 +279,7 @@ pub fn settings(config: &Config) -> Settings {
         believe_clock: false,
         scratch: Some(data.clone()),
         workers: limits.workers,
-        sealed_keys_dir: Some(data.join(KEYS)),
+        sealed_keys_dir: Some(data.join(keyring::FILES)),
     }
 }
 

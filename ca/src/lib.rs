@@ -6,6 +6,7 @@
 pub mod command;
 pub mod config;
 pub mod dev;
+pub mod keyring;
 pub mod launch;
 pub mod logging;
 pub mod restore;

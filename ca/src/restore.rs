@@ -29,6 +29,7 @@ use rhizome_store::{Options, SqliteStore};
 
 use crate::command;
 use crate::config::{self, Config, ConfigError, StoreChoice};
+use crate::keyring::Secrets;
 use crate::launch::{self, LaunchError};
 use crate::serve::misconfigured;
 
@@ -343,10 +344,12 @@ async fn raised_bundle(
 
 /// Keys that the restored authorities need and the key ring does not have.
 async fn missing_keys(config: &Config, database: &Path) -> Result<Vec<String>, String> {
-    let ring = launch::open_keys(config).await.map_err(|error| error.to_string())?;
+    let secrets = Secrets::gather(config).map_err(|error| error.to_string())?;
     let path = database.to_owned();
     let opening = tokio::task::spawn_blocking(move || SqliteStore::open(&path, Options::default()));
     let store = opening.await.map_err(|lost| lost.to_string())?.map_err(|error| error.to_string())?;
+    let store: Arc<dyn Store> = Arc::new(store);
+    let ring = secrets.open(config, Arc::clone(&store)).await.map_err(|error| error.to_string())?;
     let authorities =
         store.documents(Kind::Authority, None, PAGE).await.map_err(|error| error.to_string())?;
     let mut missing = Vec::new();

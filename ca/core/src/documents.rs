@@ -42,11 +42,13 @@ pub enum Kind {
     Renewal,
     /// A single setting of this authority, such as its trust domain.
     Setting,
+    /// A private key, sealed. Its own ring reads and writes it, and nobody else.
+    Key,
 }
 
 impl Kind {
     /// Every kind, in the order in which a store is loaded.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Setting,
         Self::Authority,
         Self::JwtAuthority,
@@ -59,6 +61,7 @@ impl Kind {
         Self::Subscriber,
         Self::Renewal,
         Self::Token,
+        Self::Key,
     ];
 
     /// The stable name under which stores file it.
@@ -76,6 +79,7 @@ impl Kind {
             Self::Subscriber => "subscriber",
             Self::Renewal => "renewal",
             Self::Setting => "setting",
+            Self::Key => "key",
         }
     }
 

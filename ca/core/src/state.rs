@@ -261,8 +261,8 @@ impl State {
             Kind::Renewal => {
                 self.renewals.insert(document.key.id.clone(), shared(document.read::<RenewalOrder>()?));
             }
-            // Tokens are looked up where they are redeemed, once each; settings are read at start.
-            Kind::Token | Kind::Setting => {}
+            // Tokens are looked up where they are redeemed, once each; settings are read at start; keys by their ring.
+            Kind::Token | Kind::Setting | Kind::Key => {}
         }
         self.version = self.version.max(document.version);
         self.note(&document.key);
@@ -327,9 +327,9 @@ impl State {
             }
             Kind::Subscriber => drop(self.subscribers.remove(id)),
             Kind::Renewal => drop(self.renewals.remove(id)),
-            Kind::Token | Kind::Setting => {}
+            Kind::Token | Kind::Setting | Kind::Key => {}
         }
-        if !matches!(key.kind, Kind::Token | Kind::Setting) {
+        if !matches!(key.kind, Kind::Token | Kind::Setting | Kind::Key) {
             self.tombstones.insert(key.clone(), version);
         }
         self.version = self.version.max(version);
@@ -353,7 +353,8 @@ impl State {
             | Kind::JwtAuthority
             | Kind::Admin
             | Kind::Subscriber
-            | Kind::Setting => false,
+            | Kind::Setting
+            | Kind::Key => false,
         };
         if !heard {
             return;
@@ -431,7 +432,7 @@ impl State {
             }
             Kind::Subscriber => self.subscribers.get(id).map(|it| it.version),
             Kind::Renewal => self.renewals.get(id).map(|it| it.version),
-            Kind::Token | Kind::Setting => None,
+            Kind::Token | Kind::Setting | Kind::Key => None,
         };
         living.max(self.tombstones.get(key).copied())
     }

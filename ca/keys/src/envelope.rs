@@ -3,7 +3,10 @@
 //! Laws: AES-256-GCM under the sealing key, a fresh random 96-bit nonce for every write (NIST SP 800-38D §8.2.2 allows
 //! 2^32 of those under one key; a ring writes a handful a year); the associated data binds format version, name,
 //! purpose, algorithm, public key and the sealing key's name, so that nothing around the secret can be exchanged; a
-//! ring with a sealing key never accepts an unsealed secret, nor the reverse. Not here: files, proving.
+//! ring with a sealing key never accepts an unsealed secret, nor the reverse; what lies under another sealing key that
+//! the ring was given too is sealed anew under the first. Not here: files and documents.
+
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,16 +18,19 @@ use serde::{Deserialize, Serialize};
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::random;
-use crate::sealing::SealingKey;
+use crate::sealing::{SealingKey, SealingKeys};
 use crate::signer::{Defect, Signer, unavailable};
 
 const VERSION: u32 = 1;
 const CONTEXT: &[u8] = b"rhizome: sealed private key";
 
+/// Bytes that are wiped when dropped: a private key, or the text in which it is kept.
+pub(crate) type Wiped = Zeroizing<Vec<u8>>;
+
 /// How private bytes are kept at rest.
 pub(crate) enum Protection {
-    /// Sealed under this key.
-    Sealed(SealingKey),
+    /// Sealed under the first of these keys; the others open what an earlier one sealed.
+    Sealed(Arc<SealingKeys>),
     /// Not at all.
     DangerUnsealed,
 }
@@ -56,7 +62,7 @@ struct Plain(String);
 
 impl Protection {
     /// What to write for a key.
-    pub(crate) fn close(&self, info: &KeyInfo, pkcs8: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyRingError> {
+    pub(crate) fn close(&self, info: &KeyInfo, pkcs8: &[u8]) -> Result<Wiped, KeyRingError> {
         let mut envelope = Envelope {
             version: VERSION,
             id: info.id.clone(),
@@ -70,7 +76,8 @@ impl Protection {
         };
         match self {
             Self::DangerUnsealed => envelope.danger_unsealed = Some(Plain(STANDARD.encode(pkcs8))),
-            Self::Sealed(key) => {
+            Self::Sealed(keys) => {
+                let key = keys.first();
                 let mut nonce = [0; NONCE_LEN];
                 random::fill(&mut nonce).map_err(|none| unavailable(&none))?;
                 envelope.sealing_key = Some(key.name());
@@ -97,6 +104,23 @@ impl Protection {
 
     /// Reads back what was written for the key called `id`, and proves the key.
     pub(crate) fn open(&self, id: &KeyId, text: &[u8]) -> Result<Signer, KeyRingError> {
+        Ok(self.read(id, text)?.0)
+    }
+
+    /// As [`Protection::open`]; and, when the key lies under another sealing key than the first, what to write in its
+    /// place.
+    pub(crate) fn open_anew(&self, id: &KeyId, text: &[u8]) -> Result<(Signer, Option<Wiped>), KeyRingError> {
+        let (signer, pkcs8, sealed_under) = self.read(id, text)?;
+        let anew = match (self, sealed_under) {
+            (Self::Sealed(keys), Some(name)) if name != keys.first().name() => {
+                Some(self.close(signer.info(), &pkcs8)?)
+            }
+            (Self::Sealed(_) | Self::DangerUnsealed, _) => None,
+        };
+        Ok((signer, anew))
+    }
+
+    fn read(&self, id: &KeyId, text: &[u8]) -> Result<(Signer, Wiped, Option<String>), KeyRingError> {
         let corrupt = |cause: String| KeyRingError::Corrupt { id: id.clone(), cause };
         // serde_json's messages give a place and the kind of what stands there; with a wrong type also its value,
         // so the message is kept out of the error altogether.
@@ -113,7 +137,7 @@ impl Protection {
             return Err(corrupt(format!("the file holds the key called {}", envelope.id)));
         }
         let pkcs8 = self.secret(&envelope)?;
-        let Envelope { purpose, algorithm, .. } = envelope;
+        let Envelope { purpose, algorithm, sealing_key, .. } = envelope;
         let signer =
             Signer::prove(id.clone(), purpose, algorithm, &pkcs8).map_err(|defect| match defect {
                 Defect::Randomness => unavailable(&defect),
@@ -122,23 +146,23 @@ impl Protection {
         if STANDARD.encode(signer.info().public_key.spki_der()) != envelope.public_key {
             return Err(corrupt("it does not belong to the public key beside it".to_owned()));
         }
-        Ok(signer)
+        Ok((signer, pkcs8, sealing_key))
     }
 
-    fn secret(&self, envelope: &Envelope) -> Result<Zeroizing<Vec<u8>>, KeyRingError> {
+    fn secret(&self, envelope: &Envelope) -> Result<Wiped, KeyRingError> {
         let id = &envelope.id;
         let corrupt = |cause: &str| KeyRingError::Corrupt { id: id.clone(), cause: cause.to_owned() };
         let locked = |cause: String| Err(KeyRingError::Sealed { cause });
         let Envelope { sealing_key, nonce, sealed, danger_unsealed, .. } = envelope;
         match (self, sealing_key, nonce, sealed, danger_unsealed) {
-            (Self::Sealed(key), Some(name), Some(nonce), Some(sealed), None) => {
-                if *name != key.name() {
+            (Self::Sealed(keys), Some(name), Some(nonce), Some(sealed), None) => {
+                let Some(key) = keys.named(name) else {
                     return locked(format!(
                         "key {id} is sealed under sealing key {name}, the one given is {}; give the one it was sealed \
                          under, from its backup if need be",
-                        key.name()
+                        keys.first().name()
                     ));
-                }
+                };
                 let broken =
                     || corrupt("its seal is broken: the file was altered, or moved here from another key");
                 unseal(key, nonce, sealed, envelope.bound()).ok_or_else(broken)
@@ -158,7 +182,7 @@ impl Protection {
     }
 }
 
-fn unseal(key: &SealingKey, nonce: &str, sealed: &str, bound: Vec<u8>) -> Option<Zeroizing<Vec<u8>>> {
+fn unseal(key: &SealingKey, nonce: &str, sealed: &str, bound: Vec<u8>) -> Option<Wiped> {
     let nonce = Nonce::try_assume_unique_for_key(&STANDARD.decode(nonce).ok()?).ok()?;
     let mut room = Zeroizing::new(STANDARD.decode(sealed).ok()?);
     let length = key.cipher()?.open_in_place(nonce, Aad::from(bound), &mut room).ok()?.len();
@@ -213,7 +237,7 @@ mod tests {
     }
 
     fn sealed() -> Protection {
-        Protection::Sealed(sealing_key("01"))
+        Protection::Sealed(sealing_key("01").into())
     }
 
     fn id(name: &str) -> KeyId {
@@ -243,7 +267,7 @@ mod tests {
     #[test]
     fn another_sealing_key_is_refused_with_both_names_and_the_remedy() {
         let (_, text) = written(&sealed(), "k");
-        let other = Protection::Sealed(sealing_key("02"));
+        let other = Protection::Sealed(sealing_key("02").into());
         let error = other.open(&id("k"), &text).err().unwrap();
         let said = error.to_string();
         assert!(matches!(error, KeyRingError::Sealed { .. }), "{said}");
@@ -270,6 +294,20 @@ mod tests {
             assert!(matches!(error, KeyRingError::Corrupt { .. }), "{field}: {error}");
             assert!(error.to_string().contains("seal is broken"), "{field}: {error}");
         }
+    }
+
+    #[test]
+    fn what_lies_under_another_sealing_key_is_sealed_anew_under_the_first_and_stays_the_same_key() {
+        let (_, old) = written(&sealed(), "k");
+        let both =
+            Protection::Sealed(Arc::new(SealingKeys::from(sealing_key("02")).opening(sealing_key("01"))));
+        let (before, anew) = both.open_anew(&id("k"), &old).unwrap();
+        let anew = anew.unwrap();
+        assert!(sealed().open(&id("k"), &anew).is_err(), "the old sealing key opens it no more");
+        let only_new = Protection::Sealed(sealing_key("02").into());
+        let (after, again) = only_new.open_anew(&id("k"), &anew).unwrap();
+        assert_eq!(before.info(), after.info());
+        assert!(again.is_none(), "once is enough");
     }
 
     #[test]

@@ -17,11 +17,11 @@ use tokio::sync::Mutex;
 
 use crate::envelope::Protection;
 use crate::files::{Directory, Exposure};
-use crate::sealing::SealingKey;
+use crate::sealing::SealingKeys;
 use crate::shelf::Shelf;
-use crate::signer::{Signer, generate_pkcs8, unavailable};
+use crate::signer::{Signer, blocking, generate_pkcs8, unavailable};
 
-/// A key ring in a directory: one file for each key, sealed under a [`SealingKey`]. One process uses it at a time.
+/// A key ring in a directory: one file for each key, sealed under [`SealingKeys`]. One process uses it at a time.
 pub struct SealedFileKeyRing {
     inner: Arc<Inner>,
     /// Held, by the work itself, while a key is made or destroyed.
@@ -35,13 +35,17 @@ struct Inner {
 }
 
 impl SealedFileKeyRing {
-    /// Opens the ring in `directory` (made, with mode 0700, when it is not there) and proves every key in it.
+    /// Opens the ring in `directory` (made, with mode 0700, when it is not there) and proves every key in it. What lies
+    /// under another of the sealing keys than the first is sealed anew under the first.
     ///
     /// # Errors
     /// [`KeyRingError::Sealed`] when a key was sealed under another sealing key; [`KeyRingError::Corrupt`] when a file
     /// is damaged, was altered, or belongs to another key; [`KeyRingError::Unavailable`] when the file system refuses.
-    pub async fn open(directory: &Path, sealing_key: SealingKey) -> Result<Self, KeyRingError> {
-        Self::open_with(directory.to_owned(), Protection::Sealed(sealing_key), Exposure::Mend).await
+    pub async fn open(
+        directory: &Path,
+        sealing_keys: impl Into<Arc<SealingKeys>>,
+    ) -> Result<Self, KeyRingError> {
+        Self::open_with(directory.to_owned(), Protection::Sealed(sealing_keys.into()), Exposure::Mend).await
     }
 
     /// Opens a ring whose files are **not sealed**: whoever reads the directory, or a backup of it, has the keys. For
@@ -84,7 +88,11 @@ impl Inner {
         let shelf = Shelf::default();
         for id in directory.ids()? {
             let text = directory.read(&id)?;
-            shelf.put(protection.open(&id, &text)?);
+            let (signer, anew) = protection.open_anew(&id, &text)?;
+            if let Some(anew) = anew {
+                directory.write(&id, &anew)?;
+            }
+            shelf.put(signer);
         }
         Ok(Self { directory, protection, shelf })
     }
@@ -161,15 +169,6 @@ impl fmt::Debug for SealedFileKeyRing {
             .field("sealed", &matches!(protection, Protection::Sealed(_)))
             .field("keys", shelf)
             .finish()
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, KeyRingError> + Send + 'static,
-) -> Result<T, KeyRingError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(stopped) => Err(unavailable(&stopped)),
     }
 }
 

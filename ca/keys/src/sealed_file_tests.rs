@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use tempfile::TempDir;
 
 use super::*;
-use crate::conformance;
+use crate::{SealingKey, conformance};
 
 const P256: SigningAlgorithm = SigningAlgorithm::EcdsaP256Sha256;
 

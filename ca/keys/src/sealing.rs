@@ -5,10 +5,12 @@
 //! key file says what it was sealed under. Not here: what is sealed, and how (`envelope`).
 //! Sources: NIST SP 800-38D §8.2.2 (random nonces), ca/docs/attacks.md §1.5 "key file open to others".
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::alphabet;
@@ -18,6 +20,7 @@ use ring::{aead, hmac};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::random;
+use crate::secret_file::{self, Problem};
 
 /// Bytes of a sealing key: AES-256.
 const LENGTH: usize = 32;
@@ -88,33 +91,15 @@ impl SealingKey {
     }
 
     fn from_file_of(path: &Path, user: u32) -> Result<Self, SealingKeyError> {
-        let io = |cause: io::Error| SealingKeyError::io("read", path, &cause);
-        let file = File::open(path).map_err(|error| {
-            if error.kind() == io::ErrorKind::NotFound {
-                SealingKeyError::Missing { path: path.to_owned() }
-            } else {
-                io(error)
-            }
+        let path = || path.to_owned();
+        let text = secret_file::read(&path(), user, MAX_FILE_BYTES).map_err(|problem| match problem {
+            Problem::Missing => SealingKeyError::Missing { path: path() },
+            Problem::Unlike => SealingKeyError::in_file(&path(), SealingKeyError::Malformed),
+            Problem::Owner(owner) => SealingKeyError::Owner { path: path(), owner, user },
+            Problem::Exposed(mode) => SealingKeyError::Exposed { path: path(), mode },
+            Problem::Io(cause) => SealingKeyError::io("read", &path(), &cause),
         })?;
-        // Of the open file, so that what is checked is what is read.
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
-            return Err(SealingKeyError::in_file(path, SealingKeyError::Malformed));
-        }
-        let mode = metadata.mode() & 0o7777;
-        if metadata.uid() != user {
-            let owner = metadata.uid();
-            return Err(SealingKeyError::Owner { path: path.to_owned(), owner, user });
-        }
-        if mode & 0o077 != 0 {
-            return Err(SealingKeyError::Exposed { path: path.to_owned(), mode });
-        }
-        // Room for all of it at once: a buffer that grows leaves unwiped copies behind.
-        let room = usize::try_from(MAX_FILE_BYTES).unwrap_or(LENGTH).saturating_add(1);
-        let mut text = Zeroizing::new(Vec::with_capacity(room));
-        file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(io)?;
-        let text = std::str::from_utf8(&text).map_err(|_not_text| SealingKeyError::Malformed);
-        text.and_then(Self::from_text).map_err(|cause| SealingKeyError::in_file(path, cause))
+        Self::from_text(&text).map_err(|cause| SealingKeyError::in_file(&path(), cause))
     }
 
     /// Reads a sealing key from 64 hexadecimal digits, or from base64 (either alphabet, padded or not); white space
@@ -148,6 +133,52 @@ impl SealingKey {
     pub(crate) fn cipher(&self) -> Option<aead::LessSafeKey> {
         let unbound = aead::UnboundKey::new(&aead::AES_256_GCM, self.0.as_slice()).ok()?;
         Some(aead::LessSafeKey::new(unbound))
+    }
+}
+
+/// The sealing key that a ring seals under, and others that it only opens with: what one of those opens is sealed anew
+/// under the first when the ring is opened. That is how a sealing key is changed.
+pub struct SealingKeys {
+    first: SealingKey,
+    others: Vec<SealingKey>,
+}
+
+impl From<SealingKey> for SealingKeys {
+    fn from(first: SealingKey) -> Self {
+        Self { first, others: Vec::new() }
+    }
+}
+
+impl From<SealingKey> for Arc<SealingKeys> {
+    fn from(first: SealingKey) -> Self {
+        Self::new(first.into())
+    }
+}
+
+impl SealingKeys {
+    /// Also opens what was sealed under `other`.
+    #[must_use]
+    pub fn opening(mut self, other: SealingKey) -> Self {
+        self.others.push(other);
+        self
+    }
+
+    pub(crate) const fn first(&self) -> &SealingKey {
+        &self.first
+    }
+
+    /// The key of that public name, if it is among these.
+    pub(crate) fn named(&self, name: &str) -> Option<&SealingKey> {
+        std::iter::once(&self.first).chain(&self.others).find(|key| key.name() == name)
+    }
+}
+
+/// Public names only.
+impl fmt::Debug for SealingKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, others } = self;
+        let others = others.iter().map(SealingKey::name);
+        f.debug_list().entry(&first.name()).entries(others).finish()
     }
 }
 
@@ -250,6 +281,7 @@ impl SealingKeyError {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 

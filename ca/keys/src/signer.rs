@@ -74,47 +74,23 @@ impl Signer {
         purpose: KeyPurpose,
         algorithm: SigningAlgorithm,
     ) -> Result<(), KeyRingError> {
-        let found = (self.info.purpose, self.info.algorithm);
-        if found == (purpose, algorithm) {
-            return Ok(());
-        }
-        let (purpose, algorithm) = (purpose.as_str(), algorithm);
-        let (found_purpose, found_algorithm) = (found.0.as_str(), found.1);
-        Err(self.mismatch(format!(
-            "it is a {found_algorithm} {found_purpose} key, asked for was a {algorithm} {purpose} key"
-        )))
+        expect(&self.info, purpose, algorithm)
     }
 
     pub(crate) async fn sign(self: Arc<Self>, message: &ToBeSigned<'_>) -> Result<Signature, KeyRingError> {
-        match self.info.purpose {
-            KeyPurpose::Root | KeyPurpose::Issuer => {}
-            KeyPurpose::Jwt => return Err(self.mismatch("a key for tokens signs no certificate".to_owned())),
-        }
-        self.sign_bytes(message.as_bytes(), message.algorithm()).await
+        may_sign(&self.info, Wanted::Certificate, message.algorithm())?;
+        self.sign_bytes(message.as_bytes()).await
     }
 
     pub(crate) async fn sign_token(
         self: Arc<Self>,
         token: &TokenToBeSigned,
     ) -> Result<Signature, KeyRingError> {
-        match self.info.purpose {
-            KeyPurpose::Jwt => {}
-            KeyPurpose::Root | KeyPurpose::Issuer => {
-                return Err(self.mismatch("a key for certificates signs no token".to_owned()));
-            }
-        }
-        self.sign_bytes(token.as_bytes(), token.algorithm()).await
+        may_sign(&self.info, Wanted::Token, token.algorithm())?;
+        self.sign_bytes(token.as_bytes()).await
     }
 
-    async fn sign_bytes(
-        self: Arc<Self>,
-        bytes: &[u8],
-        wanted: SigningAlgorithm,
-    ) -> Result<Signature, KeyRingError> {
-        if wanted != self.info.algorithm {
-            let own = self.info.algorithm;
-            return Err(self.mismatch(format!("the bytes are for {wanted}, the key is for {own}")));
-        }
+    async fn sign_bytes(self: Arc<Self>, bytes: &[u8]) -> Result<Signature, KeyRingError> {
         let signed = match self.info.algorithm {
             SigningAlgorithm::EcdsaP256Sha256 => self.sign_here(bytes),
             SigningAlgorithm::EcdsaP384Sha384 => {
@@ -132,14 +108,67 @@ impl Signer {
             self.pair.sign(random::system(), message).map_err(|_unspecified| Defect::Randomness)?;
         Ok(Signature::in_process(signature.as_ref().to_vec()))
     }
+}
 
-    fn mismatch(&self, cause: String) -> KeyRingError {
-        KeyRingError::Mismatch { id: self.info.id.clone(), cause }
+/// What is to be signed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Certificate,
+    Token,
+}
+
+/// Errors unless the key is for `purpose` and of `algorithm`.
+pub(crate) fn expect(
+    info: &KeyInfo,
+    purpose: KeyPurpose,
+    algorithm: SigningAlgorithm,
+) -> Result<(), KeyRingError> {
+    if (info.purpose, info.algorithm) == (purpose, algorithm) {
+        return Ok(());
     }
+    let (found, wanted) = (info.purpose.as_str(), purpose.as_str());
+    let found_algorithm = info.algorithm;
+    let cause = format!("it is a {found_algorithm} {found} key, asked for was a {algorithm} {wanted} key");
+    Err(mismatch(info, cause))
+}
+
+/// Errors unless the key is for what is wanted, and of the algorithm that the bytes are for.
+pub(crate) fn may_sign(
+    info: &KeyInfo,
+    wanted: Wanted,
+    algorithm: SigningAlgorithm,
+) -> Result<(), KeyRingError> {
+    match (info.purpose, wanted) {
+        (KeyPurpose::Root | KeyPurpose::Issuer, Wanted::Certificate) | (KeyPurpose::Jwt, Wanted::Token) => {}
+        (KeyPurpose::Jwt, Wanted::Certificate) => {
+            return Err(mismatch(info, "a key for tokens signs no certificate".to_owned()));
+        }
+        (KeyPurpose::Root | KeyPurpose::Issuer, Wanted::Token) => {
+            return Err(mismatch(info, "a key for certificates signs no token".to_owned()));
+        }
+    }
+    if algorithm == info.algorithm {
+        return Ok(());
+    }
+    Err(mismatch(info, format!("the bytes are for {algorithm}, the key is for {}", info.algorithm)))
+}
+
+pub(crate) fn mismatch(info: &KeyInfo, cause: String) -> KeyRingError {
+    KeyRingError::Mismatch { id: info.id.clone(), cause }
 }
 
 pub(crate) fn unavailable(cause: &dyn std::fmt::Display) -> KeyRingError {
     KeyRingError::Unavailable { cause: cause.to_string() }
+}
+
+/// Runs work that blocks where it keeps nothing else waiting.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, KeyRingError> + Send + 'static,
+) -> Result<T, KeyRingError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(stopped) => Err(unavailable(&stopped)),
+    }
 }
 
 fn curve(algorithm: SigningAlgorithm) -> &'static EcdsaSigningAlgorithm {
@@ -150,7 +179,7 @@ fn curve(algorithm: SigningAlgorithm) -> &'static EcdsaSigningAlgorithm {
 }
 
 /// SubjectPublicKeyInfo of an uncompressed point. [`PublicKey`] checks the result.
-fn spki(algorithm: SigningAlgorithm, point: &[u8]) -> Vec<u8> {
+pub(crate) fn spki(algorithm: SigningAlgorithm, point: &[u8]) -> Vec<u8> {
     let header = match algorithm {
         SigningAlgorithm::EcdsaP256Sha256 => SPKI_P256,
         SigningAlgorithm::EcdsaP384Sha384 => SPKI_P384,

@@ -455,7 +455,7 @@ async fn load_state(ports: &Ports, domain: TrustDomain, settings: &Settings) -> 
     let mut state = State::empty(domain, settings.replica.clone());
     let mut authorities = Vec::new();
     for kind in Kind::ALL {
-        if matches!(kind, Kind::Token | Kind::Setting) {
+        if matches!(kind, Kind::Token | Kind::Setting | Kind::Key) {
             continue;
         }
         let mut after: Option<String> = None;

@@ -14,7 +14,6 @@ use rhizome_x509::PublicKey;
 
 use crate::api::convert;
 use crate::ca::Ca;
-use crate::error::{ApiError, IssueError};
 
 /// What counts as soon when nobody says: a root's replacement takes people and days.
 const SOON_SECONDS: i64 = 30 * 86_400;
@@ -22,23 +21,20 @@ const SOON_SECONDS: i64 = 30 * 86_400;
 const OVERDUE_SECONDS: i64 = 600;
 
 impl Ca {
-    /// Runs every check.
-    ///
-    /// # Errors
-    /// [`ApiError`] when the store cannot be asked at all.
-    pub(crate) async fn checks(self: &Arc<Self>, within: Option<Ttl>) -> Result<Vec<Check>, ApiError> {
+    /// Runs every check. What cannot be asked is a check that failed, and keeps no other from being made.
+    pub(crate) async fn checks(self: &Arc<Self>, within: Option<Ttl>) -> Vec<Check> {
         let now = self.ports.clock.now();
         let within = within.map_or(SOON_SECONDS, Ttl::seconds);
         let mut checks = vec![self.check_ready(), self.check_clock(now), self.check_self()];
         checks.extend(self.check_authorities(now, within));
         checks.push(self.check_jwt_key(now));
         checks.push(self.check_serving(now));
-        checks.extend(self.check_keys(now).await?);
+        checks.extend(self.check_keys(now).await);
         checks.push(self.check_store().await);
         checks.push(self.check_subscribers());
         checks.push(self.check_crls(now));
         checks.push(self.check_crl_lead());
-        Ok(checks)
+        checks
     }
 
     fn check_ready(self: &Arc<Self>) -> Check {
@@ -153,7 +149,7 @@ impl Ca {
 
     /// Every authority that signs needs its key, and every own issuer until it ends, for its revocation list: a restored
     /// database beside other keys would fail here.
-    async fn check_keys(&self, now: Timestamp) -> Result<Vec<Check>, ApiError> {
+    async fn check_keys(&self, now: Timestamp) -> Vec<Check> {
         let state = self.state();
         let signs = |state| matches!(state, AuthorityState::Active | AuthorityState::Prepared);
         let mut checks = Vec::new();
@@ -164,30 +160,36 @@ impl Ca {
         };
         let authorities = state.authorities().values().map(|it| &it.value);
         for it in authorities.filter(|it| signs(it.state) || lists(it)) {
-            checks.push(self.check_key((it.kind, &it.id, &it.key), it.certificate.public_key()).await?);
+            checks.push(self.check_key((it.kind, &it.id, &it.key), it.certificate.public_key()).await);
         }
         let jwt = state.jwt_authorities().values().map(|it| &it.value);
         for it in jwt.filter(|it| signs(it.state) && it.replica == self.settings.replica) {
             let named = (AuthorityKind::Jwt, &it.id, &it.key);
-            checks.push(self.check_key(named, it.jwt_key.public_key()).await?);
+            checks.push(self.check_key(named, it.jwt_key.public_key()).await);
         }
-        Ok(checks)
+        checks
     }
 
     async fn check_key(
         &self,
         (kind, id, key): (AuthorityKind, &AuthorityId, &KeyId),
         public_key: &PublicKey,
-    ) -> Result<Check, ApiError> {
+    ) -> Check {
+        let name = format!("authority.{kind}.key");
         let (ok, summary) = match self.ports.keys.key(key).await {
             Ok(found) if found.public_key == *public_key => (true, format!("{id} has its key")),
             Ok(_other) => (false, format!("key {key} is not the one that belongs to {id}")),
             Err(KeyRingError::NotFound { id: key }) => (false, format!("key {key} of {id} is missing")),
-            Err(cause @ KeyRingError::Unavailable { .. }) => return Err(IssueError::from(cause).into()),
+            Err(cause @ KeyRingError::Unavailable { .. }) => {
+                let remedy =
+                    "see why it does not answer; what needs no signature of this key goes on meanwhile";
+                let summary = format!("the key of {id} cannot be used now: {cause}");
+                return check(&name, CheckSeverity::Critical, false, summary, remedy);
+            }
             Err(cause) => (false, format!("the key of {id} cannot be used: {cause}")),
         };
-        let remedy = "restore the keys directory that belongs to this database";
-        Ok(check(&format!("authority.{kind}.key"), CheckSeverity::Critical, ok, summary, remedy))
+        let remedy = "restore the keys that belong to this database: the directory `keys`, or the token";
+        check(&name, CheckSeverity::Critical, ok, summary, remedy)
     }
 
     async fn check_store(&self) -> Check {

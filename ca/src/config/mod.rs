@@ -6,6 +6,7 @@
 //! Not here: what the settings do. The commented sample is `deploy/config/rhizome.yaml`.
 
 mod faults;
+mod keys;
 mod schema;
 mod section;
 mod store;
@@ -25,6 +26,7 @@ use rhizome_x509::{DnsName, SigningAlgorithm};
 use zeroize::Zeroizing;
 
 pub use faults::{Fault, Faults, MAX_FAULTS, Position};
+pub use keys::{Keys, Place, Secret, Token};
 pub use values::{Endpoint, Host};
 
 /// Bytes of a configuration file: the full sample has 6 KiB; more than this is the wrong file.
@@ -45,7 +47,7 @@ pub struct Config {
     pub dns_names: Vec<DnsName>,
     /// Addresses of the serving certificate; those of `advertise` are among them.
     pub ip_addresses: Vec<IpAddr>,
-    /// Directory of the embedded database and of sealed keys.
+    /// Directory of the embedded database and of key files.
     pub data: PathBuf,
     /// Where state and ledger live.
     pub store: StoreChoice,
@@ -53,8 +55,8 @@ pub struct Config {
     pub admin: Admin,
     /// Where metrics and health are served over plain HTTP, if at all.
     pub web: Option<SocketAddr>,
-    /// How private keys are sealed at rest.
-    pub sealing: Sealing,
+    /// Where private keys are.
+    pub keys: Keys,
     /// The signing authorities.
     pub authority: Authority,
     /// Lifetimes.

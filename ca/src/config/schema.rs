@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use rhizome_core::limits;
 use rhizome_id::{ReplicaName, TrustDomain, Ttl};
 
-use super::faults::{Faults, Position, quoted};
+use super::faults::{Faults, quoted};
+use super::keys;
 use super::section::{Refusal, Scalar, Section};
 use super::store;
 use super::tree::Node;
@@ -53,7 +54,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     let mut web = file.section("web");
     let web_listen = web.value("listen", values::listen).given();
     web.finish();
-    let sealing = sealing(file.section("keys"));
+    let (keys, unsealed_at) = keys::read(file.section("keys"));
     let (authority, bounds) = authority(file.section("authority"));
     let policy = policy(file.section("policy"), bounds);
     let limits = read_limits(file.section("limits"));
@@ -66,12 +67,9 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
         return None;
     }
     let mut warnings = Vec::new();
-    if matches!(sealing, Some((Sealing::DangerUnsealed, _))) {
-        let at = sealing.as_ref().and_then(|(_, at)| *at);
-        warnings.push(Warning {
-            at,
-            text: "keys.danger_unsealed: private keys are stored in the clear".to_owned(),
-        });
+    if keys.sealing == Some(Sealing::DangerUnsealed) {
+        let text = "keys.danger_unsealed: private keys are stored in the clear".to_owned();
+        warnings.push(Warning { at: unsealed_at, text });
     }
     if let Some(at) = plaintext {
         let text =
@@ -80,7 +78,6 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     }
     let Reach { listen, advertise, names } = reach;
     let (dns_names, ip_addresses) = split(&names);
-    let (sealing, _) = sealing?;
     let (trust_domain, replica): (TrustDomain, ReplicaName) = (trust_domain?, replica?);
     let web = web_listen;
     let config = Config {
@@ -94,7 +91,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
         store,
         admin,
         web,
-        sealing,
+        keys,
         authority,
         policy,
         limits,
@@ -176,37 +173,6 @@ fn admin(mut section: Section<'_>) -> Admin {
     }
     section.finish();
     Admin { socket, uids }
-}
-
-fn sealing(mut section: Section<'_>) -> Option<(Sealing, Option<Position>)> {
-    let file = section.value("sealing_key_file", values::path);
-    let environment = section.value("sealing_key_env", values::variable);
-    let unsealed = section.value("danger_unsealed", values::boolean);
-    let faulty = file.is_faulty() || environment.is_faulty() || unsealed.is_faulty();
-    let mut choices = Vec::new();
-    let (at_file, at_environment, at_unsealed) =
-        (file.position(), environment.position(), unsealed.position());
-    choices.extend(file.given().map(|path| (Sealing::KeyFile(path), at_file)));
-    choices.extend(environment.given().map(|name| (Sealing::KeyEnvironment(name), at_environment)));
-    if unsealed.given() == Some(true) {
-        choices.push((Sealing::DangerUnsealed, at_unsealed));
-    }
-    if choices.len() > 1 {
-        let at = choices.get(1).and_then(|(_, at)| *at);
-        let problem = "more than one way to seal private keys is given";
-        section.fault(
-            "",
-            at,
-            Refusal::new(problem, "keep one of sealing_key_file, sealing_key_env, danger_unsealed"),
-        );
-    }
-    if choices.is_empty() && !faulty {
-        let remedy = "add `sealing_key_file: /var/lib/rhizome-sealing/sealing.key` (made on first start) or `sealing_key_env: NAME`; \
-                      `danger_unsealed: true` stores them in the clear";
-        section.fault("", None, Refusal::new("nothing says how private keys are sealed at rest", remedy));
-    }
-    section.finish();
-    choices.into_iter().next()
 }
 
 /// What bounds the lifetimes of what is issued, where it is sound.

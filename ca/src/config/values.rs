@@ -155,6 +155,17 @@ pub(super) fn variable(value: Scalar<'_>) -> Read<String> {
     ))
 }
 
+/// A token's label: 32 bytes of the token are for it (PKCS #11 v3.1 §3.3).
+pub(super) fn token_label(value: Scalar<'_>) -> Read<String> {
+    let printable = !value.text.is_empty() && value.text.chars().all(|c| !c.is_control());
+    if printable && value.text.len() <= 32 && value.text.trim() == value.text {
+        return Ok(value.text.to_owned());
+    }
+    let remedy =
+        "write the label that `pkcs11-tool --list-token-slots` or `softhsm2-util --show-slots` prints";
+    Err(Refusal::new(format!("{} is not the label of a token", quoted(value.text)), remedy))
+}
+
 pub(super) fn boolean(value: Scalar<'_>) -> Read<bool> {
     match (value.text, value.plain) {
         ("true", true) => Ok(true),

@@ -24,10 +24,10 @@ fn the_sample_means_what_the_defaults_are() {
     assert_eq!(sample.warnings, []);
     let mut config = sample.config;
     let least = loaded(LEAST).config;
-    assert_eq!(config.sealing, Sealing::KeyFile("/var/lib/rhizome-sealing/sealing.key".into()));
+    assert_eq!(config.keys.sealing, Some(Sealing::KeyFile("/var/lib/rhizome-sealing/sealing.key".into())));
     assert_eq!(config.ip_addresses, ["127.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(config.admin.uids.len(), 1);
-    config.sealing = least.sealing.clone();
+    config.keys = least.keys.clone();
     config.ip_addresses = Vec::new();
     config.admin.uids.clear();
     config.web = None;
@@ -115,6 +115,26 @@ fn fields_that_contradict_each_other_are_faults() {
         (
             "keys: {sealing_key_file: /k, sealing_key_env: K}\n",
             "1:47: keys: more than one way to seal private keys",
+        ),
+        (
+            "keys: {sealing_key_file: /k, issuers: pkcs11, pkcs11: {module: /m, pin_env: P}}\n",
+            "1:47: keys.pkcs11.token: required, but not given; write the token's label",
+        ),
+        (
+            "keys: {root: pkcs11, issuers: pkcs11, pkcs11: {module: /m, token: t}}\n",
+            "1:39: keys.pkcs11: nothing says where the token's PIN is; add pin_file or pin_env",
+        ),
+        (
+            "keys: {sealing_key_file: /k, pkcs11: {module: /m, token: t, pin_file: /p}}\n",
+            "1:47: keys.pkcs11: no key is in this token; write `root: pkcs11` or `issuers: pkcs11`",
+        ),
+        (
+            "keys: {danger_unsealed: true, root: database}\n",
+            "1:37: keys: keys in the database are always sealed",
+        ),
+        (
+            "keys: {root: pkcs11, issuers: files, pkcs11: {module: /m, token: t, pin_env: P}}\n",
+            "1:1: keys: nothing says how private keys are sealed at rest;",
         ),
         (
             "authority: {root_ttl: 10d}\n",

@@ -120,7 +120,9 @@ fn the_service_starts_the_binary_as_the_sample_configuration_expects() {
     };
     let state = below("/var/lib", of("StateDirectory")[0]);
     assert!(state.contains(&sample.data));
-    let config::Sealing::KeyFile(sealing) = &sample.sealing else { panic!("the sample seals with a file") };
+    let Some(config::Sealing::KeyFile(sealing)) = &sample.keys.sealing else {
+        panic!("the sample seals with a file")
+    };
     assert!(state.contains(&sealing.parent().unwrap().to_owned()), "the service can write nowhere else");
     assert!(!sealing.starts_with(&sample.data), "the sealing key is apart from what it seals");
     let runtime = below("/run", of("RuntimeDirectory")[0]);

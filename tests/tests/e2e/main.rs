@@ -29,6 +29,8 @@ mod interop;
 #[cfg(test)]
 mod judges;
 #[cfg(test)]
+mod keys;
+#[cfg(test)]
 mod kill9;
 #[cfg(test)]
 mod ledger;

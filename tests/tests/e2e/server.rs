@@ -29,6 +29,8 @@ const LOG_SHOWN: usize = 40;
 pub(crate) struct Home {
     directory: TempDir,
     data: PathBuf,
+    /// Further variables of the server's environment.
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 /// One running server.
@@ -73,7 +75,7 @@ impl Home {
 
     /// With its data in a directory that is there already.
     pub(crate) fn on(directory: TempDir, data: PathBuf, more: &str) -> Self {
-        let home = Self { directory, data };
+        let home = Self { directory, data, environment: Vec::new() };
         fs::write(home.config(), configuration(home.path(), &home.data, more)).unwrap();
         home
     }
@@ -83,6 +85,14 @@ impl Home {
         let text = fs::read_to_string(self.config()).unwrap();
         fs::write(self.config(), text.replace("listen: 127.0.0.1:0", &format!("listen: 127.0.0.1:{port}")))
             .unwrap();
+        self
+    }
+
+    /// With further lines in the section `keys` of its configuration, and a variable in its environment.
+    pub(crate) fn with_keys(mut self, lines: &str, variable: Option<(&'static str, PathBuf)>) -> Self {
+        let text = fs::read_to_string(self.config()).unwrap();
+        fs::write(self.config(), text.replace("keys:\n", &format!("keys:\n{lines}"))).unwrap();
+        self.environment.extend(variable);
         self
     }
 
@@ -107,6 +117,7 @@ impl Home {
     pub(crate) fn command(&self) -> Command {
         let mut command = rhizome();
         command.arg("server").arg("--config").arg(self.config()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

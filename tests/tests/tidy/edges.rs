@@ -62,6 +62,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// Further arrows that only tests of a crate may use: doubles behind the ports.
 const TEST_ARROWS: &[(&str, &[&str])] = &[
+    ("rhizome-keys", &["rhizome-store"]),
     ("rhizome-server", &["rhizome-store", "rhizome-keys"]),
     ("rhizome-agent", &["rhizome-store", "rhizome-keys", "rhizome-server"]),
 ];
@@ -72,6 +73,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["rhizome-agent", "rhizome-cli", "rhizome"]),
     ("clap_complete", &["rhizome-cli", "rhizome"]),
     ("comfy-table", &["rhizome-cli"]),
+    ("cryptoki", &["rhizome-keys"]),
     ("envoy-types", &["rhizome-agent"]),
     ("governor", &["rhizome-server"]),
     ("hyper", &["rhizome-agent"]),
