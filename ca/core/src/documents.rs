@@ -40,6 +40,12 @@ pub enum Kind {
     Subscriber,
     /// An order to renew.
     Renewal,
+    /// A relationship with a foreign trust domain.
+    Federation,
+    /// The bundle of a foreign trust domain, and how fetching it goes.
+    ForeignBundle,
+    /// Which foreign bundles a node has in force.
+    ForeignHolder,
     /// A single setting of this authority, such as its trust domain.
     Setting,
     /// A private key, sealed. Its own ring reads and writes it, and nobody else.
@@ -48,7 +54,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which a store is loaded.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Setting,
         Self::Authority,
         Self::JwtAuthority,
@@ -62,6 +68,9 @@ impl Kind {
         Self::Renewal,
         Self::Token,
         Self::Key,
+        Self::Federation,
+        Self::ForeignBundle,
+        Self::ForeignHolder,
     ];
 
     /// The stable name under which stores file it.
@@ -80,6 +89,9 @@ impl Kind {
             Self::Renewal => "renewal",
             Self::Setting => "setting",
             Self::Key => "key",
+            Self::Federation => "federation",
+            Self::ForeignBundle => "foreign_bundle",
+            Self::ForeignHolder => "foreign_holder",
         }
     }
 

@@ -20,6 +20,7 @@ pub mod crl;
 pub mod documents;
 pub mod entropy;
 pub mod explain;
+pub mod federation;
 pub mod issuance;
 pub mod ledger;
 pub mod limits;

@@ -31,6 +31,30 @@ pub const RULE_DNS_NAMES: usize = 16;
 /// Trust domains one rule may federate with. Each costs a bundle on every subscriber.
 pub const RULE_FEDERATES_WITH: usize = 32;
 
+/// Foreign trust domains that one authority federates with: each costs a bundle on every node, and a fetch every few
+/// minutes.
+pub const FEDERATIONS: usize = 64;
+
+/// Bytes of the address of a bundle endpoint.
+pub const ENDPOINT_URL_BYTES: usize = 2_048;
+
+/// Redirects followed for one fetch: a move to another host and one to another path.
+pub const FEDERATION_REDIRECTS: usize = 3;
+
+/// The shortest time between two fetches of one foreign bundle, whatever its refresh hint says: a hint of a second is a
+/// mistake, and nobody's endpoint should be asked more often.
+pub const FEDERATION_MIN_REFRESH: Ttl = Ttl::seconds_of(10);
+/// The longest: a hint of a year would keep a replaced root away for a year (SPIRE trusts the hint; we do not).
+pub const FEDERATION_MAX_REFRESH: Ttl = Ttl::hours(24);
+/// The longest pause between two tries while fetching fails.
+pub const FEDERATION_MAX_BACKOFF: Ttl = Ttl::hours(1);
+/// A fetch comes earlier than the hint says by up to the hint divided by this, so that a fleet does not ask at one
+/// moment, and a change reaches everybody within the hint.
+pub const FEDERATION_JITTER_FRACTION: i64 = 5;
+/// A foreign bundle is old when fetching it has not succeeded for so many refresh hints; by then every follower that
+/// polls a bundle as its hint says has it, too.
+pub const FEDERATION_OLD_AFTER_HINTS: i64 = 3;
+
 /// Bytes of a rule's comment: a sentence or two, and a ticket's address.
 pub const RULE_COMMENT_BYTES: usize = 1024;
 

@@ -29,9 +29,12 @@ use crate::rules::{Rule, RuleSet};
 use crate::tokens::JoinToken;
 
 mod bundle_record;
+mod foreign;
 mod jwt;
 
 pub use bundle_record::BundleRecord;
+pub use foreign::Foreign;
+use foreign::Foreigners;
 use jwt::jwt_key_of;
 
 /// An administrator, as a document.
@@ -158,6 +161,7 @@ pub struct State {
     crl_generation: u64,
     subscribers: OrdMap<String, Versioned<Arc<Subscriber>>>,
     renewals: OrdMap<String, Versioned<Arc<RenewalOrder>>>,
+    foreigners: Foreigners,
     tombstones: OrdMap<DocumentKey, Version>,
     /// What followers must hear, by the order in which this process took it in.
     journal: OrdMap<u64, DocumentKey>,
@@ -206,6 +210,7 @@ impl State {
             crl_generation: 0,
             subscribers: OrdMap::new(),
             renewals: OrdMap::new(),
+            foreigners: Foreigners::default(),
             tombstones: OrdMap::new(),
             journal: OrdMap::new(),
             taken_in: 0,
@@ -221,6 +226,7 @@ impl State {
         if self.known(&document.key).is_some_and(|known| known >= document.version) {
             return Ok(());
         }
+        let mut heard = true;
         match document.key.kind {
             Kind::Rule => {
                 let rule = shared(document.read::<Rule>()?);
@@ -261,11 +267,16 @@ impl State {
             Kind::Renewal => {
                 self.renewals.insert(document.key.id.clone(), shared(document.read::<RenewalOrder>()?));
             }
+            Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => {
+                heard = self.foreigners.put(document)?;
+            }
             // Tokens are looked up where they are redeemed, once each; settings are read at start; keys by their ring.
             Kind::Token | Kind::Setting | Kind::Key => {}
         }
         self.version = self.version.max(document.version);
-        self.note(&document.key);
+        if heard {
+            self.note(&document.key);
+        }
         Ok(())
     }
 
@@ -327,6 +338,7 @@ impl State {
             }
             Kind::Subscriber => drop(self.subscribers.remove(id)),
             Kind::Renewal => drop(self.renewals.remove(id)),
+            Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => self.foreigners.delete(key),
             Kind::Token | Kind::Setting | Kind::Key => {}
         }
         if !matches!(key.kind, Kind::Token | Kind::Setting | Kind::Key) {
@@ -344,19 +356,13 @@ impl State {
         if matches!(key.kind, Kind::Crl | Kind::Authority) {
             self.crl_generation = self.crl_generation.saturating_add(1);
         }
-        let heard = match key.kind {
-            Kind::Rule | Kind::Revocation | Kind::Crl | Kind::Bundle | Kind::Authority | Kind::Renewal => {
-                true
-            }
-            Kind::Token
-            | Kind::Node
-            | Kind::JwtAuthority
-            | Kind::Admin
-            | Kind::Subscriber
-            | Kind::Setting
-            | Kind::Key => false,
+        let told = match key.kind {
+            Kind::Rule | Kind::Revocation | Kind::Crl | Kind::Bundle | Kind::Authority | Kind::Renewal => true,
+            Kind::Federation | Kind::ForeignBundle => true,
+            Kind::JwtAuthority | Kind::Node | Kind::Admin | Kind::Subscriber | Kind::ForeignHolder => false,
+            Kind::Token | Kind::Setting | Kind::Key => false,
         };
-        if !heard {
+        if !told {
             return;
         }
         self.taken_in = self.taken_in.saturating_add(1);
@@ -432,6 +438,7 @@ impl State {
             }
             Kind::Subscriber => self.subscribers.get(id).map(|it| it.version),
             Kind::Renewal => self.renewals.get(id).map(|it| it.version),
+            Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => self.foreigners.version_of(key),
             Kind::Token | Kind::Setting | Kind::Key => None,
         };
         living.max(self.tombstones.get(key).copied())

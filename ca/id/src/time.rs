@@ -163,6 +163,12 @@ impl Ttl {
         if seconds < 1 { Self(1) } else { Self(seconds) }
     }
 
+    /// A lifetime of `seconds`, for constants; at least one second.
+    pub const fn seconds_of(seconds: u32) -> Self {
+        let seconds = widen(seconds);
+        if seconds < 1 { Self(1) } else { Self(seconds) }
+    }
+
     /// Seconds in this lifetime.
     pub const fn seconds(self) -> i64 {
         self.0

@@ -1,8 +1,8 @@
 //! Trust bundles: the roots of one trust domain and its keys for JWTs, with the sequence number of their last change.
 //!
-//! Laws: a [`Bundle`] has at least one anchor; its anchors are sorted by fingerprint and there once, its JWT keys by
+//! Laws: a [`Bundle`] has at least one anchor, but for a foreign one that is for JWT-SVIDs alone; its anchors are sorted by fingerprint and there once, its JWT keys by
 //! `kid`, so equal contents give equal bytes and digests; bundles of different trust domains are never merged. One bad
-//! entry in a SPIFFE document never spoils the others; no usable anchor in it makes the document refused.
+//! entry in a SPIFFE document never spoils the others; nothing usable in it makes the document refused.
 //! Not here: fetching (`rhizome-server`), refusing older sequences (`rhizome-core`).
 //! Sources: SPIFFE Trust Domain and Bundle §4, X509-SVID §6, JWT-SVID §6.
 
@@ -63,6 +63,35 @@ impl Bundle {
         Ok(Self { trust_domain, sequence, refresh_hint, anchors, jwt_keys: Vec::new() })
     }
 
+    /// A bundle of a foreign trust domain, which may have no anchors when it has JWT keys (TB §4.1.3: it is empty when
+    /// nothing in it can be used). Our own is made with [`Bundle::new`].
+    ///
+    /// # Errors
+    /// [`BundleError::Empty`] when there is neither; otherwise as [`Bundle::new`] and [`Bundle::with_jwt_keys`].
+    pub fn foreign(
+        trust_domain: TrustDomain,
+        sequence: u64,
+        refresh_hint: Ttl,
+        anchors: Vec<CaCertificate>,
+        jwt_keys: Vec<JwtKey>,
+    ) -> Result<Self, BundleError> {
+        if anchors.is_empty() && !jwt_keys.is_empty() {
+            return Self { trust_domain, sequence, refresh_hint, anchors, jwt_keys: Vec::new() }
+                .with_jwt_keys(jwt_keys);
+        }
+        Self::new(trust_domain, sequence, refresh_hint, anchors)?.with_jwt_keys(jwt_keys)
+    }
+
+    /// The same bundle without the anchors that have expired at `now` (some verifiers do not look at an anchor's end).
+    ///
+    /// # Errors
+    /// [`BundleError::Empty`] when nothing is left.
+    pub fn pruned(&self, now: Timestamp) -> Result<Self, BundleError> {
+        let live = self.anchors.iter().filter(|anchor| now <= anchor.not_after()).cloned().collect();
+        let Self { trust_domain, sequence, refresh_hint, anchors: _, jwt_keys } = self.clone();
+        Self::foreign(trust_domain, sequence, refresh_hint, live, jwt_keys)
+    }
+
     /// The same bundle with these JWT keys instead of its own: sorts them by `kid` and drops repeats.
     ///
     /// # Errors
@@ -95,7 +124,7 @@ impl Bundle {
         self.refresh_hint
     }
 
-    /// The anchors, sorted by fingerprint; never empty.
+    /// The anchors, sorted by fingerprint; empty only in a foreign bundle that is for JWT-SVIDs alone.
     pub fn anchors(&self) -> &[CaCertificate] {
         &self.anchors
     }
@@ -170,6 +199,14 @@ impl Bundle {
         serde_json::to_string(&set).unwrap_or_default()
     }
 
+    /// The JWT keys that are live at `now` as OpenID Connect's discovery points to them: a JWK set whose entries say that
+    /// they verify signatures (`use` is `sig`) and by which algorithm.
+    pub fn to_oidc_jwks_json(&self, now: Timestamp) -> String {
+        let set = KeySet { keys: self.live_jwt_keys(now).map(Jwk::of_oidc_key).collect() };
+        // Strings only, so writing cannot fail.
+        serde_json::to_string(&set).unwrap_or_default()
+    }
+
     /// Reads a SPIFFE document of `trust_domain`; see [`SpiffeDocument::parse`].
     ///
     /// # Errors
@@ -199,7 +236,7 @@ impl SpiffeDocument {
     /// the `kid` of one before it; a missing sequence reads as 0.
     ///
     /// # Errors
-    /// [`BundleError`] when the text is too large, not such a document, or holds no usable anchor.
+    /// [`BundleError`] when the text is too large, not such a document, or holds no usable anchor and no usable JWT key.
     pub fn parse(trust_domain: TrustDomain, text: &str) -> Result<Self, BundleError> {
         if text.len() > Bundle::MAX_JSON_BYTES {
             return Err(BundleError::TooLarge { bytes: text.len() });
@@ -227,8 +264,9 @@ impl SpiffeDocument {
         }
         let seconds = raw.spiffe_refresh_hint.unwrap_or(Self::DEFAULT_REFRESH_SECONDS);
         let refresh_hint = Ttl::from_seconds(seconds.clamp(1, Ttl::MAX.seconds())).unwrap_or(Ttl::MAX);
-        let bundle = Bundle::new(trust_domain, raw.spiffe_sequence.unwrap_or(0), refresh_hint, anchors)?
-            .with_jwt_keys(jwt_keys.into_values().collect())?;
+        let jwt_keys = jwt_keys.into_values().collect();
+        let sequence = raw.spiffe_sequence.unwrap_or(0);
+        let bundle = Bundle::foreign(trust_domain, sequence, refresh_hint, anchors, jwt_keys)?;
         Ok(Self { bundle, ignored })
     }
 }

@@ -17,6 +17,8 @@ use crate::key::{KeyAlgorithm, KeyNumbers, PublicKey};
 const X509_SVID: &str = "x509-svid";
 const JWT_SVID: &str = "jwt-svid";
 const WIT_SVID: &str = "wit-svid";
+/// RFC 7517 §4.2.
+const SIGNATURE: &str = "sig";
 
 /// What an entry of a document is to us.
 pub(super) enum Entry {
@@ -77,6 +79,8 @@ pub(super) struct Jwk<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     kid: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    alg: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     crv: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     x: Option<String>,
@@ -107,12 +111,24 @@ impl<'a> Jwk<'a> {
         Self { kid: Some(key.kid()), ..Self::of_key(key.public_key()) }
     }
 
+    /// The same as relying parties of OpenID Connect want it: they know nothing of SPIFFE's uses.
+    pub(super) fn of_oidc_key(key: &'a JwtKey) -> Self {
+        let alg = match key.public_key().algorithm() {
+            KeyAlgorithm::EcdsaP256 => Some("ES256"),
+            KeyAlgorithm::EcdsaP384 => Some("ES384"),
+            KeyAlgorithm::Rsa { .. } => Some("RS256"),
+            KeyAlgorithm::Ed25519 => None,
+        };
+        Self { purpose: Some(SIGNATURE), alg, ..Self::of_jwt_key_without_use(key) }
+    }
+
     pub(super) fn of_key(key: &PublicKey) -> Self {
         let number = |bytes: &[u8]| Some(URL_SAFE_NO_PAD.encode(bytes));
         let base = Self {
             purpose: None,
             kty: "",
             kid: None,
+            alg: None,
             crv: None,
             x: None,
             y: None,
