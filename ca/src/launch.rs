@@ -12,10 +12,13 @@ use std::sync::Arc;
 use rhizome_core::authority::RotationPolicy;
 use rhizome_core::policy::{PolicyLimits, TtlLimits};
 use rhizome_core::ports::{Store, StoreError};
-use rhizome_server::{DoorLimits, Ports, Settings, SystemClock, SystemEntropy};
+use rhizome_server::{
+    DoorLimits, FederationSettings, Ports, Settings, SystemClock, SystemEntropy, WebCertificate,
+};
 use rhizome_store::{
     Options, PostgresOptions, PostgresOptionsError, PostgresPassword, PostgresStore, SqliteStore,
 };
+use rhizome_tls::WebRoots;
 
 use crate::config::{Config, DatabasePassword, Policy, Postgres, StoreChoice, secret_variable};
 use crate::keyring::{self, KeysError, Secrets};
@@ -99,6 +102,14 @@ pub enum LaunchError {
         /// Why not.
         cause: StoreError,
     },
+    /// The roots for foreign endpoints cannot be had.
+    #[error("federation.web_roots_file: {}: {cause}", path.display())]
+    WebRoots {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
     /// The database takes part in a thread that died.
     #[error("bug while opening the database: {0}")]
     Bug(String),
@@ -125,7 +136,15 @@ pub async fn open(config: &Config) -> Result<Launch, LaunchError> {
     let keys = secrets.open(config, Arc::clone(&store)).await?;
     let ports =
         Ports { store, keys, clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy::default()) };
-    Ok(Launch { settings: settings(config), ports })
+    let mut settings = settings(config);
+    settings.federation.web_roots = config.federation.web_roots_file.as_deref().map(web_roots).transpose()?;
+    Ok(Launch { settings, ports })
+}
+
+fn web_roots(path: &Path) -> Result<WebRoots, LaunchError> {
+    let unusable = |cause: String| LaunchError::WebRoots { path: path.to_owned(), cause };
+    let pem = fs::read(path).map_err(|cause| unusable(cause.to_string()))?;
+    WebRoots::from_pem(&pem).map_err(|cause| unusable(cause.to_string()))
 }
 
 /// Opens the store that `config` names.
@@ -249,6 +268,7 @@ pub fn settings(config: &Config) -> Settings {
         policy,
         limits,
         refresh_hint,
+        federation,
         log: _,
     } = config.clone();
     Settings {
@@ -279,6 +299,13 @@ pub fn settings(config: &Config) -> Settings {
         believe_clock: false,
         scratch: Some(data.clone()),
         workers: limits.workers,
+        federation: FederationSettings {
+            listen: federation.listen,
+            path: federation.path,
+            web_certificate: federation.certificate.map(|(chain, key)| WebCertificate { chain, key }),
+            oidc_issuer: federation.oidc_issuer,
+            web_roots: None,
+        },
         sealed_keys_dir: Some(data.join(keyring::FILES)),
     }
 }

@@ -175,6 +175,7 @@ impl TokenKey {
             issued_at: from,
             expires_at: from.plus(300),
             jti: "1".to_owned(),
+            issuer: None,
             key: self.public.clone(),
         };
         let token = rhizome_jwt::prepare(spec).unwrap();

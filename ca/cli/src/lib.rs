@@ -14,6 +14,7 @@ mod cert;
 mod check;
 mod exit;
 mod explain;
+mod federation;
 mod files;
 mod issued;
 mod join;
@@ -38,6 +39,7 @@ pub use cert::{CertVerb, ListCertificates, RevocationTarget, RevokeCertificates,
 pub use check::CheckVerb;
 pub use exit::{EXIT_CODES_HELP, Exit, Failure};
 pub use explain::{CallerArgument, Explain};
+pub use federation::{AddRelationship, FederationVerb, ProfileArgument};
 pub use ledger::{HeadArgument, LedgerVerb, ListEntries};
 pub use node::{JoinNode, ListNodes, NodeArgument, NodeVerb, RenewNodes, RenewalTarget};
 pub use output::{Clock, Console, OutputFormat, complain};
@@ -81,6 +83,9 @@ pub enum Verb {
     /// See and fetch the trust bundle
     #[command(subcommand)]
     Bundle(BundleVerb),
+    /// Manage federation: foreign trust domains whose bundles this authority fetches
+    #[command(subcommand)]
+    Federation(FederationVerb),
     /// See and verify the ledger of everything that was signed and changed
     #[command(subcommand)]
     Ledger(LedgerVerb),
@@ -112,6 +117,7 @@ async fn dispatch(verb: Verb, session: &mut Session<'_, '_>) -> Result<Exit, Fai
         Verb::Admin(verb) => admin::run(verb, session).await,
         Verb::Authority(verb) => authority::run(verb, session).await,
         Verb::Bundle(verb) => bundle::run(verb, session).await,
+        Verb::Federation(verb) => federation::run(verb, session).await,
         Verb::Ledger(verb) => ledger::run(verb, session).await,
         Verb::Backup(wish) => backup::run(wish, session).await,
     }

@@ -39,6 +39,7 @@ pub(crate) fn spec(key: &TestKey) -> JwtSpec {
         issued_at: at(0),
         expires_at: at(300),
         jti: "0001".to_owned(),
+        issuer: None,
         key: key.public.clone(),
     }
 }

@@ -1,7 +1,7 @@
 //! Tokens on their way out: from checked facts to bytes to be signed to a JWT-SVID.
 //!
 //! Laws: a [`TokenToBeSigned`] is made in this crate only, from facts that passed every check, and becomes at most one
-//! token; header and claims are exactly ours (`alg`, `kid`, `typ`; `aud`, `exp`, `iat`, `jti`, `sub`) and written in
+//! token; header and claims are exactly ours (`alg`, `kid`, `typ`; `aud`, `exp`, `iat`, `iss` where there is one, `jti`, `sub`) and written in
 //! one way; a token never outlives the key that signs it; what [`prepare`] makes, [`crate::validate`] reads.
 //! Not here: who may have it, for how long, by which key (`rhizome-core`). Sources: JWT-SVID §2–§5, RFC 7515 §5.1.
 
@@ -39,6 +39,8 @@ pub struct JwtSpec {
     pub expires_at: Timestamp,
     /// Its name, unique among all tokens of the authority (`jti`).
     pub jti: String,
+    /// The address by which relying parties of OpenID Connect find the key (`iss`); none is written without one.
+    pub issuer: Option<String>,
     /// The public half of the key that will sign it: gives `alg` and `kid`, and bounds `exp`.
     pub key: JwtKey,
 }
@@ -69,6 +71,7 @@ pub fn prepare(mut spec: JwtSpec) -> Result<TokenToBeSigned, PrepareError> {
         aud: &spec.audiences,
         exp: spec.expires_at.unix(),
         iat: spec.issued_at.unix(),
+        iss: spec.issuer.as_deref(),
         jti: &spec.jti,
         sub: spec.spiffe_id.as_str(),
     };
@@ -324,6 +327,8 @@ struct Claims<'a> {
     aud: &'a [String],
     exp: i64,
     iat: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'a str>,
     jti: &'a str,
     sub: &'a str,
 }

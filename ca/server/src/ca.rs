@@ -27,6 +27,7 @@ use crate::api::convert;
 use crate::clock::GuardedClock;
 use crate::crl::{Setbacks, WireCrls};
 use crate::error::{ApiError, IssueError};
+use crate::federation::Federation;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::quota::Quota;
@@ -60,6 +61,7 @@ pub(crate) struct Ca {
     pub(crate) acknowledgements: Acknowledgements,
     pub(crate) lately: Lately,
     pub(crate) spawner: Spawner,
+    pub(crate) federation: Federation,
     /// Whose turn it is among requests of one name.
     pub(crate) turns: Cache<(String, String), Arc<tokio::sync::Mutex<()>>>,
     pub(crate) recent: Cache<(String, String), Arc<Recorded<IssuedLeaf>>>,
@@ -104,6 +106,7 @@ impl Ca {
             quota: Quota::new(settings.limits),
             presence: Presence::default(),
             acknowledgements: Acknowledgements::default(),
+            federation: Federation::new(settings.federation.web_roots.clone(), settings.limits),
             lately: Lately::default(),
             recent: remembered(),
             turns: Cache::builder().max_capacity(REQUESTS_AT_ONCE).time_to_idle(REMEMBERED_FOR).build(),

@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState};
+use rhizome_core::federation::{self, Outlook};
 use rhizome_core::ports::KeyRingError;
-use rhizome_id::{AuthorityId, KeyId, Timestamp, Ttl};
+use rhizome_id::{AuthorityId, KeyId, Timestamp, TrustDomain, Ttl};
 use rhizome_proto::admin::v1::{Check, CheckSeverity};
 use rhizome_x509::PublicKey;
 
@@ -34,6 +35,7 @@ impl Ca {
         checks.push(self.check_subscribers());
         checks.push(self.check_crls(now));
         checks.push(self.check_crl_lead());
+        checks.extend(self.check_federation(now));
         checks
     }
 
@@ -226,6 +228,38 @@ impl Ca {
         );
         let remedy = "make issuers live three times as long as the longest workload certificate, or more";
         check("crl.lead", CheckSeverity::Warning, lead >= longest, summary, remedy)
+    }
+
+    /// One for each foreign trust domain: there is a bundle, it is fresh, and its endpoint offers nothing that must be
+    /// refused.
+    fn check_federation(&self, now: Timestamp) -> Vec<Check> {
+        let state = self.state();
+        let one = |domain: &TrustDomain| {
+            let record = state.foreign().get(domain).map(|it| &it.value.record);
+            let outlook = federation::outlook(record, now);
+            let trouble = record.and_then(|it| it.fetch.trouble.as_ref());
+            let why = trouble.map(|it| format!("{} ({})", it.detail, it.code));
+            let why = why.unwrap_or_else(|| "no fetch yet".to_owned());
+            let held = record.and_then(|it| it.bundle.as_ref()).map_or(0, |held| held.sequence);
+            let since = record.and_then(|it| it.fetch.succeeded_at);
+            let age = since.map(|at| format!("last fetched {} ago", in_words(now.since(at))));
+            let age = age.unwrap_or_else(|| "never fetched".to_owned());
+            let (severity, ok, found) = match outlook {
+                Outlook::Current => (CheckSeverity::Warning, true, format!("bundle {held}, {age}")),
+                Outlook::Failing => (CheckSeverity::Note, false, format!("bundle {held}, {age}; {why}")),
+                Outlook::Awaited => (CheckSeverity::Warning, false, format!("no bundle yet: {why}")),
+                Outlook::Old => {
+                    (CheckSeverity::Warning, false, format!("bundle {held} is old, {age}: {why}"))
+                }
+                Outlook::Refused => (CheckSeverity::Critical, false, format!("bundle {held} stays: {why}")),
+            };
+            let remedy = format!(
+                "`rhizome federation show {domain}` has the details; ask who runs {domain} whether what their endpoint \
+                 offers is theirs, and `rhizome federation refresh {domain}` when it is mended"
+            );
+            check("federation.bundle", severity, ok, format!("{domain}: {found}"), &remedy)
+        };
+        state.relationships().keys().map(one).collect()
     }
 
     fn check_subscribers(&self) -> Check {

@@ -59,6 +59,11 @@ impl Ca {
         let behind = i32::try_from(self.clock_behind(self.ports.clock.now())).unwrap_or(i32::MAX);
         metrics.clock_behind.set(f64::from(behind));
         metrics.clock_ahead.set(f64::from(i32::try_from(self.clock.ahead()).unwrap_or(i32::MAX)));
+        for foreign in state.foreign().values().map(|it| &it.value.record) {
+            let sequence = foreign.bundle.as_ref().map_or(0, |held| held.sequence);
+            let fetched_at = foreign.fetch.succeeded_at.map_or(0, Timestamp::unix);
+            metrics.federation_holds(&foreign.trust_domain, sequence, fetched_at);
+        }
         metrics.root_expiry.set(self.first_root_expiry().map_or(0, Timestamp::unix));
     }
 

@@ -68,6 +68,12 @@ impl Ca {
         });
         let subscribers =
             subscribers.map(|(name, it)| (DocumentKey::new(Kind::Subscriber, name.clone()), it.version));
+        let holders = state.foreign_holders().iter().filter(|(name, it)| {
+            let node = name.split_once(':').and_then(|(_, id)| state.nodes().get(id));
+            node.is_none_or(|node| node.value.not_after < before) && it.value.at < before
+        });
+        let holders =
+            holders.map(|(name, it)| (DocumentKey::new(Kind::ForeignHolder, name.clone()), it.version));
         let foreign = state
             .jwt_authorities()
             .values()
@@ -79,7 +85,7 @@ impl Ca {
             .values()
             .filter(|it| it.value.order.deadline < before)
             .map(|it| (it.value.key(), it.version));
-        revocations.chain(subscribers).chain(foreign).chain(renewals).collect()
+        revocations.chain(subscribers).chain(holders).chain(foreign).chain(renewals).collect()
     }
 
     /// Publishes the bundle without JWT keys that ended before `before`: those of replicas that did not come back.

@@ -40,7 +40,8 @@ impl Ca {
         let bundle = state.bundle().map_or(0, |it| it.value.bundle.sequence());
         let attributes = wish.attributes();
         let around = Circumstances { now, serial, draw, bundle, request: None, attributes };
-        let prepared = jwt::prepare(&grant, audiences, key, &around)?;
+        let issuer = self.settings.federation.oidc_issuer.as_deref();
+        let prepared = jwt::prepare(&grant, audiences, issuer, key, &around)?;
 
         // 6. Write the intent: the one durable, group-committed append.
         let committed = self.commit(Transaction::named("issue token").record(prepared.entry(now))).await?;

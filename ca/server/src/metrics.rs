@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use rhizome_core::ledger::Profile;
+use rhizome_id::TrustDomain;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ByProfile {
@@ -21,6 +22,23 @@ pub(crate) struct ByProfile {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ByCode {
     code: &'static str,
+}
+
+/// A foreign trust domain, of which there are 64 at most, and what came of a fetch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByFetch {
+    trust_domain: String,
+    outcome: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByDomain {
+    trust_domain: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByDocument {
+    document: &'static str,
 }
 
 /// Sums over all labels, for the status.
@@ -59,6 +77,12 @@ pub(crate) struct Metrics {
     pub(crate) self_checked: Counter,
     pub(crate) clock_behind: Gauge<f64, AtomicU64>,
     pub(crate) clock_ahead: Gauge<f64, AtomicU64>,
+    federation_fetches: Family<ByFetch, Counter>,
+    federation_sequence: Family<ByDomain, Gauge<u64, AtomicU64>>,
+    federation_fetched_at: Family<ByDomain, Gauge>,
+    endpoint_documents: Family<ByDocument, Counter>,
+    pub(crate) endpoint_refused: Counter,
+    pub(crate) endpoint_failed: Counter,
 }
 
 impl Metrics {
@@ -91,9 +115,16 @@ impl Metrics {
             self_checked: Counter::default(),
             clock_behind: Gauge::default(),
             clock_ahead: Gauge::default(),
+            federation_fetches: Family::default(),
+            federation_sequence: Family::default(),
+            federation_fetched_at: Family::default(),
+            endpoint_documents: Family::default(),
+            endpoint_refused: Counter::default(),
+            endpoint_failed: Counter::default(),
         };
         metrics.register();
         metrics.register_crls();
+        metrics.register_federation();
         metrics
     }
 
@@ -156,6 +187,48 @@ impl Metrics {
         let help =
             "Issuers without a revocation list, or with one older than their newest revocation; must be 0";
         it.register("crls_behind", help, self.crls_behind.clone());
+    }
+
+    fn register_federation(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let it = &mut *registry;
+        let help = "Fetches of foreign bundles, by trust domain and outcome";
+        it.register("federation_fetches", help, self.federation_fetches.clone());
+        let help = "Sequence of the foreign bundle in force";
+        it.register("federation_bundle_sequence", help, self.federation_sequence.clone());
+        let help = "Unix time of the last fetch of a foreign bundle that succeeded; 0: never";
+        it.register("federation_fetched_timestamp_seconds", help, self.federation_fetched_at.clone());
+        let help = "Documents that the bundle endpoint gave out";
+        it.register("federation_endpoint_documents", help, self.endpoint_documents.clone());
+        let help = "Connections and requests to the bundle endpoint that were too many";
+        it.register("federation_endpoint_refused", help, self.endpoint_refused.clone());
+        let help = "Connections to the bundle endpoint that failed";
+        it.register("federation_endpoint_failures", help, self.endpoint_failed.clone());
+    }
+
+    /// Counts a fetch of the bundle of `domain`; `outcome` is one of a closed set of words.
+    pub(crate) fn federation_fetched(&self, domain: &TrustDomain, outcome: &str) {
+        let label = ByFetch { trust_domain: domain.to_string(), outcome: outcome.to_owned() };
+        self.federation_fetches.get_or_create(&label).inc();
+    }
+
+    /// Shows what is held of a foreign domain.
+    pub(crate) fn federation_holds(&self, domain: &TrustDomain, sequence: u64, fetched_at: i64) {
+        let label = ByDomain { trust_domain: domain.to_string() };
+        self.federation_sequence.get_or_create(&label).set(sequence);
+        self.federation_fetched_at.get_or_create(&label).set(fetched_at);
+    }
+
+    /// Shows nothing of a foreign domain any more; what was counted stays.
+    pub(crate) fn forget_federation(&self, domain: &TrustDomain) {
+        let label = ByDomain { trust_domain: domain.to_string() };
+        self.federation_sequence.remove(&label);
+        self.federation_fetched_at.remove(&label);
+    }
+
+    /// Counts a document that the bundle endpoint gave out.
+    pub(crate) fn endpoint_served(&self, document: &'static str) {
+        self.endpoint_documents.get_or_create(&ByDocument { document }).inc();
     }
 
     pub(crate) fn issued(&self, profile: Profile, took: Duration) {

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::ca::Ca;
 use crate::error::ApiError;
+use crate::federation::Endpoint;
 use crate::serving::CurrentTrust;
 use crate::settings::{Ports, Settings};
 use crate::spawn::Spawner;
@@ -36,6 +37,9 @@ pub enum StartError {
         /// The operating system's reason.
         cause: std::io::Error,
     },
+    /// The bundle endpoint cannot be had.
+    #[error("federation: {0}")]
+    Federation(String),
     /// The Unix socket cannot be made.
     #[error("cannot make the administrators' socket {path}: {cause}")]
     Socket {
@@ -54,6 +58,7 @@ pub struct Running {
     ca: Arc<Ca>,
     address: SocketAddr,
     web: Option<SocketAddr>,
+    federation: Option<SocketAddr>,
     socket: Option<PathBuf>,
     workers: Vec<std::thread::JoinHandle<()>>,
 }
@@ -78,6 +83,11 @@ impl Running {
     /// Where metrics and health are served, if at all.
     pub const fn web_address(&self) -> Option<SocketAddr> {
         self.web
+    }
+
+    /// Where our bundle endpoint is, if there is one.
+    pub const fn federation_address(&self) -> Option<SocketAddr> {
+        self.federation
     }
 
     /// Lets open calls finish, then stops everything.
@@ -121,6 +131,8 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     let (ca, refusals) = Ca::load(settings, ports, Spawner::default()).await?;
     ca.found().await?;
     let identity = ca.start_serving().await?;
+    let endpoint = Endpoint::open(&ca, &identity).await.map_err(StartError::Federation)?;
+    let federation = endpoint.as_ref().and_then(Endpoint::address);
     let tls = ServerTls::new(identity, Arc::new(CurrentTrust::of(&ca)?));
 
     if let Some(path) = &socket {
@@ -131,6 +143,9 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     if let Some(listener) = web_listener {
         ca.spawner.spawn("metrics and health", web::serve(Arc::clone(&ca), listener));
     }
+    if let Some(endpoint) = endpoint {
+        ca.spawner.spawn_until_stop("bundle endpoint", endpoint.serve(Arc::clone(&ca)));
+    }
     let count =
         if workers == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { workers };
     let (senders, threads) = listen::start_workers(&ca, &tls, count).map_err(StartError::Workers)?;
@@ -140,15 +155,17 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     ca.spawner.spawn_until_stop("self-check", Arc::clone(&ca).check_itself());
     ca.spawner.spawn_until_stop("record refusals", Arc::clone(&ca).record_refusals(refusals));
     ca.spawner.spawn_until_stop("probe store", Arc::clone(&ca).probe_store());
+    ca.spawner.spawn_until_stop("federation", Arc::clone(&ca).keep_federation());
     ca.spawner.spawn_until_stop("housekeeping", Arc::clone(&ca).keep_house());
     let forgetting = Arc::clone(&ca);
     ca.spawner.spawn_until_stop("forget idle callers", async move {
         loop {
             tokio::time::sleep(FORGET_EVERY).await;
             forgetting.quota.forget_idle();
+            forgetting.federation.quota.forget_idle();
         }
     });
-    Ok(Running { ca, address, web, socket, workers: threads })
+    Ok(Running { ca, address, web, federation, socket, workers: threads })
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {

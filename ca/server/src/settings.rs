@@ -13,6 +13,7 @@ use rhizome_core::limits;
 use rhizome_core::policy::PolicyLimits;
 use rhizome_core::ports::{Clock, Entropy, KeyRing, Store};
 use rhizome_id::{ReplicaName, TrustDomain, Ttl};
+use rhizome_tls::WebRoots;
 use rhizome_x509::{DnsName, SigningAlgorithm};
 
 /// The settings of one server process.
@@ -57,6 +58,8 @@ pub struct Settings {
     pub scratch: Option<PathBuf>,
     /// Worker threads, each with its own single-threaded runtime; 0 means one per core.
     pub workers: usize,
+    /// Federation with foreign trust domains, and OpenID Connect's discovery.
+    pub federation: FederationSettings,
     /// Where sealed keys lie, so that a backup can say whether it must be taken along.
     pub sealed_keys_dir: Option<PathBuf>,
 }
@@ -89,9 +92,46 @@ impl Settings {
             believe_clock: false,
             scratch: None,
             workers: 0,
+            federation: FederationSettings::default(),
             sealed_keys_dir: None,
         }
     }
+}
+
+/// Federation with foreign trust domains, and OpenID Connect's discovery for JWT-SVIDs.
+#[derive(Clone, Debug)]
+pub struct FederationSettings {
+    /// Where our bundle endpoint is, if there is one.
+    pub listen: Option<SocketAddr>,
+    /// The path of the bundle on it; begins with a slash, of letters, digits and `-._~/`.
+    pub path: String,
+    /// What it presents (profile `https_web`); this server's own SVID without one (profile `https_spiffe`).
+    pub web_certificate: Option<WebCertificate>,
+    /// The address that stands as `iss` in JWT-SVIDs, and below which discovery is served: `https://…`.
+    pub oidc_issuer: Option<String>,
+    /// Whom foreign endpoints of the public web are believed by; the list built in without one.
+    pub web_roots: Option<WebRoots>,
+}
+
+impl Default for FederationSettings {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            path: "/bundle".to_owned(),
+            web_certificate: None,
+            oidc_issuer: None,
+            web_roots: None,
+        }
+    }
+}
+
+/// A certificate of the public Web PKI, in files that somebody else renews.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebCertificate {
+    /// The chain in PEM, leaf first.
+    pub chain: PathBuf,
+    /// The leaf's private key in PEM.
+    pub key: PathBuf,
 }
 
 /// How much one caller, one address and the whole process may ask for.

@@ -65,6 +65,8 @@ pub struct Config {
     pub limits: Limits,
     /// How often followers of the bundle without a stream should look.
     pub refresh_hint: Ttl,
+    /// Foreign trust domains, and OpenID Connect's discovery.
+    pub federation: Federation,
     /// The log.
     pub log: Log,
 }
@@ -111,6 +113,21 @@ pub enum DatabasePassword {
     File(PathBuf),
     /// This environment variable.
     Environment(String),
+}
+
+/// Foreign trust domains, and OpenID Connect's discovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Federation {
+    /// Where our bundle endpoint is, if there is one.
+    pub listen: Option<SocketAddr>,
+    /// The path of the bundle on it.
+    pub path: String,
+    /// Files of the certificate that it presents, chain and key; this server's own SVID without.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Roots that foreign endpoints of the public web are believed by, in PEM; the list built in without.
+    pub web_roots_file: Option<PathBuf>,
+    /// The issuer in JWT-SVIDs, below which discovery is served.
+    pub oidc_issuer: Option<String>,
 }
 
 /// How private keys are sealed at rest.

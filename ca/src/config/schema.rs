@@ -18,7 +18,9 @@ use super::section::{Refusal, Scalar, Section};
 use super::store;
 use super::tree::Node;
 use super::values::{self, Endpoint, Host};
-use super::{Admin, Authority, Config, Limits, Log, LogFormat, LogLevel, Policy, Sealing, Warning};
+use super::{
+    Admin, Authority, Config, Federation, Limits, Log, LogFormat, LogLevel, Policy, Sealing, Warning,
+};
 
 /// Values in one list: replicas, names and administrators are counted in tens.
 const MAX_LIST: usize = 64;
@@ -31,6 +33,12 @@ const DATA: &str = "/var/lib/rhizome";
 
 /// Where administrators connect unless told otherwise (systemd's `RuntimeDirectory=rhizome`).
 const SOCKET: &str = "/run/rhizome/admin.sock";
+
+/// Where the bundle is on our bundle endpoint unless told otherwise.
+const BUNDLE_PATH: &str = "/bundle";
+
+/// What stands below the issuer's address (OpenID Connect Discovery 1.0 §4).
+const DISCOVERY_PATHS: [&str; 2] = ["/.well-known/openid-configuration", "/keys"];
 
 /// Upper bound of every rate: no server issues faster.
 const MAX_RATE: u32 = 1_000_000;
@@ -61,6 +69,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     let mut bundle = file.section("bundle");
     let refresh_hint = bundle.value("refresh_hint", values::ttl).or(limits::BUNDLE_REFRESH_HINT);
     bundle.finish();
+    let federation = federation(file.section("federation"));
     let log = log(file.section("log"));
     file.finish();
     if !faults.borrow().is_empty() {
@@ -96,6 +105,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
         policy,
         limits,
         refresh_hint,
+        federation,
         log,
     };
     Some((config, warnings))
@@ -267,6 +277,48 @@ fn read_limits(mut section: Section<'_>) -> Limits {
     let workers = section.value("workers", values::number(0..=MAX_WORKERS)).or(0);
     section.finish();
     Limits { per_source_per_second, per_identity_per_second, connections, workers }
+}
+
+fn federation(mut section: Section<'_>) -> Federation {
+    let listen = section.value("listen", values::listen).given();
+    let path_field = section.value("path", values::url_path);
+    let at_path = path_field.position();
+    let path = path_field.or(BUNDLE_PATH.to_owned());
+    let certificate = section.value("certificate_file", values::path);
+    let key = section.value("key_file", values::path);
+    let at = certificate.position().or_else(|| key.position());
+    let sound = !certificate.is_faulty() && !key.is_faulty();
+    let certificate = match (certificate.given(), key.given()) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            if sound {
+                let problem = "a certificate and its key go together";
+                let remedy =
+                    "give both certificate_file and key_file, or neither to present this server's own SVID";
+                section.fault("certificate_file", at, Refusal::new(problem, remedy));
+            }
+            None
+        }
+    };
+    let web_roots_file = section.value("web_roots_file", values::path).given();
+    let issuer = section.value("oidc_issuer", values::issuer);
+    let at_issuer = issuer.position();
+    let oidc_issuer = issuer.given();
+    if let Some(issuer) = oidc_issuer.as_deref().filter(|_| listen.is_none()) {
+        let problem = format!("nothing serves the discovery of {issuer}");
+        let remedy =
+            "add `listen: 0.0.0.0:8444` to this section, at the address that the issuer's name leads to";
+        section.fault("oidc_issuer", at_issuer, Refusal::new(problem, remedy));
+    }
+    let below = oidc_issuer.as_deref().map(values::issuer_path).unwrap_or_default();
+    let taken = |path: &str| DISCOVERY_PATHS.iter().any(|end| path == format!("{below}{end}"));
+    if oidc_issuer.is_some() && taken(&path) {
+        let problem = format!("{path} is where discovery is served");
+        section.fault("path", at_path, Refusal::new(problem, "choose another path, such as /bundle"));
+    }
+    section.finish();
+    Federation { listen, path, certificate, web_roots_file, oidc_issuer }
 }
 
 fn log(mut section: Section<'_>) -> Log {

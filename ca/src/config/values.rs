@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use rhizome_core::caller::Role;
+use rhizome_core::federation::EndpointUrl;
 use rhizome_id::{ReplicaName, TrustDomain, Ttl};
 use rhizome_x509::{DnsName, SigningAlgorithm};
 
@@ -20,6 +21,9 @@ const MAX_SOCKET_PATH: usize = 107;
 
 /// Bytes of a path (Linux `PATH_MAX` is 4096 with the closing NUL).
 const MAX_PATH: usize = 4095;
+
+/// Bytes of the path of a document; a habit, not a limit of HTTP.
+const MAX_URL_PATH: usize = 256;
 
 /// Bytes of an environment variable's name; a habit, not a limit of the system.
 const MAX_VARIABLE: usize = 128;
@@ -131,6 +135,40 @@ pub(super) fn path(value: Scalar<'_>) -> Read<PathBuf> {
         return Err(Refusal::new("this cannot be the path of a file", remedy));
     }
     Ok(PathBuf::from(value.text))
+}
+
+/// The path of a document on a web server: plain, so that it means the same everywhere.
+pub(super) fn url_path(value: Scalar<'_>) -> Read<String> {
+    let remedy = "write a path such as /bundle, of letters, digits and - . _ ~ /";
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    if !value.text.starts_with('/') || value.text.len() > MAX_URL_PATH || !value.text.bytes().all(plain) {
+        return Err(Refusal::new(format!("{} is not a path of an address", quoted(value.text)), remedy));
+    }
+    Ok(value.text.to_owned())
+}
+
+/// An issuer of OpenID Connect: `https://`, a host, perhaps a port and a path (OpenID Connect Discovery 1.0 §3).
+pub(super) fn issuer(value: Scalar<'_>) -> Read<String> {
+    let remedy =
+        "write an address such as https://oidc.example.org, without query and without a slash at its end";
+    let refuse = || Refusal::new(format!("{} is not an issuer's address", quoted(value.text)), remedy);
+    let url: EndpointUrl = value.text.parse().map_err(|_cause| refuse())?;
+    let path = issuer_path(value.text);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    if !value.text.starts_with("https://")
+        || value.text.ends_with('/')
+        || url.target().contains('?')
+        || !path.bytes().all(plain)
+    {
+        return Err(refuse());
+    }
+    Ok(value.text.to_owned())
+}
+
+/// The path of an issuer's address; empty when it has none.
+pub(super) fn issuer_path(issuer: &str) -> &str {
+    let rest = issuer.strip_prefix("https://").unwrap_or_default();
+    rest.find('/').and_then(|at| rest.get(at..)).unwrap_or_default()
 }
 
 pub(super) fn socket_path(value: Scalar<'_>) -> Read<PathBuf> {

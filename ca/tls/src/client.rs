@@ -82,12 +82,12 @@ pub(crate) fn client_config_of(
     config(verifier, presented, versions)
 }
 
-/// A configuration that accepts **whoever answers**. For one purpose: fetching the bundle at the first join, when there
-/// is nothing yet to verify a server by.
+/// A configuration that accepts **whoever answers**. For two purposes: fetching the bundle at the first join, and the
+/// first bundle of a foreign trust domain, when there is nothing yet to verify a server by.
 ///
-/// That is safe only because what is fetched proves itself: the join string carries the fingerprint of the root, and the
-/// caller must compare it with what it got, over a connection that carried no secret, and then connect anew with
-/// [`client_config`]. Whoever sends a token, a key or a request over a connection made with this configuration gives it
+/// That is safe only because what is fetched proves itself: the join string, or the relationship, carries the fingerprint
+/// of the root, and the caller must compare it with what it got, over a connection that carried no secret; then it
+/// connects anew with [`client_config`], or verifies by that root what the endpoint had presented. Whoever sends a token, a key or a request over a connection made with this configuration gives it
 /// to whoever sits in between. It presents no identity.
 ///
 /// # Errors

@@ -87,6 +87,14 @@ impl ServingIdentity {
         Ok(())
     }
 
+    pub(crate) fn of(certified: CertifiedKey) -> Self {
+        Self { current: ArcSwap::from_pointee(certified) }
+    }
+
+    pub(crate) fn replace(&self, certified: CertifiedKey) {
+        self.current.store(Arc::new(certified));
+    }
+
     /// The leaf presented now, in DER.
     pub fn leaf_der(&self) -> Vec<u8> {
         let current = self.current.load();
@@ -110,14 +118,21 @@ impl fmt::Debug for ServingIdentity {
 }
 
 fn certified_key(chain_der: &[Vec<u8>], key_pkcs8_der: &[u8]) -> Result<CertifiedKey, IdentityError> {
-    if chain_der.is_empty() {
-        return Err(IdentityError::EmptyChain);
-    }
     // Borrowed: no copy of the key is left behind unwiped by us.
     let borrowed = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key_pkcs8_der));
-    let key = rustls::crypto::ring::sign::any_supported_type(&borrowed)
+    certified_with(chain_der.iter().cloned().map(CertificateDer::from).collect(), &borrowed)
+}
+
+/// A chain, leaf first, joined to the leaf's key.
+pub(crate) fn certified_with(
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKeyDer<'_>,
+) -> Result<CertifiedKey, IdentityError> {
+    if chain.is_empty() {
+        return Err(IdentityError::EmptyChain);
+    }
+    let key = rustls::crypto::ring::sign::any_supported_type(key)
         .map_err(|_says_nothing_useful| IdentityError::Key)?;
-    let chain = chain_der.iter().cloned().map(CertificateDer::from).collect();
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
         Ok(()) => Ok(certified),

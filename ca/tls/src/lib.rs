@@ -9,6 +9,7 @@
 
 mod client;
 mod connect;
+mod endpoint;
 mod error;
 mod identity;
 mod identity_dir;
@@ -21,6 +22,9 @@ mod support;
 
 pub use client::{ExpectedServer, client_config};
 pub use connect::{ConnectError, Dialled, Stream, cause_of, connect, dial};
+pub use endpoint::{
+    EndpointConnection, EndpointError, EndpointTls, EndpointTrust, WebRoots, secure_endpoint,
+};
 pub use error::{IdentityError, PresentedAuthority, ServerRefusal, TlsError};
 pub use identity::{ClientIdentity, ServingIdentity};
 pub use identity_dir::{IdentityDir, IdentityDirError, StoredIdentity};

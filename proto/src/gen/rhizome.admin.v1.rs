@@ -19,7 +19,7 @@ pub enum Role {
     Viewer = 1,
     /// Also manages tokens, nodes and rules, and revokes certificates.
     Operator = 2,
-    /// Also manages administrators, rotates issuers and takes backups.
+    /// Also manages administrators and federation, rotates issuers and takes backups.
     Security = 3,
 }
 impl Role {
@@ -2861,6 +2861,1013 @@ pub mod explain_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "rhizome.admin.v1.ExplainService";
     impl<T> tonic::server::NamedService for ExplainServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// A relationship with a foreign trust domain, and how it goes.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Relationship {
+    /// The foreign trust domain, without `spiffe://`.
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Where it publishes its bundle.
+    #[prost(string, tag = "2")]
+    pub url: ::prost::alloc::string::String,
+    /// How that endpoint proves itself.
+    #[prost(enumeration = "EndpointProfile", tag = "3")]
+    pub profile: i32,
+    /// The endpoint's SPIFFE ID, with profile https_spiffe. Empty otherwise.
+    #[prost(string, tag = "4")]
+    pub endpoint_spiffe_id: ::prost::alloc::string::String,
+    /// SHA-256 of a root that the first bundle fetched must hold: 32 raw bytes. Empty: none was named.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub first_fetch_sha256: ::prost::bytes::Bytes,
+    /// True when the endpoint's host may have an address that is not public.
+    #[prost(bool, tag = "6")]
+    pub private_addresses: bool,
+    /// When it was begun.
+    #[prost(message, optional, tag = "7")]
+    pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who began it, as in the audit log.
+    #[prost(string, tag = "8")]
+    pub created_by: ::prost::alloc::string::String,
+    /// How it stands.
+    #[prost(enumeration = "RelationshipOutlook", tag = "9")]
+    pub outlook: i32,
+    /// The bundle in force, without roots that had expired. Absent: none.
+    #[prost(message, optional, tag = "10")]
+    pub bundle: ::core::option::Option<super::super::ca::v1::Bundle>,
+    /// Since when it is in force. Absent: none is.
+    #[prost(message, optional, tag = "11")]
+    pub in_force_since: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who put it in force by hand, as in the audit log. Empty: it was fetched.
+    #[prost(string, tag = "12")]
+    pub set_by: ::prost::alloc::string::String,
+    /// When it was last tried. Absent: never.
+    #[prost(message, optional, tag = "13")]
+    pub tried_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When a fetch last succeeded. Absent: never.
+    #[prost(message, optional, tag = "14")]
+    pub succeeded_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the next fetch is due. Absent: now.
+    #[prost(message, optional, tag = "15")]
+    pub next_fetch_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many fetches failed since the last that succeeded.
+    #[prost(uint32, tag = "16")]
+    pub failures: u32,
+    /// Why the last fetch failed: a stable word. Empty: it did not.
+    #[prost(string, tag = "17")]
+    pub trouble_code: ::prost::alloc::string::String,
+    /// The same for people.
+    #[prost(string, tag = "18")]
+    pub trouble_detail: ::prost::alloc::string::String,
+    /// Since when it is this trouble. Absent: there is none.
+    #[prost(message, optional, tag = "19")]
+    pub trouble_since: ::core::option::Option<::prost_types::Timestamp>,
+    /// Entries of the last document that were unknown or malformed, and ignored.
+    #[prost(uint64, tag = "20")]
+    pub ignored_entries: u64,
+    /// Nodes that said they have this bundle in force.
+    #[prost(uint64, tag = "21")]
+    pub holder_count: u64,
+    /// Living nodes that have not said so. A node with an agent that knows nothing of federation is among them.
+    #[prost(uint64, tag = "22")]
+    pub behind_count: u64,
+    /// Names of those, the first 20.
+    #[prost(string, repeated, tag = "23")]
+    pub behind: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Begins a relationship.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateRelationshipRequest {
+    /// The foreign trust domain, without `spiffe://`.
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Where it publishes its bundle: https, without user information; at most 2048 bytes.
+    #[prost(string, tag = "2")]
+    pub url: ::prost::alloc::string::String,
+    /// How that endpoint proves itself.
+    #[prost(enumeration = "EndpointProfile", tag = "3")]
+    pub profile: i32,
+    /// The endpoint's SPIFFE ID; needed with profile https_spiffe.
+    #[prost(string, tag = "4")]
+    pub endpoint_spiffe_id: ::prost::alloc::string::String,
+    /// SHA-256 of a root that the first bundle fetched must hold: 32 raw bytes. Empty: none. An endpoint that proves itself
+    /// by the very bundle that is fetched needs this or `bundle_json`.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub first_fetch_sha256: ::prost::bytes::Bytes,
+    /// True: the endpoint's host may have an address that is not public. Redirects to other hosts never may.
+    #[prost(bool, tag = "6")]
+    pub private_addresses: bool,
+    /// The foreign bundle as a SPIFFE document, to begin with. Empty: it is fetched.
+    #[prost(string, tag = "7")]
+    pub bundle_json: ::prost::alloc::string::String,
+}
+/// The relationship after its first fetch.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateRelationshipResponse {
+    /// The relationship.
+    #[prost(message, optional, tag = "1")]
+    pub relationship: ::core::option::Option<Relationship>,
+}
+/// Asks for all relationships.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRelationshipsRequest {}
+/// All relationships.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRelationshipsResponse {
+    /// By trust domain.
+    #[prost(message, repeated, tag = "1")]
+    pub relationships: ::prost::alloc::vec::Vec<Relationship>,
+}
+/// Asks for one relationship.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRelationshipRequest {
+    /// The foreign trust domain, without `spiffe://`.
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+}
+/// The relationship asked for.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetRelationshipResponse {
+    /// The relationship.
+    #[prost(message, optional, tag = "1")]
+    pub relationship: ::core::option::Option<Relationship>,
+}
+/// Ends a relationship.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteRelationshipRequest {
+    /// The foreign trust domain, without `spiffe://`.
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Why, for the audit log; 1 to 1024 bytes.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The relationship as it was.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeleteRelationshipResponse {
+    /// The relationship.
+    #[prost(message, optional, tag = "1")]
+    pub relationship: ::core::option::Option<Relationship>,
+}
+/// Asks for a fetch now.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefreshRelationshipRequest {
+    /// The foreign trust domain, without `spiffe://`.
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+}
+/// The relationship after the fetch.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RefreshRelationshipResponse {
+    /// The relationship.
+    #[prost(message, optional, tag = "1")]
+    pub relationship: ::core::option::Option<Relationship>,
+}
+/// Puts a bundle in force by hand.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetFederatedBundleRequest {
+    /// The foreign trust domain, without `spiffe://`; there must be a relationship with it.
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// The bundle as a SPIFFE document; at most 1 MiB.
+    #[prost(string, tag = "2")]
+    pub bundle_json: ::prost::alloc::string::String,
+    /// Why, for the audit log; 1 to 1024 bytes.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The relationship with that bundle.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetFederatedBundleResponse {
+    /// The relationship.
+    #[prost(message, optional, tag = "1")]
+    pub relationship: ::core::option::Option<Relationship>,
+}
+/// How a bundle endpoint proves that it speaks for its trust domain (SPIFFE Federation §5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EndpointProfile {
+    /// Not stated: refused.
+    Unspecified = 0,
+    /// By a certificate of the public Web PKI for the host name.
+    HttpsWeb = 1,
+    /// By an X509-SVID with exactly the stated identity.
+    HttpsSpiffe = 2,
+}
+impl EndpointProfile {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ENDPOINT_PROFILE_UNSPECIFIED",
+            Self::HttpsWeb => "ENDPOINT_PROFILE_HTTPS_WEB",
+            Self::HttpsSpiffe => "ENDPOINT_PROFILE_HTTPS_SPIFFE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENDPOINT_PROFILE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ENDPOINT_PROFILE_HTTPS_WEB" => Some(Self::HttpsWeb),
+            "ENDPOINT_PROFILE_HTTPS_SPIFFE" => Some(Self::HttpsSpiffe),
+            _ => None,
+        }
+    }
+}
+/// How it stands with a foreign trust domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RelationshipOutlook {
+    /// Never sent.
+    Unspecified = 0,
+    /// There is no bundle yet: identities of that domain verify nowhere.
+    Awaited = 1,
+    /// The bundle is as fresh as its refresh hint asks.
+    Current = 2,
+    /// Fetching fails at the moment; the bundle is fresh enough.
+    Failing = 3,
+    /// The endpoint answers with what must be refused; the bundle that was there stays.
+    Refused = 4,
+    /// Fetching has not succeeded for three refresh hints; the bundle that was there stays.
+    Old = 5,
+}
+impl RelationshipOutlook {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RELATIONSHIP_OUTLOOK_UNSPECIFIED",
+            Self::Awaited => "RELATIONSHIP_OUTLOOK_AWAITED",
+            Self::Current => "RELATIONSHIP_OUTLOOK_CURRENT",
+            Self::Failing => "RELATIONSHIP_OUTLOOK_FAILING",
+            Self::Refused => "RELATIONSHIP_OUTLOOK_REFUSED",
+            Self::Old => "RELATIONSHIP_OUTLOOK_OLD",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RELATIONSHIP_OUTLOOK_UNSPECIFIED" => Some(Self::Unspecified),
+            "RELATIONSHIP_OUTLOOK_AWAITED" => Some(Self::Awaited),
+            "RELATIONSHIP_OUTLOOK_CURRENT" => Some(Self::Current),
+            "RELATIONSHIP_OUTLOOK_FAILING" => Some(Self::Failing),
+            "RELATIONSHIP_OUTLOOK_REFUSED" => Some(Self::Refused),
+            "RELATIONSHIP_OUTLOOK_OLD" => Some(Self::Old),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod federation_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Relationships with foreign trust domains: whose bundles are fetched, from where, and how that goes.
+    #[derive(Debug, Clone)]
+    pub struct FederationServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl FederationServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> FederationServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> FederationServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            FederationServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Begins a relationship, and fetches the bundle once before it answers. What comes of the fetch is in the answer; a
+        /// fetch that fails is tried again by the server and does not undo the relationship.
+        pub async fn create_relationship(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateRelationshipRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateRelationshipResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.FederationService/CreateRelationship",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "rhizome.admin.v1.FederationService",
+                        "CreateRelationship",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists relationships by trust domain; there are 64 at most.
+        pub async fn list_relationships(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRelationshipsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRelationshipsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.FederationService/ListRelationships",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "rhizome.admin.v1.FederationService",
+                        "ListRelationships",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Answers with one relationship.
+        pub async fn get_relationship(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRelationshipRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRelationshipResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.FederationService/GetRelationship",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "rhizome.admin.v1.FederationService",
+                        "GetRelationship",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a relationship. The foreign bundle is taken from every node, so that nothing of that trust domain is trusted.
+        pub async fn delete_relationship(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteRelationshipRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteRelationshipResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.FederationService/DeleteRelationship",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "rhizome.admin.v1.FederationService",
+                        "DeleteRelationship",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Fetches now, and answers with what came of it.
+        pub async fn refresh_relationship(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RefreshRelationshipRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RefreshRelationshipResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.FederationService/RefreshRelationship",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "rhizome.admin.v1.FederationService",
+                        "RefreshRelationship",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Puts a bundle in force by hand, whatever its sequence: when a foreign domain was restored from a backup or founded
+        /// anew, or cannot be reached.
+        pub async fn set_federated_bundle(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetFederatedBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetFederatedBundleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.FederationService/SetFederatedBundle",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "rhizome.admin.v1.FederationService",
+                        "SetFederatedBundle",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod federation_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with FederationServiceServer.
+    #[async_trait]
+    pub trait FederationService: std::marker::Send + std::marker::Sync + 'static {
+        /// Begins a relationship, and fetches the bundle once before it answers. What comes of the fetch is in the answer; a
+        /// fetch that fails is tried again by the server and does not undo the relationship.
+        async fn create_relationship(
+            &self,
+            request: tonic::Request<super::CreateRelationshipRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateRelationshipResponse>,
+            tonic::Status,
+        >;
+        /// Lists relationships by trust domain; there are 64 at most.
+        async fn list_relationships(
+            &self,
+            request: tonic::Request<super::ListRelationshipsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRelationshipsResponse>,
+            tonic::Status,
+        >;
+        /// Answers with one relationship.
+        async fn get_relationship(
+            &self,
+            request: tonic::Request<super::GetRelationshipRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRelationshipResponse>,
+            tonic::Status,
+        >;
+        /// Ends a relationship. The foreign bundle is taken from every node, so that nothing of that trust domain is trusted.
+        async fn delete_relationship(
+            &self,
+            request: tonic::Request<super::DeleteRelationshipRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteRelationshipResponse>,
+            tonic::Status,
+        >;
+        /// Fetches now, and answers with what came of it.
+        async fn refresh_relationship(
+            &self,
+            request: tonic::Request<super::RefreshRelationshipRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RefreshRelationshipResponse>,
+            tonic::Status,
+        >;
+        /// Puts a bundle in force by hand, whatever its sequence: when a foreign domain was restored from a backup or founded
+        /// anew, or cannot be reached.
+        async fn set_federated_bundle(
+            &self,
+            request: tonic::Request<super::SetFederatedBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetFederatedBundleResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Relationships with foreign trust domains: whose bundles are fetched, from where, and how that goes.
+    #[derive(Debug)]
+    pub struct FederationServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> FederationServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for FederationServiceServer<T>
+    where
+        T: FederationService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/rhizome.admin.v1.FederationService/CreateRelationship" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateRelationshipSvc<T: FederationService>(pub Arc<T>);
+                    impl<
+                        T: FederationService,
+                    > tonic::server::UnaryService<super::CreateRelationshipRequest>
+                    for CreateRelationshipSvc<T> {
+                        type Response = super::CreateRelationshipResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateRelationshipRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FederationService>::create_relationship(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateRelationshipSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.FederationService/ListRelationships" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRelationshipsSvc<T: FederationService>(pub Arc<T>);
+                    impl<
+                        T: FederationService,
+                    > tonic::server::UnaryService<super::ListRelationshipsRequest>
+                    for ListRelationshipsSvc<T> {
+                        type Response = super::ListRelationshipsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRelationshipsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FederationService>::list_relationships(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRelationshipsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.FederationService/GetRelationship" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRelationshipSvc<T: FederationService>(pub Arc<T>);
+                    impl<
+                        T: FederationService,
+                    > tonic::server::UnaryService<super::GetRelationshipRequest>
+                    for GetRelationshipSvc<T> {
+                        type Response = super::GetRelationshipResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRelationshipRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FederationService>::get_relationship(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRelationshipSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.FederationService/DeleteRelationship" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteRelationshipSvc<T: FederationService>(pub Arc<T>);
+                    impl<
+                        T: FederationService,
+                    > tonic::server::UnaryService<super::DeleteRelationshipRequest>
+                    for DeleteRelationshipSvc<T> {
+                        type Response = super::DeleteRelationshipResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteRelationshipRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FederationService>::delete_relationship(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteRelationshipSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.FederationService/RefreshRelationship" => {
+                    #[allow(non_camel_case_types)]
+                    struct RefreshRelationshipSvc<T: FederationService>(pub Arc<T>);
+                    impl<
+                        T: FederationService,
+                    > tonic::server::UnaryService<super::RefreshRelationshipRequest>
+                    for RefreshRelationshipSvc<T> {
+                        type Response = super::RefreshRelationshipResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RefreshRelationshipRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FederationService>::refresh_relationship(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RefreshRelationshipSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.FederationService/SetFederatedBundle" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetFederatedBundleSvc<T: FederationService>(pub Arc<T>);
+                    impl<
+                        T: FederationService,
+                    > tonic::server::UnaryService<super::SetFederatedBundleRequest>
+                    for SetFederatedBundleSvc<T> {
+                        type Response = super::SetFederatedBundleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetFederatedBundleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FederationService>::set_federated_bundle(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetFederatedBundleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for FederationServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "rhizome.admin.v1.FederationService";
+    impl<T> tonic::server::NamedService for FederationServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -80,11 +80,32 @@ pub struct ServedIssuers {
     #[prost(message, repeated, tag = "1")]
     pub issuers: ::prost::alloc::vec::Vec<ServedIssuer>,
 }
+/// The bundle of a foreign trust domain that a node has in force.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FederatedBundleInForce {
+    /// The trust domain, without `spiffe://`.
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Sequence of the bundle, as that domain counts.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    /// Digest of the bundle: 32 raw bytes, as it was sent.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub digest: ::prost::bytes::Bytes,
+}
+/// Every foreign bundle that is in force for a node's workloads; replaces the last report. Sent only to a server that has
+/// sent a foreign bundle: an older one would not understand it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FederatedBundlesInForce {
+    /// One for each trust domain; at most 64.
+    #[prost(message, repeated, tag = "1")]
+    pub bundles: ::prost::alloc::vec::Vec<FederatedBundleInForce>,
+}
 /// One message from a node.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SyncRequest {
     /// What it says. The hello comes first and once.
-    #[prost(oneof = "sync_request::Message", tags = "1, 2, 3")]
+    #[prost(oneof = "sync_request::Message", tags = "1, 2, 3, 4")]
     pub message: ::core::option::Option<sync_request::Message>,
 }
 /// Nested message and enum types in `SyncRequest`.
@@ -101,6 +122,9 @@ pub mod sync_request {
         /// Reports what the node serves.
         #[prost(message, tag = "3")]
         ServedIssuers(super::ServedIssuers),
+        /// Says which foreign bundles are in force.
+        #[prost(message, tag = "4")]
+        FederatedBundles(super::FederatedBundlesInForce),
     }
 }
 /// Orders a node to renew certificates, spread over time by the server.
@@ -171,7 +195,7 @@ pub struct SyncResponse {
     /// Where the node stands after applying this; it opens the next stream with it.
     #[prost(uint64, tag = "1")]
     pub cursor: u64,
-    /// True: forget every rule known before, this is all there is. False: a delta.
+    /// True: forget every rule and every foreign bundle known before, this is all there is. False: a delta.
     #[prost(bool, tag = "2")]
     pub full: bool,
     /// Rules that are new or changed, whole.
@@ -189,6 +213,15 @@ pub struct SyncResponse {
     /// The certificate revocation lists, whole: in the first answer of a stream, and again when one of them changed.
     #[prost(message, optional, tag = "7")]
     pub crls: ::core::option::Option<CrlSet>,
+    /// Bundles of foreign trust domains that are new or changed, whole. Each is for its own trust domain alone. With `full`,
+    /// what was known before is forgotten.
+    #[prost(message, repeated, tag = "8")]
+    pub federated_bundles: ::prost::alloc::vec::Vec<super::super::ca::v1::Bundle>,
+    /// Foreign trust domains whose bundle is gone: nothing of theirs is trusted any more.
+    #[prost(string, repeated, tag = "9")]
+    pub removed_federated_domains: ::prost::alloc::vec::Vec<
+        ::prost::alloc::string::String,
+    >,
 }
 /// Generated client implementations.
 pub mod node_service_client {

@@ -26,6 +26,10 @@ const LICENCES: &[&str] = &[
 const EXCEPTIONS: &[(&str, &str)] = &[
     ("imbl", "MPL-2.0: binds changes of its own files, and we change none"),
     ("imbl-sized-chunks", "MPL-2.0: binds changes of its own files, and we change none"),
+    (
+        "webpki-roots",
+        "CDLA-Permissive-2.0: a list of certificates, whose licence asks that its text goes along",
+    ),
 ];
 
 /// Where packages may come from.

@@ -76,7 +76,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("cryptoki", &["rhizome-keys"]),
     ("envoy-types", &["rhizome-agent"]),
     ("governor", &["rhizome-server"]),
-    ("hyper", &["rhizome-agent"]),
+    ("hyper", &["rhizome-agent", "rhizome-server"]),
     ("imbl", &["rhizome-core"]),
     ("indicatif", &["rhizome-cli"]),
     ("moka", &["rhizome-server"]),
@@ -97,6 +97,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tonic-health", &["rhizome-server", "rhizome-agent"]),
     ("tonic-prost-build", &["rhizome-proto"]),
     ("tonic-reflection", &["rhizome-server", "rhizome-agent"]),
+    ("webpki-roots", &["rhizome-tls"]),
     ("tracing-subscriber", &["rhizome-agent", "rhizome"]),
     ("x509-parser", &["rhizome-x509"]),
 ];

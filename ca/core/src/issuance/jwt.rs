@@ -82,7 +82,8 @@ pub struct PreparedToken {
     clamped: bool,
 }
 
-/// Prepares the token that `grant` allows, for `audiences`, to be signed by `key`.
+/// Prepares the token that `grant` allows, for `audiences`, to be signed by `key`; `issuer` is the address that relying
+/// parties of OpenID Connect know this authority by, where there is one.
 ///
 /// # Errors
 /// [`TokenIssuanceError`] when the key may not sign now, the grant is not for a token, or the audiences are not 1 to 16
@@ -90,6 +91,7 @@ pub struct PreparedToken {
 pub fn prepare(
     grant: &Grant,
     audiences: Vec<String>,
+    issuer: Option<&str>,
     key: &Arc<ActiveJwtKey>,
     around: &Circumstances<'_>,
 ) -> Result<PreparedToken, TokenIssuanceError> {
@@ -110,6 +112,7 @@ pub fn prepare(
         issued_at: now,
         expires_at,
         jti: around.serial.to_string(),
+        issuer: issuer.map(str::to_owned),
         key: key.jwt_key.clone(),
     })?;
     let issuance = JwtIssuance {

@@ -170,6 +170,7 @@ proptest! {
             expires_at: issued_at.plus(lifetime),
             jti: jti.clone(),
             key: key.public.clone(),
+            issuer: None,
         };
         let svid = sealed(&key, spec.clone());
         let keys = [key.public.clone()];

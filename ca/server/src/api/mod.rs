@@ -19,6 +19,7 @@ mod admin;
 mod bundles;
 mod certificates;
 pub(crate) mod convert;
+mod foreign;
 mod health;
 mod jwt;
 mod nodes;

@@ -24,6 +24,7 @@ use rhizome_proto::node::v1::sync_request::Message;
 use tonic::{Response, Streaming};
 
 use super::convert;
+use super::foreign::ForeignNews;
 use crate::ca::Ca;
 use crate::crl::WireCrls;
 use crate::error::ApiError;
@@ -54,7 +55,10 @@ impl Ca {
     ) -> Answer<Outgoing<wire::SyncResponse>> {
         let hello = match incoming.message().await?.and_then(|first| first.message) {
             Some(Message::Hello(hello)) => hello,
-            Some(Message::BundleAcknowledgement(_) | Message::ServedIssuers(_)) | None => {
+            Some(
+                Message::BundleAcknowledgement(_) | Message::ServedIssuers(_) | Message::FederatedBundles(_),
+            )
+            | None => {
                 let problem = "the first message says hello".to_owned();
                 return Err(ApiError::Invalid { field: "message", problem }.into());
             }
@@ -150,6 +154,7 @@ impl Ca {
                 self.presence.serves(who, served.issuers);
                 Ok(())
             }
+            Some(Message::FederatedBundles(bundles)) => self.hold_foreign(who, &bundles).await,
             Some(Message::Hello(_)) | None => {
                 let problem = "hello is said once, at the beginning".to_owned();
                 Err(ApiError::Invalid { field: "message", problem })
@@ -185,7 +190,7 @@ impl Follower {
             None => everything(state, hearer),
             Some(changes) => changed(state, hearer, changes),
         };
-        let Told { upserts, removed_rules, directives } = told;
+        let Told { upserts, removed_rules, directives, foreign } = told;
         let published = bundle.filter(|it| first || it.sequence > self.bundle);
         self.bundle = published.map_or(self.bundle, |it| it.sequence);
         self.cursor = state.cursor();
@@ -195,6 +200,7 @@ impl Follower {
             && removed_rules.is_empty()
             && published.is_none()
             && directives.is_empty()
+            && foreign.is_empty()
             && fresh_crls.is_none();
         if nothing && !first {
             return Vec::new();
@@ -206,6 +212,7 @@ impl Follower {
         // The last message carries everything else, and the cursor that makes the batch count.
         let last = messages.pop().unwrap_or_default();
         messages.push(wire::SyncResponse { removed_rules, bundle: published.cloned(), directives, ..last });
+        foreign.add_to(&mut messages);
         // Revocation lists are verified against the bundle, so they never come before it; large ones come alone.
         if fresh_crls.as_ref().is_some_and(|set| bytes_of(set) > CRLS_BESIDE_RULES_BYTES) {
             messages.push(wire::SyncResponse::default());
@@ -251,6 +258,7 @@ struct Told {
     upserts: Vec<WireRule>,
     removed_rules: Vec<String>,
     directives: Vec<wire::Directive>,
+    foreign: ForeignNews,
 }
 
 fn everything(state: &State, hearer: &Hearer<'_>) -> Told {
@@ -260,6 +268,7 @@ fn everything(state: &State, hearer: &Hearer<'_>) -> Told {
         upserts: applies.map(|it| convert::rule(&it.value)).collect(),
         removed_rules: Vec::new(),
         directives: revoked_of(state, who).chain(renewals::orders_for(state, who, now)).collect(),
+        foreign: ForeignNews::everything(state),
     }
 }
 
@@ -277,6 +286,8 @@ fn changed<'a>(state: &State, hearer: &Hearer<'_>, changes: impl Iterator<Item =
                 // Deleted, or changed so that it cannot apply (any more).
                 None => told.removed_rules.push(key.id.clone()),
             }
+        } else if key.kind == Kind::ForeignBundle {
+            told.foreign.note(state, key);
         } else if key.kind == Kind::Revocation {
             told.directives.extend(revoked(state, key, who));
         } else if key.kind == Kind::Renewal {

@@ -11,6 +11,7 @@ mod authorities;
 mod clock;
 mod explain;
 mod faults;
+mod federation;
 mod joining;
 mod jwt;
 mod late_bodies;

@@ -55,6 +55,11 @@ pub(crate) struct Holder {
 
 impl TestServer {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_as_usual| {}).await
+    }
+
+    /// With settings that differ from the usual ones.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let scratch = TempDir::new().unwrap();
         let socket = scratch.path().join("admin.sock");
         let clock = Arc::new(ManualClock::new("2026-03-01T12:00:00Z".parse().unwrap()));
@@ -65,12 +70,19 @@ impl TestServer {
             clock: Arc::<ManualClock>::clone(&clock),
             entropy: Arc::new(SystemEntropy::default()),
         };
-        let running = rhizome_server::start(settings(socket.clone()), ports).await.unwrap();
+        let mut settings = settings(socket.clone());
+        change(&mut settings);
+        let running = rhizome_server::start(settings, ports).await.unwrap();
         Self { clock, store, running, socket, _scratch: scratch }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.running.address()
+    }
+
+    /// Where the bundle endpoint is; there must be one.
+    pub(crate) fn federation_address(&self) -> SocketAddr {
+        self.running.federation_address().unwrap()
     }
 
     pub(crate) async fn stop(self) {
@@ -248,8 +260,28 @@ pub(crate) async fn sign(
     account: &str,
 ) -> Result<ca::IssuedCertificate, Status> {
     let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+    sign_for(channel, &key, namespace, account).await
+}
+
+/// The same with the key that it is for.
+pub(crate) async fn sign_with_key(
+    channel: &Channel,
+    namespace: &str,
+    account: &str,
+) -> (RequestKey, ca::IssuedCertificate) {
+    let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+    let issued = sign_for(channel, &key, namespace, account).await.unwrap();
+    (key, issued)
+}
+
+async fn sign_for(
+    channel: &Channel,
+    key: &RequestKey,
+    namespace: &str,
+    account: &str,
+) -> Result<ca::IssuedCertificate, Status> {
     let certificate = ca::CertificateRequest {
-        csr: Some(ca::certificate_request::Csr::CsrDer(create_csr(&key).unwrap().into())),
+        csr: Some(ca::certificate_request::Csr::CsrDer(create_csr(key).unwrap().into())),
         attributes: attributes(&[("namespace", namespace), ("service_account", account)]),
         ..ca::CertificateRequest::default()
     };

@@ -9,11 +9,13 @@ use rhizome_proto::admin::v1::authority_service_server::AuthorityServiceServer;
 use rhizome_proto::admin::v1::bundle_admin_service_server::BundleAdminServiceServer;
 use rhizome_proto::admin::v1::certificate_admin_service_server::CertificateAdminServiceServer;
 use rhizome_proto::admin::v1::explain_service_server::ExplainServiceServer;
+use rhizome_proto::admin::v1::federation_service_server::FederationServiceServer;
 use rhizome_proto::admin::v1::ledger_service_server::LedgerServiceServer;
 use rhizome_proto::admin::v1::node_admin_service_server::NodeAdminServiceServer;
 use rhizome_proto::admin::v1::rule_service_server::RuleServiceServer;
 use rhizome_proto::admin::v1::server_service_server::ServerServiceServer;
 use rhizome_proto::admin::v1::token_service_server::TokenServiceServer;
+use rhizome_x509::Bundle;
 use tonic::service::Routes;
 
 use super::{ADMIN_MESSAGE_BYTES, Api};
@@ -25,6 +27,7 @@ mod bundle;
 mod certificates;
 mod ending;
 mod explain;
+mod federation;
 mod ledger;
 mod nodes;
 mod rules;
@@ -37,6 +40,9 @@ const PAGE_SIZE: usize = 100;
 const MOST_PAGE_SIZE: usize = 1_000;
 /// Bytes of a reason: a few sentences, and a ticket's address.
 const REASON_BYTES: usize = 1024;
+
+/// A request with a foreign bundle in it, and what stands around it.
+const BUNDLE_MESSAGE_BYTES: usize = Bundle::MAX_JSON_BYTES + 64 * 1024;
 
 /// Adds every service of administrators to `routes`.
 pub(super) fn add_to(routes: Routes, api: &Api) -> Routes {
@@ -52,6 +58,9 @@ pub(super) fn add_to(routes: Routes, api: &Api) -> Routes {
             CertificateAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES),
         )
         .add_service(ExplainServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(
+            FederationServiceServer::new(api.clone()).max_decoding_message_size(BUNDLE_MESSAGE_BYTES),
+        )
         .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(NodeAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(RuleServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))

@@ -193,6 +193,7 @@ impl Ca {
             .require_unchanged(record.key(), *version)
             .delete(record.key())
             .delete(DocumentKey::new(Kind::Subscriber, holder.clone()))
+            .delete(DocumentKey::new(Kind::ForeignHolder, holder.clone()))
             .record(entry);
         let transaction = self.without_retries(transaction, record, ending).await?;
         self.end(transaction, &held, &holder, ending).await?;
