@@ -217,6 +217,7 @@ impl Sealer {
     /// Writes what there is now. Whether that worked, or there is nothing to write yet.
     async fn write(&mut self) -> bool {
         let Some(id) = self.node.current().map(|it| it.spiffe_id) else { return true };
+        let foreign = self.cache.foreign_generation();
         let (snapshot, renewal, sealed) =
             (self.cache.snapshot(), self.node.renewal(), Arc::clone(&self.sealed));
         let sequence = snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence());
@@ -237,6 +238,7 @@ impl Sealer {
                 self.beside = beside;
                 self.status.set(|status| status.unsealed = 0);
                 self.cache.set_sealed(sequence);
+                self.cache.set_foreign_sealed(foreign);
                 true
             }
             Ok(Err(cause)) => {

@@ -24,9 +24,12 @@ use crate::holdings::{NotYet, Standing, Svid, View};
 use crate::renewal::Entitlement;
 
 mod asking;
+mod foreign;
 mod insight;
 mod views;
 
+use foreign::Foreign;
+pub(crate) use foreign::{ForeignChange, InForce};
 pub(crate) use insight::Insight;
 
 /// Serials remembered as stopped, so that an answer that was overtaken by the order to stop is not served. An order
@@ -45,6 +48,7 @@ pub(crate) struct Book {
     rules: Option<RuleSet>,
     cursor: u64,
     bundle: Option<Arc<Bundle>>,
+    foreign: Foreign,
     crls: Crls,
     /// Those of them that may be handed out, in DER.
     shown_crls: Arc<Vec<Vec<u8>>>,
@@ -70,6 +74,8 @@ struct Follower {
     sender: watch::Sender<Seen>,
     /// What the rules give it, or why nothing.
     entitled: Result<Vec<Entitlement>, NotYet>,
+    /// The foreign trust domains that those rules federate with.
+    federates_with: BTreeSet<TrustDomain>,
 }
 
 #[derive(Default)]
@@ -133,6 +139,7 @@ pub(crate) struct Snapshot {
     pub(crate) cursor: u64,
     pub(crate) rules: Option<Vec<Arc<Rule>>>,
     pub(crate) bundle: Option<Arc<Bundle>>,
+    pub(crate) foreign: Vec<Arc<Bundle>>,
     pub(crate) crls: Crls,
     pub(crate) orders: Vec<String>,
     pub(crate) svids: Vec<Kept>,
@@ -155,6 +162,7 @@ impl Book {
             rules: None,
             cursor: 0,
             bundle: None,
+            foreign: Foreign::default(),
             crls: Crls::default(),
             shown_crls: Arc::default(),
             bundle_since: 0,
@@ -177,6 +185,7 @@ impl Book {
         self.rules = snapshot.rules.map(RuleSet::new);
         self.sealed = snapshot.bundle.as_ref().map_or(0, |bundle| bundle.sequence());
         self.bundle = snapshot.bundle;
+        self.foreign = Foreign::restored(snapshot.foreign);
         self.crls = snapshot.crls;
         self.orders = snapshot.orders.into();
         for kept in snapshot.svids.into_iter().filter(|kept| kept.svid.not_after >= now) {
@@ -201,6 +210,7 @@ impl Book {
             cursor: self.cursor,
             rules: self.rules.as_ref().map(|rules| rules.iter().map(Arc::clone).collect()),
             bundle: self.bundle.clone(),
+            foreign: self.foreign.bundles.values().cloned().collect(),
             crls: self.crls.clone(),
             orders: self.orders.iter().cloned().collect(),
             svids: svids.collect(),
@@ -251,7 +261,9 @@ impl Book {
         let id = self.fresh();
         let (sender, receiver) = watch::channel(Err(NotYet::Starting));
         self.by_attributes.insert(attributes.clone(), id);
-        self.followers.insert(id, Follower { attributes, sender, entitled: Err(NotYet::Starting) });
+        let federates_with = BTreeSet::new();
+        let entitled = Err(NotYet::Starting);
+        self.followers.insert(id, Follower { attributes, sender, entitled, federates_with });
         self.entitle(id);
         self.show([id], now);
         receiver

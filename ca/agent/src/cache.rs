@@ -15,7 +15,7 @@ use rhizome_proto::node::v1::CrlSet;
 use rhizome_x509::Bundle;
 use tokio::sync::{Notify, watch};
 
-use crate::book::{Book, Failure, Insight, Offered, RuleChange, Snapshot};
+use crate::book::{Book, Failure, ForeignChange, InForce, Insight, Offered, RuleChange, Snapshot};
 use crate::crls::Taken;
 use crate::holdings::{Identities, NotYet, Standing, Svid, View};
 use crate::observe::Tallies;
@@ -36,6 +36,8 @@ pub struct Cache {
     served: watch::Sender<u64>,
     /// The bundle that may be acknowledged.
     acknowledgeable: watch::Sender<Option<(u64, Digest)>>,
+    /// The foreign bundles that may be told to be in force, with their generation.
+    foreign_in_force: watch::Sender<Option<(u64, Vec<InForce>)>>,
     tokens: TokenStore,
     /// Whether anybody can be served.
     ready: watch::Sender<bool>,
@@ -62,6 +64,7 @@ impl Cache {
             durable: watch::Sender::new(0),
             served: watch::Sender::new(0),
             acknowledgeable: watch::Sender::new(None),
+            foreign_in_force: watch::Sender::new(None),
             ready: watch::Sender::new(false),
             tally: Tally::default(),
         }
@@ -88,6 +91,13 @@ impl Cache {
     fn look_at_acknowledgement(&self, book: &Book) {
         let found = book.acknowledgeable();
         self.acknowledgeable.send_if_modified(|known| std::mem::replace(known, found) != found);
+        let told = self.foreign_in_force.borrow().as_ref().map_or(0, |(generation, _)| *generation);
+        // Looking costs something for every stream; what was told once is told.
+        if told != book.foreign_generation()
+            && let Some(found) = book.foreign_in_force()
+        {
+            drop(self.foreign_in_force.send_replace(Some(found)));
+        }
     }
 
     /// Drops the tokens of the identities that the rules took from somebody here. Those of who is not here at the moment
@@ -108,6 +118,23 @@ impl Cache {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.book().snapshot()
+    }
+
+    /// Of which generation the foreign bundles are: asked before [`Self::snapshot`], told to [`Self::set_foreign_sealed`].
+    pub(crate) fn foreign_generation(&self) -> u64 {
+        self.book().foreign_generation()
+    }
+
+    /// The foreign bundles of this generation are safely on disk.
+    pub(crate) fn set_foreign_sealed(&self, generation: u64) {
+        let mut book = self.book();
+        book.set_foreign_sealed(generation);
+        self.look_at_acknowledgement(&book);
+    }
+
+    /// The foreign bundles that may be told to be in force.
+    pub(crate) fn foreign_in_force(&self) -> watch::Receiver<Option<(u64, Vec<InForce>)>> {
+        self.foreign_in_force.subscribe()
     }
 
     pub(crate) fn set_node(&self, node: Principal) {
@@ -157,6 +184,18 @@ impl Cache {
             self.planning.notify_one();
         }
         outcome
+    }
+
+    /// Applies a change of the foreign bundles.
+    pub(crate) fn apply_foreign(&self, change: ForeignChange) -> bool {
+        let mut book = self.book();
+        let changed = book.apply_foreign(change, self.now());
+        self.look_at_acknowledgement(&book);
+        drop(book);
+        if changed {
+            self.seal();
+        }
+        changed
     }
 
     pub(crate) fn take_crls(&self, sent: &CrlSet) -> Taken {

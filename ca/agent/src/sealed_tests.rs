@@ -32,6 +32,7 @@ fn snapshot() -> Snapshot {
         hint: "web".to_owned(),
     };
     Snapshot {
+        foreign: Vec::new(),
         crls: Crls::default(),
         orders: vec!["renewal-1".to_owned()],
         cursor: 42,

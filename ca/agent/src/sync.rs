@@ -22,13 +22,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::book::{Offered, RuleChange};
+use crate::book::{ForeignChange, InForce, Offered, RuleChange};
 use crate::cache::Cache;
 use crate::crls::Taken;
 use crate::fetch::offer;
 use crate::node::Node;
 use crate::status::StatusBoard;
-use crate::wire::read_rule;
+use crate::wire::{read_foreign_bundle, read_rule};
 
 /// Messages to the server that may wait: an acknowledgement and a report.
 const WAITING: usize = 8;
@@ -73,10 +73,12 @@ impl Sync {
         // The stream was let in.
         self.node.note_refusal(None).await;
         let (mut bundle, mut served) = (self.cache.acknowledgeable(), self.cache.served());
+        let mut foreign = self.cache.foreign_in_force();
         let mut batch = Batch::default();
         // The server may have forgotten what an earlier stream said.
         bundle.mark_changed();
         served.mark_changed();
+        foreign.mark_changed();
         loop {
             tokio::select! {
                 // Orders come before anything that is said back.
@@ -93,6 +95,13 @@ impl Sync {
                     changed.map_err(gone)?;
                     served.mark_unchanged();
                     say(&requests, Message::ServedIssuers(report(self.cache.issuers()))).await?;
+                }
+                changed = foreign.changed() => {
+                    changed.map_err(gone)?;
+                    let found = foreign.borrow_and_update().clone();
+                    if let Some((_, bundles)) = found {
+                        say(&requests, Message::FederatedBundles(in_force(&bundles))).await?;
+                    }
                 }
             }
         }
@@ -113,7 +122,9 @@ impl Sync {
 
     fn take(&self, answer: wire::SyncResponse, batch: &mut Batch) -> Result<(), Status> {
         if answer.full {
-            *batch = Batch { change: RuleChange { full: true, ..RuleChange::default() }, bytes: 0 };
+            let change = RuleChange { full: true, ..RuleChange::default() };
+            *batch =
+                Batch { change, foreign: ForeignChange { full: true, ..ForeignChange::default() }, bytes: 0 };
         }
         batch.weigh(&answer)?;
         let change = &mut batch.change;
@@ -125,6 +136,19 @@ impl Sync {
             }
         }
         change.removed.extend(answer.removed_rules.iter().filter_map(|name| name.parse().ok()));
+        for sent in &answer.federated_bundles {
+            match read_foreign_bundle(sent) {
+                Ok(bundle) => batch.foreign.upserts.push(Arc::new(bundle)),
+                // Nothing of that domain is trusted then, which is what is safe.
+                Err(cause) => {
+                    tracing::error!(domain = sent.trust_domain, %cause, "a foreign bundle was left out")
+                }
+            }
+        }
+        batch
+            .foreign
+            .removed
+            .extend(answer.removed_federated_domains.iter().filter_map(|it| it.parse().ok()));
         for directive in answer.directives {
             match directive.order {
                 Some(Order::StopServing(order)) => self.stop_serving(&order),
@@ -146,7 +170,10 @@ impl Sync {
             self.take_crls(sent);
         }
         if answer.cursor > 0 {
-            let Batch { change, bytes: _ } = std::mem::take(batch);
+            let Batch { change, foreign, bytes: _ } = std::mem::take(batch);
+            if self.cache.apply_foreign(foreign) {
+                tracing::info!("other foreign bundles are in force");
+            }
             self.cache.apply(RuleChange { cursor: answer.cursor, ..change });
             self.status.set(|status| status.synced(answer.cursor));
         }
@@ -213,6 +240,7 @@ impl Sync {
 #[derive(Default)]
 struct Batch {
     change: RuleChange,
+    foreign: ForeignChange,
     bytes: usize,
 }
 
@@ -222,7 +250,11 @@ impl Batch {
         let rules: usize = answer.upserts.iter().map(prost::Message::encoded_len).sum();
         let names: usize = answer.removed_rules.iter().map(String::len).sum();
         let entries = answer.upserts.len().saturating_add(answer.removed_rules.len());
-        let more = rules.saturating_add(names).saturating_add(entries.saturating_mul(ENTRY_BYTES));
+        let foreign: usize = answer.federated_bundles.iter().map(prost::Message::encoded_len).sum();
+        let more = rules
+            .saturating_add(foreign)
+            .saturating_add(names)
+            .saturating_add(entries.saturating_mul(ENTRY_BYTES));
         self.bytes = self.bytes.saturating_add(more);
         if self.bytes <= BATCH_BYTES {
             return Ok(());
@@ -232,6 +264,16 @@ impl Batch {
         tracing::error!("{problem}");
         Err(Status::resource_exhausted(problem))
     }
+}
+
+/// What is in force of foreign domains.
+fn in_force(bundles: &[InForce]) -> wire::FederatedBundlesInForce {
+    let one = |(domain, sequence, digest): &InForce| wire::FederatedBundleInForce {
+        trust_domain: domain.to_string(),
+        sequence: *sequence,
+        digest: Bytes::copy_from_slice(digest.as_bytes()),
+    };
+    wire::FederatedBundlesInForce { bundles: bundles.iter().map(one).collect() }
 }
 
 /// What is served, by issuer.

@@ -37,13 +37,22 @@ fn read<T: FromStr<Err: Display>>(text: &str) -> Result<T, Nonsense> {
 
 /// A bundle as the server sent it.
 pub(crate) fn read_bundle(sent: &wire::Bundle) -> Result<Bundle, Nonsense> {
+    let bundle = read_foreign_bundle(sent)?;
+    if bundle.anchors().is_empty() {
+        return Err(Nonsense::of("the bundle has no anchor"));
+    }
+    Ok(bundle)
+}
+
+/// A bundle of a foreign trust domain as the server sent it: it may be for JWT-SVIDs alone.
+pub(crate) fn read_foreign_bundle(sent: &wire::Bundle) -> Result<Bundle, Nonsense> {
     let domain: TrustDomain = read(&sent.trust_domain)?;
     let anchors: Result<Vec<CaCertificate>, _> =
         sent.anchors_der.iter().map(|der| CaCertificate::parse(der)).collect();
     let refresh = Ttl::from_seconds(sent.refresh_hint_seconds).map_err(Nonsense::of)?;
-    let bundle = Bundle::new(domain, sent.sequence, refresh, anchors.map_err(Nonsense::of)?);
     let jwt_keys: Result<Vec<JwtKey>, _> = sent.jwt_keys.iter().map(read_jwt_key).collect();
-    let bundle = bundle.map_err(Nonsense::of)?.with_jwt_keys(jwt_keys?).map_err(Nonsense::of)?;
+    let anchors = anchors.map_err(Nonsense::of)?;
+    let bundle = Bundle::foreign(domain, sent.sequence, refresh, anchors, jwt_keys?).map_err(Nonsense::of)?;
     if bundle.digest().as_bytes().as_slice() != &*sent.digest {
         return Err(Nonsense::of("the bundle's digest is not the digest of the bundle"));
     }

@@ -180,7 +180,8 @@ fn crls(view: &View) -> Vec<Bytes> {
 
 /// Every bundle of a view, concatenated DER by trust-domain ID.
 fn bundles(view: &View) -> BTreeMap<String, Bytes> {
-    let all = view.bundles.iter();
+    // One that is for JWT-SVIDs alone verifies no certificate.
+    let all = view.bundles.iter().filter(|(_, bundle)| !bundle.anchors().is_empty());
     all.map(|(domain, bundle)| (SpiffeId::of_trust_domain(domain).to_string(), bundle.to_der().into()))
         .collect()
 }

@@ -88,9 +88,13 @@ impl Book {
                 holding.followers.remove(&id);
             }
         }
-        follower.entitled = match (&self.node, &self.rules) {
+        let given = match (&self.node, &self.rules) {
             (Some(node), Some(rules)) => entitlements(node, &follower.attributes, rules, &self.domain),
             (None, _) | (_, None) => Err(NotYet::Starting),
+        };
+        (follower.entitled, follower.federates_with) = match given {
+            Ok((entitled, federates_with)) => (Ok(entitled), federates_with),
+            Err(nothing) => (Err(nothing), BTreeSet::new()),
         };
         for entitlement in follower.entitled.iter().flatten() {
             self.holdings.entry(entitlement.clone()).or_default().followers.insert(id);
@@ -140,7 +144,8 @@ impl Book {
             let reason = reason.filter(|_| awaited.identities.is_empty());
             return Err(reason.map_or(NotYet::Starting, |reason| NotYet::Denied(reason.clone())));
         }
-        let bundles = BTreeMap::from([(self.domain.clone(), Arc::clone(bundle))]);
+        let mut bundles = BTreeMap::from([(self.domain.clone(), Arc::clone(bundle))]);
+        bundles.extend(self.foreign.of(&follower.federates_with));
         let crls = Arc::clone(&self.shown_crls);
         Ok(Arc::new(View { svids, awaited, bundles, crls, version }))
     }
@@ -158,12 +163,15 @@ fn entitlements(
     attributes: &Attributes,
     rules: &RuleSet,
     domain: &TrustDomain,
-) -> Result<Vec<Entitlement>, NotYet> {
+) -> Result<(Vec<Entitlement>, BTreeSet<TrustDomain>), NotYet> {
     let found = policy::identities(node, attributes, rules, domain);
     let found = found.map_err(|denial| NotYet::Denied(denial.to_string()))?;
+    let mut federates_with = BTreeSet::new();
     let entitlement = |it: policy::Prospect| {
-        let policy::Prospect { spiffe_id, dns_names, ttl, .. } = it;
+        let policy::Prospect { spiffe_id, dns_names, ttl, federates_with: domains, .. } = it;
+        federates_with.extend(domains.into_iter().filter(|it| it != domain));
         Entitlement { spiffe_id, dns_names, ttl }
     };
-    Ok(found.into_iter().map(entitlement).collect())
+    let entitled = found.into_iter().map(entitlement).collect();
+    Ok((entitled, federates_with))
 }

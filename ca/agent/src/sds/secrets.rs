@@ -204,7 +204,8 @@ impl Catalogue<'_> {
     }
 
     fn root_pem(&self, domain: &TrustDomain) -> Option<Vec<u8>> {
-        self.view.bundles.get(domain).map(|bundle| bundle.to_pem().into_bytes())
+        let bundle = self.view.bundles.get(domain).filter(|bundle| !bundle.anchors().is_empty());
+        bundle.map(|bundle| bundle.to_pem().into_bytes())
     }
 }
 

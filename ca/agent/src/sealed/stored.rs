@@ -29,6 +29,8 @@ pub(super) enum Record {
     Node(StoredNode),
     /// The bundle in force.
     Bundle(StoredBundle),
+    /// The bundle of a foreign trust domain.
+    Foreign(StoredBundle),
     /// The revocation lists.
     Crls(Crls),
     /// Names of the orders to renew that were carried out.
@@ -46,6 +48,9 @@ pub(super) struct StoredNode {
     cursor: u64,
     /// How many follow, where they are known at all.
     rules: Option<usize>,
+    /// How many foreign bundles follow. Older releases know of none: then the cursor is not where those are.
+    #[serde(default)]
+    foreign: Option<usize>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,6 +97,13 @@ impl StoredBundle {
             anchors: bundle.anchors().to_vec(),
             jwt_keys: bundle.jwt_keys().to_vec(),
         }
+    }
+
+    fn foreign(self) -> Option<Arc<Bundle>> {
+        let Self { trust_domain, sequence, refresh_hint, anchors, jwt_keys } = self;
+        let bundle = Bundle::foreign(trust_domain, sequence, refresh_hint, anchors, jwt_keys);
+        let said = bundle.inspect_err(|cause| tracing::error!(%cause, "a sealed foreign bundle is of no use"));
+        said.ok().map(Arc::new)
     }
 
     fn bundle(self) -> Option<Arc<Bundle>> {
@@ -143,12 +155,17 @@ pub(super) fn write(
     snapshot: &Snapshot,
     renewal: &NodeRenewal,
 ) -> io::Result<()> {
-    let Snapshot { cursor, rules, bundle, crls, orders, svids } = snapshot;
+    let Snapshot { cursor, rules, bundle, foreign, crls, orders, svids } = snapshot;
     let (node, renewal) = (node.clone(), renewal.clone());
     let known = rules.as_ref().map(Vec::len);
-    put(out, &Record::Node(StoredNode { node, renewal, cursor: *cursor, rules: known }))?;
+    let stored =
+        StoredNode { node, renewal, cursor: *cursor, rules: known, foreign: Some(foreign.len()) };
+    put(out, &Record::Node(stored))?;
     if let Some(bundle) = bundle {
         put(out, &Record::Bundle(StoredBundle::of(bundle)))?;
+    }
+    for bundle in foreign {
+        put(out, &Record::Foreign(StoredBundle::of(bundle)))?;
     }
     put(out, &Record::Crls(crls.clone()))?;
     put(out, &Record::Orders(orders.clone()))?;
@@ -225,6 +242,7 @@ impl Gathering {
         }
         match record {
             Ok(Record::Bundle(stored)) => self.snapshot.bundle = stored.bundle(),
+            Ok(Record::Foreign(stored)) => self.snapshot.foreign.extend(stored.foreign()),
             Ok(Record::Crls(crls)) => self.snapshot.crls = crls,
             Ok(Record::Orders(orders)) => self.snapshot.orders = orders,
             Ok(Record::Rule(rule)) => self.rules.push(rule),
@@ -246,12 +264,13 @@ impl Gathering {
     /// What is wrong, when there was nothing.
     pub(super) fn finish(self) -> Result<Restored, String> {
         let Self { node, mut snapshot, rules, lost, begun: _ } = self;
-        let StoredNode { node, renewal, cursor, rules: known } = node.ok_or("it is empty")?;
+        let StoredNode { node, renewal, cursor, rules: known, foreign } = node.ok_or("it is empty")?;
         if lost > 0 {
             tracing::error!(lost, "entries of the sealed state cannot be read; they are left out");
         }
-        // Without some rules this node is not where the cursor says: it asks for all of them.
-        snapshot.cursor = if known.unwrap_or_default() > rules.len() { 0 } else { cursor };
+        // Without some rules or foreign bundles this node is not where the cursor says: it asks for all of them.
+        let whole = known.unwrap_or_default() <= rules.len() && foreign == Some(snapshot.foreign.len());
+        snapshot.cursor = if whole { cursor } else { 0 };
         snapshot.rules = known.map(|_| rules);
         Ok(Restored { node, snapshot, renewal })
     }
