@@ -111,6 +111,7 @@ fn the_descriptor_set_decodes_and_names_every_service() {
             "rhizome.admin.v1.BundleAdminService",
             "rhizome.admin.v1.CertificateAdminService",
             "rhizome.admin.v1.ExplainService",
+            "rhizome.admin.v1.FederationService",
             "rhizome.admin.v1.LedgerService",
             "rhizome.admin.v1.NodeAdminService",
             "rhizome.admin.v1.RuleService",

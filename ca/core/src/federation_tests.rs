@@ -7,6 +7,7 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 
 use super::*;
 use crate::documents::{Document, DocumentKey, Version};
+use crate::limits::FOREIGN_BUNDLE_BYTES;
 use crate::state::State;
 
 const NOW: i64 = 1_767_225_600;
@@ -138,8 +139,8 @@ fn what_is_no_bundle_is_refused_and_what_is_unknown_in_one_is_counted() {
     for bad in ["", "{}", "[]", "{\"keys\":[]}", "{\"keys\":[{\"kty\":\"EC\",\"use\":\"x\"}]}", "<html>"] {
         assert!(matches!(judged(None, bad), Err(Refusal::Document(_))), "{bad}");
     }
-    let large = format!("{{\"keys\":[],\"x\":\"{}\"}}", "a".repeat(Bundle::MAX_JSON_BYTES));
-    assert!(matches!(judged(None, &large), Err(Refusal::Document(BundleError::TooLarge { .. }))));
+    let large = format!("{{\"keys\":[],\"x\":\"{}\"}}", "a".repeat(FOREIGN_BUNDLE_BYTES));
+    assert!(matches!(judged(None, &large), Err(Refusal::TooLarge { .. })));
     let odd = document(1, vec![root("a")], &[]).replace("\"keys\":[", "\"keys\":[{\"use\":\"new\"},");
     assert_eq!(judged(None, &odd).unwrap().ignored, 1);
 }
@@ -211,6 +212,8 @@ fn how_it_stands_goes_from_awaited_over_current_and_failing_to_old() {
     assert_eq!(outlook(Some(&failing), at(901)), Outlook::Old);
     let (refused, _) = record.failed(trouble("older_sequence", true), at(300), 0);
     assert_eq!(outlook(Some(&refused), at(301)), Outlook::Refused);
+    let (impostor, _) = ForeignRecord::empty(domain()).failed(trouble("fingerprint", true), at(0), 0);
+    assert_eq!(outlook(Some(&impostor), at(1)), Outlook::Refused, "also before there is a bundle");
 }
 
 #[test]

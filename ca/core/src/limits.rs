@@ -35,6 +35,10 @@ pub const RULE_FEDERATES_WITH: usize = 32;
 /// minutes.
 pub const FEDERATIONS: usize = 64;
 
+/// Bytes of a foreign bundle document: 64 roots of RSA-4096 have 240 KiB; a quarter of the largest stored document, since
+/// it is stored again after each fetch.
+pub const FOREIGN_BUNDLE_BYTES: usize = 256 * 1024;
+
 /// Bytes of the address of a bundle endpoint.
 pub const ENDPOINT_URL_BYTES: usize = 2_048;
 

@@ -357,7 +357,9 @@ impl State {
             self.crl_generation = self.crl_generation.saturating_add(1);
         }
         let told = match key.kind {
-            Kind::Rule | Kind::Revocation | Kind::Crl | Kind::Bundle | Kind::Authority | Kind::Renewal => true,
+            Kind::Rule | Kind::Revocation | Kind::Crl | Kind::Bundle | Kind::Authority | Kind::Renewal => {
+                true
+            }
             Kind::Federation | Kind::ForeignBundle => true,
             Kind::JwtAuthority | Kind::Node | Kind::Admin | Kind::Subscriber | Kind::ForeignHolder => false,
             Kind::Token | Kind::Setting | Kind::Key => false,

@@ -14,7 +14,7 @@ use rhizome_core::documents::{Stored as _, Transaction, Versioned};
 use rhizome_core::federation::{EndpointProfile, ForeignRecord, HeldBundle, Relationship, Trouble, judge};
 use rhizome_core::ledger::{Entry, Event};
 use rhizome_core::ports::StoreError;
-use rhizome_core::state::State;
+use rhizome_core::state::{Foreign, State};
 use rhizome_id::{Digest, SpiffeId, Timestamp, TrustDomain};
 use rhizome_tls::{EndpointConnection, EndpointTrust, WebRoots};
 use rhizome_x509::{Bundle, SpiffeDocument, TrustAnchors};
@@ -35,6 +35,9 @@ use fetch::{FetchError, Fetched};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often new and ended relationships are looked for when nothing says that there are any.
 const SUPERVISE_EVERY: Duration = Duration::from_secs(10);
+
+/// Fingerprints told when none fits.
+const ROOTS_TOLD: usize = 4;
 
 /// What federation needs of the process.
 pub(crate) struct Federation {
@@ -155,9 +158,11 @@ impl Ca {
     async fn fetch_in_turn(self: &Arc<Self>, domain: &TrustDomain) -> Result<(), ApiError> {
         let missing = || ApiError::NotFound { what: "relationship", name: domain.to_string() };
         let relationship = self.state().relationships().get(domain).cloned().ok_or_else(missing)?;
+        // Before anything is asked: what is set meanwhile, by hand or by another replica, makes keeping it a conflict.
+        let held = self.state().foreign().get(domain).cloned();
         let fetched = self.ask(&relationship.value).await;
         let now = self.now()?;
-        match self.keep(&relationship, fetched, now).await {
+        match self.keep(&relationship, held.as_ref(), fetched, now).await {
             // Somebody else was faster, or the relationship has changed: the next look sees what there is.
             Err(StoreError::Conflict { .. }) => Ok(()),
             kept => Ok(kept?),
@@ -212,6 +217,7 @@ impl Ca {
     async fn keep(
         self: &Arc<Self>,
         asked: &Versioned<Arc<Relationship>>,
+        known: Option<&Versioned<Arc<Foreign>>>,
         fetched: Result<Fetched, Trouble>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -220,13 +226,11 @@ impl Ca {
         let drawn = self.ports.entropy.fill(&mut draw);
         // Without randomness the next fetch is at the hint's very end.
         let draw = drawn.map_or(0, |()| u64::from_be_bytes(draw));
-        let state = self.state();
-        let known = state.foreign().get(domain);
         let record = known.map_or_else(
             || ForeignRecord::empty(domain.clone()),
             |known| ForeignRecord::clone(&known.value.record),
         );
-        // By the very record that is replaced: a bundle set by hand meanwhile makes this a conflict.
+        // By the very record that is replaced.
         let outcome = fetched.and_then(|fetched| {
             let judged = judge(&asked.value, record.bundle.as_ref(), &fetched.text, now);
             judged.map_err(|refusal| refused(refusal.code(), refusal.to_string()))
@@ -307,8 +311,14 @@ fn verify_pinned(
     let document = SpiffeDocument::parse(domain.clone(), &fetched.text).map_err(malformed)?;
     let pinned = |fingerprint: Digest| Some(fingerprint) == relationship.first_fetch;
     let root = document.bundle.anchors().iter().find(|anchor| pinned(anchor.fingerprint()));
-    // What is missing is said, with what there is, by the judgement that follows.
-    let Some(root) = root else { return Ok(()) };
+    let Some(root) = root else {
+        let found: Vec<String> =
+            document.bundle.anchors().iter().map(|anchor| anchor.fingerprint().to_string()).collect();
+        let found = found.get(..ROOTS_TOLD).unwrap_or(&found).join(", ");
+        let detail =
+            format!("no root of the first bundle has the fingerprint that was named; it has {found}");
+        return Err(refused("fingerprint", detail));
+    };
     let (sequence, hint) = (document.bundle.sequence(), document.bundle.refresh_hint());
     let alone = Bundle::new(domain.clone(), sequence, hint, vec![root.clone()]).map_err(malformed)?;
     EndpointConnection::verify(&fetched.chain_der, id, &TrustAnchors::from_bundle(&alone), now)

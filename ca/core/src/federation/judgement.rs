@@ -9,6 +9,7 @@ use rhizome_id::{Digest, Timestamp};
 use rhizome_x509::{Bundle, BundleError, SpiffeDocument};
 
 use super::{HeldBundle, Origin, Relationship};
+use crate::limits::FOREIGN_BUNDLE_BYTES;
 
 /// A document that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,12 @@ pub enum Refusal {
     /// It is no SPIFFE bundle document, too large, or empty.
     #[error(transparent)]
     Document(#[from] BundleError),
+    /// Larger than what is kept of a foreign domain.
+    #[error("the document has {bytes} bytes; the limit is 262144")]
+    TooLarge {
+        /// Bytes found.
+        bytes: usize,
+    },
     /// The first one does not hold the root that was named.
     #[error("no root of the first bundle has the fingerprint {wanted}; it has {}", in_words(found))]
     Fingerprint {
@@ -63,6 +70,7 @@ impl Refusal {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Document(_) => "document",
+            Self::TooLarge { .. } => "too_large",
             Self::Fingerprint { .. } => "fingerprint",
             Self::Older { .. } => "older_sequence",
             Self::Differs { .. } => "same_sequence",
@@ -124,6 +132,9 @@ fn read(
     origin: Origin,
     now: Timestamp,
 ) -> Result<(Judged, Bundle), Refusal> {
+    if text.len() > FOREIGN_BUNDLE_BYTES {
+        return Err(Refusal::TooLarge { bytes: text.len() });
+    }
     let document = SpiffeDocument::parse(relationship.trust_domain.clone(), text)?;
     let live = document.bundle.pruned(now).map_err(|_nothing_left| Refusal::Expired { now })?;
     let bundle = HeldBundle {

@@ -61,13 +61,13 @@ pub enum Outlook {
 
 /// How it stands at `now`.
 pub fn outlook(record: Option<&ForeignRecord>, now: Timestamp) -> Outlook {
-    let Some((record, held)) = record.and_then(|it| Some((it, it.bundle.as_ref()?))) else {
-        return Outlook::Awaited;
-    };
-    let trouble = record.fetch.trouble.as_ref();
+    let trouble = record.and_then(|it| it.fetch.trouble.as_ref());
     if trouble.is_some_and(|it| it.refused) {
         return Outlook::Refused;
     }
+    let Some((record, held)) = record.and_then(|it| Some((it, it.bundle.as_ref()?))) else {
+        return Outlook::Awaited;
+    };
     let fresh = record.fetch.succeeded_at.unwrap_or(held.since);
     let allowed = interval(held.refresh_hint).saturating_mul(FEDERATION_OLD_AFTER_HINTS);
     if now > fresh.plus(allowed) {

@@ -1,8 +1,8 @@
 //! Foreign bundles on the sync stream: down to nodes, and what nodes say they have in force.
 //!
 //! Laws: a node is sent the bundle of every foreign trust domain there is, and its rules say which of its workloads get
-//! which; a bundle that is large comes in a message of its own. What a node says counts for bundles that are in force
-//! here, and is kept durably; what it says of others is late, not wrong.
+//! which; a bundle that is large comes in a message of its own. What a node says is kept durably as it was said; it counts
+//! where it is about the bundle that is in force.
 //! Not here: fetching (`federation`), the rest of the stream (`sync`).
 
 use std::collections::BTreeMap;
@@ -104,16 +104,8 @@ impl Ca {
         let state = self.state();
         let node = who.strip_prefix("node:").and_then(|id| state.nodes().get(id));
         let node = node.ok_or_else(|| AuthError::Unknown { who: who.to_owned() })?;
-        let is_current = |domain: &TrustDomain, held: &HeldAs| {
-            let bundle = state.foreign().get(domain).and_then(|it| it.value.bundle.as_ref());
-            bundle
-                .is_some_and(|it| it.bundle.sequence() == held.sequence && it.bundle.digest() == held.digest)
-        };
-        let held: BTreeMap<TrustDomain, HeldAs> = claimed
-            .iter()
-            .filter(|(domain, held)| is_current(domain, held))
-            .map(|(domain, held)| (domain.clone(), *held))
-            .collect();
+        // As it was said, also of a bundle that this replica has not taken in yet; whoever counts compares.
+        let held = claimed.clone();
         if state.foreign_holders().get(who).is_some_and(|known| known.value.held == held) {
             return Ok(());
         }

@@ -7,9 +7,10 @@
 //! Not here: what the bundle holds (`rotate`), fetching others' (`fetch`).
 //! Sources: SPIFFE Federation §5; TB §4; OpenID Connect Discovery 1.0 §3 and §4; RFC 9110 §8.8.3 (ETag).
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -38,6 +39,8 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
 /// Connections at once: others fetch every few minutes.
 const CONNECTIONS: usize = 512;
+/// Connections at once of one source.
+const CONNECTIONS_PER_SOURCE: usize = 16;
 /// Bytes of a request's head; ours need a few hundred.
 const HEAD_BYTES: usize = 16 * 1024;
 /// How often files are looked at.
@@ -92,7 +95,7 @@ impl Endpoint {
         if let Some((identity, files)) = reload {
             ca.spawner.spawn_until_stop("reload the endpoint's certificate", keep_loaded(identity, files));
         }
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let (places, sources) = (Arc::new(Semaphore::new(CONNECTIONS)), Sources::default());
         loop {
             let (stream, source) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -102,14 +105,15 @@ impl Endpoint {
                     continue;
                 }
             };
-            let place = Arc::clone(&places).try_acquire_owned();
-            let (true, Ok(place)) = (ca.federation.quota.admit_connection(source.ip()), place) else {
+            let admitted = ca.federation.quota.admit_connection(source.ip());
+            let share = sources.enter(source.ip()).filter(|_| admitted);
+            let (Some(share), Ok(place)) = (share, Arc::clone(&places).try_acquire_owned()) else {
                 ca.metrics.endpoint_refused.inc();
                 continue;
             };
             let (tls, app, metrics) = (tls.clone(), app.clone(), Arc::clone(&ca));
             ca.spawner.spawn_until_stop("bundle endpoint", async move {
-                let _place = place;
+                let _places = (place, share);
                 let served = timeout(CONNECTION_DEADLINE, exchange(stream, source.ip(), &tls, app)).await;
                 if let Err(cause) = served.unwrap_or_else(|_elapsed| Err("it took too long".to_owned())) {
                     metrics.metrics.endpoint_failed.inc();
@@ -130,6 +134,45 @@ async fn exchange(stream: TcpStream, source: IpAddr, tls: &EndpointTls, app: Rou
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
     connection.await.map_err(|cause| cause.to_string())
+}
+
+/// Connections open now, by where they come from: one source cannot take every place.
+#[derive(Clone, Default)]
+struct Sources(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
+
+/// One connection of a source; dropping it gives its place back.
+struct Share {
+    sources: Sources,
+    source: IpAddr,
+}
+
+impl Sources {
+    /// A place for one more connection of `source`: an IPv4 address, or the /64 that one IPv6 host has to itself.
+    fn enter(&self, source: IpAddr) -> Option<Share> {
+        let source = match source.to_canonical() {
+            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+            v4 @ IpAddr::V4(_) => v4,
+        };
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(source).or_default();
+        if *count >= CONNECTIONS_PER_SOURCE {
+            return None;
+        }
+        *count = count.saturating_add(1);
+        Some(Share { sources: self.clone(), source })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut open = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.source) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                open.remove(&self.source);
+            }
+        }
+    }
 }
 
 /// Where a request comes from.
@@ -167,12 +210,10 @@ async fn counted(State(ca): State<Arc<Ca>>, request: Request, next: Next) -> Res
 }
 
 async fn bundle(State(ca): State<Arc<Ca>>, headers: HeaderMap) -> Response {
-    let now = ca.ports.clock.now();
     let Some(published) = ca.bundle() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
-    // Roots that have expired are nobody's any more; ours are never all of them while anything is issued.
-    let document = published.bundle.pruned(now).as_ref().unwrap_or(&published.bundle).to_spiffe_json();
     ca.metrics.endpoint_served("bundle");
-    document_response(document, &headers)
+    // As it was published, also when a root in it has expired: one sequence has one content (TB §4.1.1).
+    document_response(published.bundle.to_spiffe_json(), &headers)
 }
 
 async fn keys(State(ca): State<Arc<Ca>>, headers: HeaderMap) -> Response {
@@ -264,5 +305,24 @@ async fn keep_loaded(identity: Arc<ServingIdentity>, files: WebCertificate) {
             }
             Err(_said) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_source_takes_its_share_of_the_places_and_no_more_and_gets_them_back() {
+        let sources = Sources::default();
+        let enter = |text: &str| sources.enter(text.parse().unwrap());
+        let mut taken: Vec<_> = (0..CONNECTIONS_PER_SOURCE).map(|_| enter("2001:db8::1").unwrap()).collect();
+        assert!(enter("2001:db8::2").is_none(), "the same host by another address");
+        assert!(enter("2001:db8:0:1::1").is_some() && enter("192.0.2.1").is_some());
+        taken.pop();
+        let again = enter("2001:db8::3");
+        assert!(again.is_some() && enter("2001:db8::3").is_none());
+        drop((taken, again));
+        assert!(sources.0.lock().unwrap().is_empty(), "who left is forgotten");
     }
 }

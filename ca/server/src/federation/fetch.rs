@@ -19,9 +19,9 @@ use futures::StreamExt as _;
 use futures::future::{Either, select};
 use hyper_util::rt::TokioIo;
 use rhizome_core::federation::{EndpointUrl, RedirectError, Relationship, not_public};
+use rhizome_core::limits::FOREIGN_BUNDLE_BYTES;
 use rhizome_id::Timestamp;
 use rhizome_tls::{EndpointConnection, EndpointError, EndpointTrust, secure_endpoint};
-use rhizome_x509::Bundle;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
@@ -64,7 +64,7 @@ pub(super) enum FetchError {
     Redirect(#[from] RedirectError),
     #[error("it answers with status {0}")]
     Status(u16),
-    #[error("its answer has more than {} bytes", Bundle::MAX_JSON_BYTES)]
+    #[error("its answer has more than {FOREIGN_BUNDLE_BYTES} bytes")]
     TooLarge,
     #[error("its answer is not UTF-8")]
     Encoding,
@@ -155,8 +155,8 @@ async fn connect(relationship: &Relationship, url: &EndpointUrl) -> Result<TcpSt
     let found = timeout(STEP_DEADLINE, lookup_host((url.host(), url.port()))).await;
     let found = found.map_err(|_elapsed| lookup(format!("no answer within {STEP_DEADLINE:?}")))?;
     let found: Vec<SocketAddr> = found.map_err(|cause| lookup(cause.to_string()))?.collect();
-    // The permission is for the host that the administrator named.
-    let named = url.host() == relationship.url.host();
+    // The permission is for the host and port that the administrator named.
+    let named = (url.host(), url.port()) == (relationship.url.host(), relationship.url.port());
     let anywhere = named && relationship.private_addresses;
     let mut refused = None;
     let mut last = FetchError::Lookup { host: host(), cause: "it has no address".to_owned() };
@@ -223,7 +223,7 @@ async fn read(body: Body) -> Result<String, FetchError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| FetchError::Http(error.to_string()))?;
-        if bytes.len().saturating_add(chunk.len()) > Bundle::MAX_JSON_BYTES {
+        if bytes.len().saturating_add(chunk.len()) > FOREIGN_BUNDLE_BYTES {
             return Err(FetchError::TooLarge);
         }
         bytes.extend_from_slice(&chunk);

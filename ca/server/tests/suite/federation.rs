@@ -45,7 +45,7 @@ async fn relationships(server: &TestServer) -> FederationServiceClient<tonic::tr
 }
 
 fn fingerprint(bundle: &Bundle) -> Vec<u8> {
-    bundle.anchors()[0].fingerprint().as_bytes().to_vec()
+    bundle.anchors().first().unwrap().fingerprint().as_bytes().to_vec()
 }
 
 /// What a federation with `other` asks for, known by its root.
@@ -139,7 +139,7 @@ async fn a_first_bundle_without_the_named_root_is_refused_and_nothing_is_trusted
         ..with(&west).await
     };
     let begun = create(&east, request).await.unwrap();
-    assert_eq!(begun.outlook(), RelationshipOutlook::Awaited);
+    assert_eq!(begun.outlook(), RelationshipOutlook::Refused);
     assert_eq!((begun.trouble_code.as_str(), begun.bundle), ("fingerprint", None));
     east.recorded(&["refused", "federation:west.test", "fingerprint"]).await;
     east.stop().await;
@@ -184,6 +184,45 @@ async fn a_relationship_that_makes_no_sense_is_refused_before_anything_is_asked(
     west.stop().await;
 }
 
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "a caller that is not waited for")]
+async fn a_first_answer_that_dawdles_until_a_bundle_was_set_by_hand_changes_nothing() {
+    let (east, west) = (authority("east.test").await, authority("west.test").await);
+    let impostor = authority("north.test").await;
+    // Of other roots and a high sequence, from whoever answered: what the pin is there to refuse.
+    let forged = impostor.bundle().await.to_spiffe_json();
+    let own = format!("\"spiffe_sequence\":{}", west_sequence(&forged));
+    let forged = forged.replace(&own, "\"spiffe_sequence\":99");
+    let hostile = Hostile::of(&west, json(&forged)).await;
+    hostile.gate.send_replace(false);
+    let request = admin::CreateRelationshipRequest {
+        url: format!("https://127.0.0.1:{}/bundle", hostile.port),
+        ..with(&west).await
+    };
+    let mut client = relationships(&east).await;
+    let begun = tokio::spawn(async move { client.create_relationship(request).await });
+    while hostile.asked.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let request = admin::SetFederatedBundleRequest {
+        trust_domain: "west.test".to_owned(),
+        bundle_json: west.bundle().await.to_spiffe_json(),
+        reason: "the first fetch takes long".to_owned(),
+    };
+    relationships(&east).await.set_federated_bundle(request).await.unwrap();
+    hostile.gate.send_replace(true);
+    begun.await.unwrap().unwrap();
+    let request = admin::GetRelationshipRequest { trust_domain: "west.test".to_owned() };
+    let shown = relationships(&east).await.get_relationship(request).await.unwrap().into_inner();
+    let shown = shown.relationship.unwrap();
+    assert_eq!(sequence(&shown), west.bundle().await.sequence(), "{shown:?}");
+    let anchors = shown.bundle.unwrap().anchors_der;
+    assert_eq!(anchors, vec![west.bundle().await.anchors().first().unwrap().der().to_vec()]);
+    east.stop().await;
+    west.stop().await;
+    impostor.stop().await;
+}
+
 /// What a hostile endpoint answers to the path it is asked for; `None`: nothing, for ever.
 type Script = Arc<dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync>;
 
@@ -192,6 +231,8 @@ struct Hostile {
     port: u16,
     script: Arc<Mutex<Script>>,
     asked: Arc<AtomicUsize>,
+    /// Closed, it answers nobody until it is opened.
+    gate: tokio::sync::watch::Sender<bool>,
 }
 
 fn json(body: &str) -> Script {
@@ -217,14 +258,16 @@ impl Hostile {
         let port = listener.local_addr().unwrap().port();
         let (script, asked) = (Arc::new(Mutex::new(script)), Arc::new(AtomicUsize::new(0)));
         let (scripted, counted) = (Arc::clone(&script), Arc::clone(&asked));
+        let (gate, open) = tokio::sync::watch::channel(true);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (tls, script) = (tls.clone(), Arc::clone(&scripted.lock().unwrap()));
                 counted.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(async move { drop(answer(stream, &tls, &script).await) });
+                let open = open.clone();
+                tokio::spawn(async move { drop(answer(stream, &tls, &script, open).await) });
             }
         });
-        Self { port, script, asked }
+        Self { port, script, asked, gate }
     }
 
     fn says(&self, script: Script) {
@@ -243,7 +286,12 @@ impl Hostile {
     }
 }
 
-async fn answer(stream: TcpStream, tls: &EndpointTls, script: &Script) -> std::io::Result<()> {
+async fn answer(
+    stream: TcpStream,
+    tls: &EndpointTls,
+    script: &Script,
+    mut open: tokio::sync::watch::Receiver<bool>,
+) -> std::io::Result<()> {
     let Ok(mut stream) = tls.accept(stream, DEADLINE).await else { return Ok(()) };
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -251,6 +299,7 @@ async fn answer(stream: TcpStream, tls: &EndpointTls, script: &Script) -> std::i
     }
     let line = String::from_utf8_lossy(&request);
     let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    drop(open.wait_for(|open| *open).await);
     match script(&path) {
         Some(bytes) => {
             stream.write_all(&bytes).await?;
@@ -319,7 +368,8 @@ async fn whatever_a_hostile_endpoint_answers_the_bundle_that_is_held_stays_and_t
 }
 
 fn west_sequence(json: &str) -> u64 {
-    serde_json::from_str::<Value>(json).unwrap()["spiffe_sequence"].as_u64().unwrap()
+    let document: Value = serde_json::from_str(json).unwrap();
+    document.get("spiffe_sequence").and_then(Value::as_u64).unwrap()
 }
 
 #[tokio::test]
@@ -545,5 +595,5 @@ async fn next_with(
             }
         }
     };
-    tokio::time::timeout(DEADLINE, next).await.expect("the server tells its nodes")
+    tokio::time::timeout(DEADLINE, next).await.unwrap()
 }

@@ -41,8 +41,9 @@ impl FederationService for Api {
 
     async fn list_relationships(
         &self,
-        _request: Request<wire::ListRelationshipsRequest>,
+        request: Request<wire::ListRelationshipsRequest>,
     ) -> Answer<wire::ListRelationshipsResponse> {
+        self.0.caller(&request)?;
         let state = self.0.state();
         let all = state.relationships().values().map(|it| self.0.shown(&state, &it.value));
         Ok(Response::new(wire::ListRelationshipsResponse { relationships: all.collect() }))
@@ -52,6 +53,7 @@ impl FederationService for Api {
         &self,
         request: Request<wire::GetRelationshipRequest>,
     ) -> Answer<wire::GetRelationshipResponse> {
+        self.0.caller(&request)?;
         let domain = convert::read("trust_domain", &request.get_ref().trust_domain)?;
         let relationship = Some(self.0.shown_by_name(&domain)?);
         Ok(Response::new(wire::GetRelationshipResponse { relationship }))
@@ -74,6 +76,7 @@ impl FederationService for Api {
         &self,
         request: Request<wire::RefreshRelationshipRequest>,
     ) -> Answer<wire::RefreshRelationshipResponse> {
+        self.0.caller(&request)?;
         let domain: TrustDomain = convert::read("trust_domain", &request.get_ref().trust_domain)?;
         self.0.fetch_domain(&domain).await?;
         let relationship = Some(self.0.shown_by_name(&domain)?);
@@ -131,7 +134,10 @@ impl Ca {
         }
         self.commit(transaction).await?;
         tracing::warn!(%domain, by, detail, "federation begins");
-        self.fetch_if_due(&domain).await?;
+        // It has begun, whatever comes of this; the domain's own task goes on trying.
+        if let Err(cause) = self.fetch_if_due(&domain).await {
+            tracing::warn!(%domain, %cause, "what came of the first fetch could not be kept");
+        }
         self.shown_by_name(&domain)
     }
 
