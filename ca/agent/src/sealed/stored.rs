@@ -102,7 +102,8 @@ impl StoredBundle {
     fn foreign(self) -> Option<Arc<Bundle>> {
         let Self { trust_domain, sequence, refresh_hint, anchors, jwt_keys } = self;
         let bundle = Bundle::foreign(trust_domain, sequence, refresh_hint, anchors, jwt_keys);
-        let said = bundle.inspect_err(|cause| tracing::error!(%cause, "a sealed foreign bundle is of no use"));
+        let said =
+            bundle.inspect_err(|cause| tracing::error!(%cause, "a sealed foreign bundle is of no use"));
         said.ok().map(Arc::new)
     }
 
@@ -158,8 +159,7 @@ pub(super) fn write(
     let Snapshot { cursor, rules, bundle, foreign, crls, orders, svids } = snapshot;
     let (node, renewal) = (node.clone(), renewal.clone());
     let known = rules.as_ref().map(Vec::len);
-    let stored =
-        StoredNode { node, renewal, cursor: *cursor, rules: known, foreign: Some(foreign.len()) };
+    let stored = StoredNode { node, renewal, cursor: *cursor, rules: known, foreign: Some(foreign.len()) };
     put(out, &Record::Node(stored))?;
     if let Some(bundle) = bundle {
         put(out, &Record::Bundle(StoredBundle::of(bundle)))?;
