@@ -29,6 +29,7 @@ pub mod policy;
 pub mod ports;
 pub mod renewal;
 pub mod renewals;
+pub mod replicas;
 pub mod rotation;
 pub mod rules;
 pub mod state;

@@ -28,9 +28,11 @@ use crate::clock::GuardedClock;
 use crate::crl::{Setbacks, WireCrls};
 use crate::error::{ApiError, IssueError};
 use crate::federation::Federation;
+use crate::follow::Following;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::quota::Quota;
+use crate::replicas::Standing;
 use crate::selfcheck::Lately;
 use crate::serials::Serials;
 use crate::settings::{Ports, Settings};
@@ -60,6 +62,10 @@ pub(crate) struct Ca {
     pub(crate) presence: Presence,
     pub(crate) acknowledgements: Acknowledgements,
     pub(crate) lately: Lately,
+    /// How far it has followed what other replicas write.
+    pub(crate) following: Following,
+    /// Who it is among them; `None` where the store has one owner.
+    pub(crate) standing: Option<Standing>,
     pub(crate) spawner: Spawner,
     pub(crate) federation: Federation,
     /// Whose turn it is among requests of one name.
@@ -95,19 +101,26 @@ impl Ca {
     ) -> Result<(Arc<Self>, mpsc::Receiver<Entry>), ApiError> {
         let clock = Arc::new(GuardedClock::new(Arc::clone(&ports.clock)));
         ports.clock = Arc::<GuardedClock>::clone(&clock);
+        let shared = ports.store.is_shared();
+        let since = ports.store.newest_version().await?;
         let state = load_state(&ports, settings.trust_domain.clone(), &settings).await?;
+        let standing = if shared { Some(Standing::enter(&ports, &settings.replica).await?) } else { None };
+        let alone = || ReplicaNumber::new(0).ok_or_else(|| ApiError::Bug("replica 0".into()));
+        let number = standing.as_ref().map_or_else(alone, |it| Ok(it.number()))?;
         let recorded = newest_instant(&ports).await?;
         let newest = if settings.believe_clock { recorded.min(ports.clock.now()) } else { recorded };
         let (refusals, waiting) = mpsc::channel(WAITING_REFUSALS);
         let (changes, _) = watch::channel(state.cursor());
         let ca = Self {
-            serials: Serials::new(ReplicaNumber::new(0).ok_or_else(|| ApiError::Bug("replica 0".into()))?),
+            serials: Serials::new(number),
             metrics: Metrics::new(),
             quota: Quota::new(settings.limits),
             presence: Presence::default(),
             acknowledgements: Acknowledgements::default(),
             federation: Federation::new(settings.federation.web_roots.clone(), settings.limits),
             lately: Lately::default(),
+            following: Following::from(shared, since),
+            standing,
             recent: remembered(),
             turns: Cache::builder().max_capacity(REQUESTS_AT_ONCE).time_to_idle(REMEMBERED_FOR).build(),
             started_at: ports.clock.now(),
@@ -222,7 +235,10 @@ impl Ca {
     pub(crate) async fn commit(self: &Arc<Self>, transaction: Transaction) -> Result<Committed, StoreError> {
         if transaction.writes.is_empty() {
             // Nothing of the state depends on it.
-            return self.noting_failure(self.ports.store.commit(transaction).await);
+            let committed = self.noting_failure(self.ports.store.commit(transaction).await)?;
+            // It was recorded after whatever others had written by then: that counts for what comes next.
+            self.caught_up_to(committed.version).await?;
+            return Ok(committed);
         }
         let ca = Arc::clone(self);
         self.to_the_end("commit", async move { ca.commit_writes(transaction).await }).await
@@ -245,11 +261,17 @@ impl Ca {
         match self.noting_failure(self.ports.store.commit(transaction).await) {
             Ok(committed) => {
                 self.take_in(&writes, &committed);
+                self.following.took_in(committed.version);
+                self.caught_up_to(committed.version).await?;
                 Ok(committed)
             }
             Err(StoreError::Conflict { key }) => {
                 // Perhaps the state is behind: the next try must see what the store has.
-                if let Err(cause) = self.read_back(&key).await {
+                let read = async {
+                    self.catch_up().await?;
+                    self.read_back(&key).await
+                };
+                if let Err(cause) = read.await {
                     tracing::warn!(%key, %cause, "cannot read back after a conflict");
                 }
                 Err(StoreError::Conflict { key })
@@ -289,12 +311,30 @@ impl Ca {
         });
     }
 
-    fn replace_state(&self, change: impl Fn(&mut State)) {
+    /// Reads the whole state anew: whoever follows it starts anew, too.
+    pub(crate) async fn read_anew(&self) -> Result<(), StoreError> {
+        let loaded = load_state(&self.ports, self.settings.trust_domain.clone(), &self.settings).await;
+        let mut fresh = match loaded {
+            Err(ApiError::Store(cause)) => return Err(cause),
+            loaded => loaded.map_err(|cause| StoreError::Bug { cause: cause.to_string() })?,
+        };
+        fresh.begin_journal(fresh.cursor().max(self.state().cursor().saturating_add(1)));
+        self.state.store(Arc::new(fresh));
+        self.show_state();
+        Ok(())
+    }
+
+    pub(crate) fn replace_state(&self, change: impl Fn(&mut State)) {
         self.state.rcu(|old| {
             let mut next = State::clone(old);
             change(&mut next);
             next
         });
+        self.show_state();
+    }
+
+    /// Brings what goes over the wire in line with the state, and tells followers.
+    fn show_state(&self) {
         let state = self.state.load();
         // Two changes at once may come here in either order: the bundle on the wire only ever moves forward.
         let fresh = wire_bundle(&state);

@@ -133,7 +133,8 @@ impl Ca {
     async fn sign_crls(self: &Arc<Self>, needed: Option<&AuthorityId>) -> Result<(), ApiError> {
         let mut setbacks = self.signing_crls.lock().await;
         let now = self.now()?;
-        let due = crl::due(&self.state(), now);
+        let mut due = crl::due(&self.state(), now);
+        due.retain(|it| self.signs_list_of(&it.issuer));
         setbacks.retain(|issuer, _| due.iter().any(|it| it.issuer == *issuer));
         let mut outcome = Ok(());
         for due in due {

@@ -52,8 +52,10 @@ pub enum IssueError {
         /// The newest instant known.
         seen: Timestamp,
     },
-    /// A signature did not fit what was linted; nothing more is issued.
-    #[error("issuing has stopped because a signature was refused; look at the signer and restart")]
+    /// A signature did not fit what was linted, or another server took the name; nothing more is issued.
+    #[error(
+        "issuing has stopped, because a signature was refused or another server took this one's name; see the log, and restart"
+    )]
     Halted,
     /// The operating system gives no randomness.
     #[error("no randomness from the operating system")]

@@ -39,7 +39,8 @@ impl Ca {
 
     /// Forgets what ended more than a day ago.
     pub(crate) async fn forget_ended(self: &Arc<Self>) -> Result<usize, ApiError> {
-        if !self.clock.settled() {
+        // One replica does it for all.
+        if !self.clock.settled() || self.right().is_none() {
             return Ok(0);
         }
         let before = self.ports.clock.now().minus(KEPT_SECONDS);
@@ -50,7 +51,8 @@ impl Ca {
             let forget = |transaction: Transaction, (key, version): &(DocumentKey, Version)| {
                 transaction.require_unchanged(key.clone(), *version).delete(key.clone())
             };
-            self.commit(batch.iter().fold(Transaction::named("forget what ended"), forget)).await?;
+            let transaction = self.fenced(Transaction::named("forget what ended"))?;
+            self.commit(batch.iter().fold(transaction, forget)).await?;
         }
         Ok(ended.len())
     }
@@ -90,7 +92,8 @@ impl Ca {
 
     /// Publishes the bundle without JWT keys that ended before `before`: those of replicas that did not come back.
     async fn prune_bundle(self: &Arc<Self>, before: Timestamp) -> Result<(), ApiError> {
-        let (transaction, _) = self.republishing(Transaction::named("prune bundle"), None, None, before)?;
+        let transaction = self.fenced(Transaction::named("prune bundle"))?;
+        let (transaction, _) = self.republishing(transaction, None, None, before)?;
         if !transaction.writes.is_empty() {
             self.commit(transaction).await?;
         }

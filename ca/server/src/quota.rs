@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use governor::clock::{Clock as _, DefaultClock};
@@ -40,6 +41,8 @@ pub(crate) struct Quota {
     by_identity: DefaultKeyedRateLimiter<String>,
     refusals: DefaultKeyedRateLimiter<String>,
     clock: DefaultClock,
+    /// How many replicas share what one caller may ask for.
+    share: AtomicU32,
 }
 
 impl Quota {
@@ -52,6 +55,34 @@ impl Quota {
             by_identity: RateLimiter::keyed(rate(limits.per_identity_per_second)),
             refusals: RateLimiter::keyed(rate(RECORDED_REFUSALS_PER_SECOND)),
             clock: DefaultClock::default(),
+            share: AtomicU32::new(1),
+        }
+    }
+
+    /// From here on each replica admits one part in `replicas` of what all together admit, so that a caller gets no more
+    /// by asking all of them.
+    pub(crate) fn shared_by(&self, replicas: usize) {
+        self.share.store(u32::try_from(replicas).unwrap_or(u32::MAX).max(1), Ordering::Relaxed);
+    }
+
+    /// What one request takes of a bucket that is sized for all replicas.
+    fn cells(&self) -> NonZeroU32 {
+        NonZeroU32::new(self.share.load(Ordering::Relaxed)).unwrap_or(NonZeroU32::MIN)
+    }
+
+    fn admit<K: std::hash::Hash + Eq + Clone>(
+        &self,
+        buckets: &DefaultKeyedRateLimiter<K>,
+        key: &K,
+    ) -> Result<(), Duration> {
+        match buckets.check_key_n(key, self.cells()) {
+            Ok(fits) => fits.map_err(|full| full.wait_time_from(self.clock.now())),
+            // More replicas than a bucket has room for: one whole bucket for each request.
+            Err(small) => {
+                let whole = NonZeroU32::new(small.0).unwrap_or(NonZeroU32::MIN);
+                let fits = buckets.check_key_n(key, whole).unwrap_or(Ok(()));
+                fits.map_err(|full| full.wait_time_from(self.clock.now()))
+            }
         }
     }
 
@@ -61,12 +92,12 @@ impl Quota {
     /// How long to wait until the next one fits.
     pub(crate) fn admit_source(&self, source: IpAddr) -> Result<(), Duration> {
         let source = Source::of(source);
-        self.by_source.check_key(&source).map_err(|full| full.wait_time_from(self.clock.now()))
+        self.admit(&self.by_source, &source)
     }
 
     /// Whether one more connection from an address may begin its handshake, which costs as much as four certificates.
     pub(crate) fn admit_connection(&self, source: IpAddr) -> bool {
-        self.connections.check_key(&Source::of(source)).is_ok()
+        self.admit(&self.connections, &Source::of(source)).is_ok()
     }
 
     /// Counts a request of an authenticated caller.
@@ -74,7 +105,7 @@ impl Quota {
     /// # Errors
     /// How long to wait until the next one fits.
     pub(crate) fn admit_identity(&self, caller: &String) -> Result<(), Duration> {
-        self.by_identity.check_key(caller).map_err(|full| full.wait_time_from(self.clock.now()))
+        self.admit(&self.by_identity, caller)
     }
 
     /// Whether one more refusal of `caller` may go to the ledger.

@@ -16,6 +16,7 @@ use rhizome_core::issuance::{IssuanceError, Prepared, Recorded};
 use rhizome_core::limits::CLOCK_BEHIND_SECONDS;
 use rhizome_core::ports::{KeyInfo, KeyPurpose, StoreError};
 use rhizome_core::renewal::Validity;
+use rhizome_core::replicas::Lease;
 use rhizome_core::rules::Rule;
 use rhizome_core::state::{BundleRecord, Identity};
 use rhizome_id::{AuthorityId, KeyId, Timestamp};
@@ -23,9 +24,14 @@ use rhizome_x509::{CaCertificate, Certificate, IntermediateSpec, RootSpec};
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
+use crate::replicas::Right;
 
 /// The longest sleep between two looks at the clock: a suspended machine or a stepped clock is noticed soon.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How long a replica that starts waits for the one with the lease to make the first root, and between two looks: longer
+/// than it takes to find out that one is gone, and to take its place.
+const ROOT_PATIENCE: Duration = Duration::from_secs(60);
+const ROOT_GLANCE: Duration = Duration::from_millis(250);
 /// Steps until the machine must have come to rest; the core proves that it does in far fewer.
 const MOST_STEPS: usize = 64;
 
@@ -36,6 +42,11 @@ impl Ca {
     /// # Errors
     /// [`ApiError::Conflict`] when the store belongs to another trust domain.
     pub(crate) async fn found(self: &Arc<Self>) -> Result<(), ApiError> {
+        self.found_once(true).await?;
+        self.bring_in_order().await
+    }
+
+    async fn found_once(self: &Arc<Self>, again: bool) -> Result<(), ApiError> {
         let identity =
             Identity { trust_domain: self.settings.trust_domain.clone(), founded_at: self.ports.clock.now() };
         let stored = self.ports.store.document(&identity.key()).await?;
@@ -57,10 +68,41 @@ impl Ca {
                 let transaction = Transaction::named("found trust domain")
                     .require_absent(identity.key())
                     .require_absent(built_in.key());
-                self.commit(transaction.put(&identity).put(&built_in).record(entry).record(rule)).await?;
+                let founding = transaction.put(&identity).put(&built_in).record(entry).record(rule);
+                match self.commit(founding).await {
+                    // Another replica was faster, perhaps for another trust domain.
+                    Err(StoreError::Conflict { .. }) if again => {
+                        return Box::pin(self.found_once(false)).await;
+                    }
+                    founded => drop(founded?),
+                }
             }
         }
-        match self.keep_authorities().await {
+        Ok(())
+    }
+
+    /// Brings authorities in order for the first time. The root is made by the replica that has the lease; the others
+    /// wait for it.
+    async fn have_authorities(self: &Arc<Self>) -> Result<(), ApiError> {
+        let mut waited = Duration::ZERO;
+        self.stand().await?;
+        loop {
+            self.keep_authorities().await?;
+            if self.state().issuer().is_some() || self.right().is_some() || waited >= ROOT_PATIENCE {
+                return Ok(());
+            }
+            if waited.is_zero() {
+                tracing::info!("waiting for the replica that has the lease to make the root");
+            }
+            tokio::time::sleep(ROOT_GLANCE).await;
+            waited += ROOT_GLANCE;
+            self.stand().await?;
+            self.catch_up().await?;
+        }
+    }
+
+    async fn bring_in_order(self: &Arc<Self>) -> Result<(), ApiError> {
+        match self.have_authorities().await {
             // What it has serves until its end; `rotate_forever` goes on trying.
             Err(ApiError::Issue(cause @ IssueError::Keys(_))) if self.state().issuer().is_some() => {
                 tracing::error!(%cause, "authorities could not be brought in order; serving with what there is");
@@ -102,7 +144,9 @@ impl Ca {
                 | Effect::Activate { .. }
                 | Effect::Retire { .. } => true,
             };
-            let due: Vec<_> = effects.into_iter().filter(now_or_later).collect();
+            // Roots are everybody's: whoever has the lease sees to them.
+            let ours = |effect: &Effect| self.right().is_some() || !self.concerns_root(effect);
+            let due: Vec<_> = effects.into_iter().filter(now_or_later).filter(ours).collect();
             if due.is_empty() {
                 return Ok(());
             }
@@ -111,7 +155,13 @@ impl Ca {
                 match self.perform(&effect, now).await {
                     Ok(()) => {}
                     // Somebody else did it, or changed the ground it stood on: look again.
-                    Err(ApiError::Store(StoreError::Conflict { .. })) => break,
+                    Err(
+                        ApiError::Store(StoreError::Conflict { key })
+                        | ApiError::Issue(IssueError::Store(StoreError::Conflict { key })),
+                    ) => {
+                        self.lost_if_lease(&key);
+                        break;
+                    }
                     Err(cause) => failed = failed.or(Some(cause)),
                 }
             }
@@ -135,6 +185,17 @@ impl Ca {
             self.perform(&effect, now).await?;
         }
         Ok(())
+    }
+
+    fn concerns_root(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::MakeRoot { .. } => true,
+            Effect::MakeIssuer { .. } | Effect::MakeJwtKey { .. } | Effect::WakeAt(_) => false,
+            Effect::Activate { id, .. } | Effect::Retire { id, .. } | Effect::Forget { id, .. } => {
+                let state = self.state();
+                state.authorities().get(id).is_some_and(|it| it.value.kind == AuthorityKind::Root)
+            }
+        }
     }
 
     fn records(&self, now: Timestamp) -> Records {
@@ -170,7 +231,10 @@ impl Ca {
         id: &AuthorityId,
         reason: &authority::Reason,
     ) -> Result<(), ApiError> {
-        let Some((transaction, to_destroy)) = self.change_of(effect, now)? else { return Ok(()) };
+        let Some((mut transaction, to_destroy)) = self.change_of(effect, now)? else { return Ok(()) };
+        if self.concerns_root(effect) {
+            transaction = self.fenced(transaction)?;
+        }
         let entry = self.changed("server", action, id.as_str(), &reason.to_string());
         self.commit(transaction.record(entry)).await?;
         tracing::info!(authority = %id, action, %reason, "authority changed");
@@ -289,6 +353,8 @@ impl Ca {
     }
 
     async fn make_root(self: &Arc<Self>, now: Timestamp, reason: &str) -> Result<(), ApiError> {
+        // One right for all of it: a lease that was lost and had again in between counts for nothing.
+        let right = self.right().ok_or_else(|| StoreError::Conflict { key: Lease::key() })?;
         let validity = authority::root_validity(now, &self.settings.rotation);
         let validity = validity.ok_or_else(|| ApiError::Bug("a root cannot be valid now".into()))?;
         let (id, key) = self.new_key(AuthorityKind::Root, now).await?;
@@ -303,12 +369,12 @@ impl Ca {
             not_after: validity.not_after,
         };
         let prepared = Prepared::root(&spec, &key.id, "server").map_err(IssueError::from)?;
-        let certificate = match self.certify(prepared, now).await {
+        let certificate = match self.certify(prepared, right, now).await {
             Ok(certificate) => certificate,
             Err(cause) => return Err(self.give_up(&key, cause).await),
         };
         let stored =
-            self.store_authority(AuthorityKind::Root, &id, &key, certificate, None, now, reason).await;
+            self.store_authority(right, AuthorityKind::Root, &id, &key, certificate, None, now, reason).await;
         self.placed(stored, &id, &key).await
     }
 
@@ -336,12 +402,21 @@ impl Ca {
         };
         let above = (&root.id, &root.certificate, root.algorithm);
         let prepared = Prepared::intermediate(&spec, above, &root.key, "server").map_err(IssueError::from)?;
-        let certificate = match self.certify(prepared, now).await {
+        let certificate = match self.certify(prepared, Right::Alone, now).await {
             Ok(certificate) => certificate,
             Err(cause) => return Err(self.give_up(&key, cause).await),
         };
         let issuer = Some(root.id.clone());
-        let stored = self.store_authority(AuthorityKind::Issuer, &id, &key, certificate, issuer, now, reason);
+        let stored = self.store_authority(
+            Right::Alone,
+            AuthorityKind::Issuer,
+            &id,
+            &key,
+            certificate,
+            issuer,
+            now,
+            reason,
+        );
         self.placed(stored.await, &id, &key).await?;
         Ok(id)
     }
@@ -422,9 +497,10 @@ impl Ca {
     async fn certify(
         self: &Arc<Self>,
         prepared: Prepared,
+        right: Right,
         now: Timestamp,
     ) -> Result<Recorded<Certificate>, IssueError> {
-        let transaction = Transaction::named("issue authority").record(prepared.entry(now));
+        let transaction = right.around(Transaction::named("issue authority")).record(prepared.entry(now));
         let committed = self.commit(transaction).await?;
         let receipt = committed.receipts.last().ok_or(IssuanceError::WrongReceipt)?;
         let intent = prepared.recorded(receipt)?;
@@ -435,6 +511,7 @@ impl Ca {
     #[expect(clippy::too_many_arguments, reason = "the parts of one record, named at its only two callers")]
     async fn store_authority(
         self: &Arc<Self>,
+        right: Right,
         kind: AuthorityKind,
         id: &AuthorityId,
         key: &KeyInfo,
@@ -457,7 +534,7 @@ impl Ca {
             activated_at: None,
         };
         let entry = self.changed("server", "authority.prepare", id.as_str(), reason);
-        let transaction = Transaction::named("prepare authority").require_absent(record.key());
+        let transaction = right.around(Transaction::named("prepare authority")).require_absent(record.key());
         self.commit(transaction.put(&record).record(entry)).await?;
         tracing::info!(authority = %id, %kind, reason, "authority prepared");
         Ok(())

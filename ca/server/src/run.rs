@@ -93,6 +93,7 @@ impl Running {
     /// Lets open calls finish, then stops everything.
     pub async fn stop(self) {
         let Self { ca, workers, socket, .. } = self;
+        ca.say_good_bye().await;
         ca.spawner.shut_down().await;
         let joined = tokio::task::spawn_blocking(move || {
             for worker in workers {
@@ -150,6 +151,8 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
         if workers == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { workers };
     let (senders, threads) = listen::start_workers(&ca, &tls, count).map_err(StartError::Workers)?;
     ca.spawner.spawn("accept", listen::accept(Arc::clone(&ca), listener, senders));
+    ca.spawner.spawn_until_stop("follow", Arc::clone(&ca).follow_others());
+    ca.spawner.spawn_until_stop("standing", Arc::clone(&ca).keep_standing());
     ca.spawner.spawn_until_stop("rotate", Arc::clone(&ca).rotate_forever());
     ca.spawner.spawn_until_stop("revocation lists", Arc::clone(&ca).keep_crls());
     ca.spawner.spawn_until_stop("self-check", Arc::clone(&ca).check_itself());

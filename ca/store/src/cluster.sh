@@ -7,6 +7,9 @@ pid=
 stop() {
   if [ -n "$pid" ]; then
     kill "-$1" "$pid" 2>/dev/null || true
+    # One that was frozen hears it only when it goes on.
+    pkill -CONT -P "$pid" 2>/dev/null || true
+    kill -CONT "$pid" 2>/dev/null || true
     wait "$pid" || true
     pid=
   fi

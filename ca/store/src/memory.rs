@@ -183,6 +183,12 @@ impl Store for MemoryStore {
 
     async fn changes(&self, since: Version, limit: usize) -> Result<Changes, StoreError> {
         let state = self.state();
+        if !self.shared {
+            return Ok(Changes::These { changed: Vec::new(), through: since, more: false });
+        }
+        if since.0 > state.version {
+            return Ok(Changes::Forgotten);
+        }
         let written = state.documents.iter().map(|(key, (version, body))| (key, *version, Some(body)));
         let deleted = state.tombstones.iter().map(|(key, version)| (key, *version, None));
         let mut changed: Vec<Changed> = written
@@ -191,12 +197,11 @@ impl Store for MemoryStore {
             .map(|(key, version, body)| Changed { key: key.clone(), version, body: body.cloned() })
             .collect();
         changed.sort_by(|a, b| (a.version, &a.key).cmp(&(b.version, &b.key)));
-        let cut = limit.checked_sub(1).and_then(|last| changed.get(last)).map(|it| it.version);
+        let cut = changed.get(limit.saturating_sub(1)).map(|it| it.version);
         let kept = cut.map_or(changed.len(), |version| changed.partition_point(|it| it.version <= version));
         let more = kept < changed.len();
         changed.truncate(kept);
-        let newest = Version(state.version).max(since);
-        let through = changed.last().filter(|_| more).map_or(newest, |it| it.version);
+        let through = changed.last().filter(|_| more).map_or(Version(state.version), |it| it.version);
         Ok(Changes::These { changed, through, more })
     }
 

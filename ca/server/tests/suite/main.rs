@@ -17,6 +17,7 @@ mod jwt;
 mod late_bodies;
 mod nodes;
 mod renewals;
+mod replicas;
 mod roles;
 mod rules;
 mod streams;

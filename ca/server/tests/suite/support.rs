@@ -34,6 +34,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct TestServer {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) store: Arc<FaultyStore<MemoryStore>>,
+    keys: Arc<MemoryKeyRing>,
     running: Running,
     socket: PathBuf,
     _scratch: TempDir,
@@ -60,20 +61,45 @@ impl TestServer {
 
     /// With settings that differ from the usual ones.
     pub(crate) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::first(MemoryStore::new(), change).await
+    }
+
+    /// The first of several servers over one store.
+    pub(crate) async fn start_first_of_many() -> Self {
+        Self::first(MemoryStore::shared(), |_as_usual| {}).await
+    }
+
+    /// Another server over the store of this one, which must be [`Self::start_first_of_many`]'s.
+    pub(crate) async fn another(&self, replica: &str) -> Self {
+        let store = self.store.inner().clone();
+        let named = |settings: &mut Settings| settings.replica = replica.parse().unwrap();
+        Self::over(store, Arc::clone(&self.keys), Arc::clone(&self.clock), named).await
+    }
+
+    async fn first(store: MemoryStore, change: impl FnOnce(&mut Settings)) -> Self {
+        let clock = Arc::new(ManualClock::new("2026-03-01T12:00:00Z".parse().unwrap()));
+        Self::over(store, Arc::new(MemoryKeyRing::new()), clock, change).await
+    }
+
+    async fn over(
+        store: MemoryStore,
+        keys: Arc<MemoryKeyRing>,
+        clock: Arc<ManualClock>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let scratch = TempDir::new().unwrap();
         let socket = scratch.path().join("admin.sock");
-        let clock = Arc::new(ManualClock::new("2026-03-01T12:00:00Z".parse().unwrap()));
-        let store = Arc::new(FaultyStore::new(MemoryStore::new()));
+        let store = Arc::new(FaultyStore::new(store));
         let ports = Ports {
             store: Arc::<FaultyStore<MemoryStore>>::clone(&store),
-            keys: Arc::new(MemoryKeyRing::new()),
+            keys: Arc::<MemoryKeyRing>::clone(&keys),
             clock: Arc::<ManualClock>::clone(&clock),
             entropy: Arc::new(SystemEntropy::default()),
         };
         let mut settings = settings(socket.clone());
         change(&mut settings);
         let running = rhizome_server::start(settings, ports).await.unwrap();
-        Self { clock, store, running, socket, _scratch: scratch }
+        Self { clock, store, keys, running, socket, _scratch: scratch }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -104,20 +130,7 @@ impl TestServer {
     }
 
     pub(crate) async fn bundle(&self) -> Bundle {
-        let mut client = BundleServiceClient::new(self.local().await);
-        let answer = client.get_bundle(ca::GetBundleRequest::default()).await.unwrap().into_inner();
-        let bundle = answer.bundle.unwrap();
-        let anchors = bundle.anchors_der.iter().map(|der| CaCertificate::parse(der).unwrap()).collect();
-        let hint = Ttl::from_seconds(bundle.refresh_hint_seconds).unwrap();
-        let key = |sent: &ca::JwtKey| {
-            let not_after = Timestamp::from_unix(sent.not_after.unwrap().seconds);
-            JwtKey::from_spki_der(sent.kid.clone(), &sent.public_key_der, not_after).unwrap()
-        };
-        let keys = bundle.jwt_keys.iter().map(key).collect();
-        let domain = bundle.trust_domain.parse().unwrap();
-        let read = Bundle::new(domain, bundle.sequence, hint, anchors).unwrap().with_jwt_keys(keys).unwrap();
-        assert_eq!(read.digest().as_bytes().as_slice(), &*bundle.digest, "the digest covers all of it");
-        read
+        bundle_at(self.local().await).await
     }
 
     /// A TLS channel that presents what `holder` holds, or nothing.
@@ -182,6 +195,24 @@ impl TestServer {
         let found = tokio::time::timeout(PATIENCE, wait).await;
         found.unwrap_or_else(|_late| panic!("no record holds {parts:?}"))
     }
+}
+
+/// The bundle as the server behind `channel` shows it.
+pub(crate) async fn bundle_at(channel: Channel) -> Bundle {
+    let mut client = BundleServiceClient::new(channel);
+    let answer = client.get_bundle(ca::GetBundleRequest::default()).await.unwrap().into_inner();
+    let bundle = answer.bundle.unwrap();
+    let anchors = bundle.anchors_der.iter().map(|der| CaCertificate::parse(der).unwrap()).collect();
+    let hint = Ttl::from_seconds(bundle.refresh_hint_seconds).unwrap();
+    let key = |sent: &ca::JwtKey| {
+        let not_after = Timestamp::from_unix(sent.not_after.unwrap().seconds);
+        JwtKey::from_spki_der(sent.kid.clone(), &sent.public_key_der, not_after).unwrap()
+    };
+    let keys = bundle.jwt_keys.iter().map(key).collect();
+    let domain = bundle.trust_domain.parse().unwrap();
+    let read = Bundle::new(domain, bundle.sequence, hint, anchors).unwrap().with_jwt_keys(keys).unwrap();
+    assert_eq!(read.digest().as_bytes().as_slice(), &*bundle.digest, "the digest covers all of it");
+    read
 }
 
 /// A TLS channel to a server of `bundle`'s trust domain that presents what `holder` holds, or nothing.

@@ -47,6 +47,8 @@ pub(super) async fn everything_after_a_version_is_told_once_in_order_and_deletio
     }
     assert_eq!(all(&store, first, 9).await.0, expected[1..]);
     assert_eq!(all(&store, third, 9).await, (Vec::new(), third));
+    // Beyond the newest there was something that is gone: whoever knows it starts anew.
+    assert_eq!(store.changes(Version(third.0 + 1), 9).await, Ok(Changes::Forgotten));
     // What came back is no tombstone any more. Writes of one transaction are never parted.
     store.commit(writing(vec![put("b", "3"), put("d", "3"), put("e", "3")])).await.unwrap();
     let (found, _) = all(&store, third, 1).await;

@@ -7,6 +7,7 @@
 //! Sources: postgresql.org/docs/15/runtime-config-client.html, runtime-config-connection.html.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures::stream::{self, Stream, StreamExt as _};
@@ -29,6 +30,8 @@ pub(super) struct Link {
     options: PostgresOptions,
     runtime: Handle,
     tries: Mutex<Tries>,
+    /// A commit may still be on its way of which nobody knows whether it will be.
+    unsettled: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +64,7 @@ type Messages = Pin<Box<dyn Stream<Item = Result<AsyncMessage, tokio_postgres::E
 impl Link {
     /// A link that dials on `runtime`.
     pub(super) fn new(options: PostgresOptions, runtime: Handle) -> Self {
-        Self { options, runtime, tries: Mutex::default() }
+        Self { options, runtime, tries: Mutex::default(), unsettled: AtomicBool::new(false) }
     }
 
     pub(super) const fn options(&self) -> &PostgresOptions {
@@ -71,6 +74,25 @@ impl Link {
     /// The name that notifications of this store go by.
     pub(super) fn channel(&self) -> String {
         format!("rhizome_{}", self.options.schema)
+    }
+
+    /// Notes that the fate of a commit is unknown: until it has ended nobody may take "not there" for "never will be".
+    pub(super) fn unsettle(&self) {
+        self.unsettled.store(true, Ordering::Release);
+    }
+
+    /// Notes that no commit of ours is on its way: the lock of the head row is ours.
+    pub(super) fn settle(&self) {
+        self.unsettled.store(false, Ordering::Release);
+    }
+
+    /// # Errors
+    /// [`StoreError::Unavailable`] while the fate of a commit is unknown.
+    pub(super) fn check_settled(&self) -> Result<(), StoreError> {
+        if self.unsettled.load(Ordering::Acquire) {
+            return Err(unavailable("what became of the last commit is not known yet".to_owned()));
+        }
+        Ok(())
     }
 
     /// A new session.
@@ -145,7 +167,7 @@ impl Link {
     fn settings(&self) -> String {
         let schema = &self.options.schema;
         format!(
-            "SET search_path = {schema}, pg_temp; SET client_min_messages = warning; SET client_encoding = 'UTF8'; \
+            "SET search_path = \"{schema}\", pg_temp; SET client_min_messages = warning; SET client_encoding = 'UTF8'; \
              SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
              SELECT set_config('synchronous_commit', 'on', false) \
              WHERE current_setting('synchronous_commit') = 'off'",

@@ -5,16 +5,20 @@
 //! Sources: postgresql.org/docs/15/sql-notify.html.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rhizome_core::ports::StoreError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::types::Type;
 
-use super::error::translate;
+use super::error::{translate, unavailable};
 use super::link::{Link, Session};
 use super::rows::{self, HEAD};
 use crate::limits::{RETRY_AFTER, STATEMENT_PATIENCE, TOMBSTONES_KEPT};
+
+/// Between two sessions, so that a database that ends each one is not dialled without rest.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens until nobody waits any more. `newest` holds the newest version heard of.
 pub(super) async fn listen(link: Arc<Link>, newest: watch::Sender<u64>) {
@@ -22,7 +26,10 @@ pub(super) async fn listen(link: Arc<Link>, newest: watch::Sender<u64>) {
         let (heard, mut notifications) = mpsc::channel(1);
         match begin(&link, heard).await {
             Ok(session) => {
-                follow(&session, &newest, &mut notifications).await;
+                if let Err(cause) = follow(&session, &newest, &mut notifications).await {
+                    tracing::warn!(%cause, "cannot hear of other servers' changes; trying again");
+                }
+                sleep(PAUSE).await;
             }
             Err(StoreError::Unavailable { retry_after, .. }) => sleep(retry_after).await,
             Err(cause) => {
@@ -36,26 +43,34 @@ pub(super) async fn listen(link: Arc<Link>, newest: watch::Sender<u64>) {
 async fn begin(link: &Link, heard: mpsc::Sender<()>) -> Result<Session, StoreError> {
     let session = link.open_hearing(Some(heard)).await?;
     // The name is plain (see `options::check_schema`), and PostgreSQL takes none as a parameter.
-    session.client.batch_execute(&format!("LISTEN {}", link.channel())).await.map_err(translate)?;
+    let listen = format!("LISTEN {}", link.channel());
+    let asked = timeout(STATEMENT_PATIENCE, session.client.batch_execute(&listen)).await;
+    let late = |_late| unavailable("the database did not answer in time".to_owned());
+    asked.map_err(late)?.map_err(translate)?;
     Ok(session)
 }
 
 /// Tells the newest version, now and after every notification, until the session is lost or nobody waits.
-async fn follow(session: &Session, newest: &watch::Sender<u64>, notifications: &mut mpsc::Receiver<()>) {
+async fn follow(
+    session: &Session,
+    newest: &watch::Sender<u64>,
+    notifications: &mut mpsc::Receiver<()>,
+) -> Result<(), StoreError> {
     loop {
         let asked = timeout(STATEMENT_PATIENCE, session.client.query_typed(HEAD, &[])).await;
-        let Ok(Ok(found)) = asked else { return };
-        let Ok(head) = rows::head(&found) else { return };
+        let late = |_late| unavailable("the database did not answer in time".to_owned());
+        let head = rows::head(&asked.map_err(late)?.map_err(translate)?)?;
+        // It falls, too, when a standby took over that lacked the last commits.
         newest.send_if_modified(|known| {
-            let newer = head.version.0 > *known;
-            *known = head.version.0.max(*known);
-            newer
+            let differs = head.version.0 != *known;
+            *known = head.version.0;
+            differs
         });
         tokio::select! {
             heard = notifications.recv() => if heard.is_none() {
-                return;
+                return Ok(());
             },
-            () = newest.closed() => return,
+            () = newest.closed() => return Ok(()),
         }
     }
 }

@@ -33,6 +33,7 @@ use rhizome_core::ports::{Committed, Store, StoreError};
 use rhizome_id::{SerialCounter, Timestamp};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tokio_postgres::types::Type;
 
 use self::error::{corrupt, translate, unavailable};
@@ -111,7 +112,9 @@ fn run(
     };
     runtime.block_on(async move {
         let link = Arc::new(Link::new(options, Handle::current()));
-        let prepared = prepare(&link).await;
+        let prepared = timeout(LONG_STATEMENT, prepare(&link)).await;
+        let late = || Err(unavailable("the database did not answer in time".to_owned()));
+        let prepared = prepared.unwrap_or_else(|_late| late());
         let failed = prepared.is_err();
         drop(ready.send(prepared.map(|()| Arc::clone(&link))));
         if failed {
@@ -208,7 +211,7 @@ impl Store for PostgresStore {
                    LEFT JOIN LATERAL (SELECT * FROM documents WHERE version > $1 \
                    ORDER BY version FETCH FIRST $2 ROWS WITH TIES) d ON true \
                    WHERE h.one = 1 ORDER BY d.version, d.kind, d.id";
-        let (from, limit) = (rows::signed(since.0)?, at_most(limit));
+        let (from, limit) = (rows::signed(since.0)?, at_most(limit.max(1)));
         let found = self.readers.query(sql, &[(&from, Type::INT8), (&limit, Type::INT8)]).await?;
         rows::changes(&found, since, limit)
     }

@@ -1,8 +1,8 @@
 //! Reads: a few sessions that only read.
 //!
 //! Laws: a read never waits for the writer, and each statement sees one consistent state; a session that was lost is
-//! replaced once, so that a database that restarted meanwhile is not noticed. A read given up by its caller closes its
-//! session. Not here: what rows mean (`rows`).
+//! replaced once, so that a database that restarted meanwhile is not noticed. While the fate of a commit is unknown
+//! nothing is read: what is not there might still come. A read given up by its caller closes its session. Not here: what rows mean (`rows`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,6 +39,7 @@ impl Readers {
         sql: &str,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, StoreError> {
+        self.link.check_settled()?;
         let permit = self.free.acquire().await;
         let _permit = permit.map_err(|closed| bug(format!("the readers are gone: {closed}")))?;
         if let Some(session) = self.take()

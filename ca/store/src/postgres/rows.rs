@@ -91,7 +91,8 @@ pub(super) fn living(rows: &[Row]) -> Result<Vec<Document>, StoreError> {
 pub(super) fn changes(rows: &[Row], since: Version, limit: i64) -> Result<Changes, StoreError> {
     let first = rows.first().ok_or_else(|| corrupt("the stored head is missing".to_owned()))?;
     let (newest, forgotten) = (unsigned(get(first, 5)?)?, unsigned(get(first, 6)?)?);
-    if since.0 < forgotten {
+    // Beyond the newest: commits were lost, in a failover or with a dump that was put back.
+    if since.0 < forgotten || since.0 > newest {
         return Ok(Changes::Forgotten);
     }
     let mut changed = Vec::with_capacity(rows.len());
@@ -104,7 +105,7 @@ pub(super) fn changes(rows: &[Row], since: Version, limit: i64) -> Result<Change
         }
     }
     let more = count >= limit && last.0 < newest;
-    let through = if more { last } else { Version(newest.max(since.0)) };
+    let through = if more { last } else { Version(newest) };
     Ok(Changes::These { changed, through, more })
 }
 

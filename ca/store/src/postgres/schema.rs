@@ -20,7 +20,7 @@ use super::link::Session;
 use super::readers::Parameter;
 use super::rows;
 use crate::history::{Applied, Standing, newest, standing};
-use crate::limits::LONG_STATEMENT;
+use crate::limits::{LOCK_TIMEOUT, LONG_STATEMENT};
 use crate::rules::bug;
 
 /// PostgreSQL 14 is the oldest that is still maintained.
@@ -34,12 +34,15 @@ const OLDEST: i32 = 140_000;
 pub(super) async fn prepare(session: &mut Session, schema: &str) -> Result<(), StoreError> {
     let client = &mut session.client;
     suits(client).await?;
-    let long = format!("SET statement_timeout = {}", LONG_STATEMENT.as_millis());
+    // `lock_timeout` counts for advisory locks, too.
+    let long = format!("SET statement_timeout = {}; SET lock_timeout = 0", LONG_STATEMENT.as_millis());
     client.batch_execute(&long).await.map_err(translate)?;
     let key = lock_key(schema);
     let asked: [Parameter<'_>; 1] = [(&key, Type::INT8)];
     let lock = client.query_typed("SELECT pg_advisory_lock($1)", &asked);
     timeout(LONG_STATEMENT, lock).await.map_err(|_late| locked())?.map_err(translate)?;
+    let short = format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis());
+    client.batch_execute(&short).await.map_err(translate)?;
     // Given back with the session, whatever happens.
     let outcome = bring_up(client, schema).await;
     let unlock = client.query_typed("SELECT pg_advisory_unlock($1)", &[(&key, Type::INT8)]).await;
@@ -89,7 +92,7 @@ async fn bring_up(client: &mut Client, schema: &str) -> Result<(), StoreError> {
     let there = client.query_typed(there, &[(&schema, Type::TEXT)]).await.map_err(translate)?;
     if there.is_empty() {
         // The name is plain (see `options::check_schema`), and PostgreSQL takes none as a parameter.
-        client.batch_execute(&format!("CREATE SCHEMA {schema}")).await.map_err(translate)?;
+        client.batch_execute(&format!("CREATE SCHEMA \"{schema}\"")).await.map_err(translate)?;
     }
     let runner = runner();
     match history(client, schema, &runner).await? {
@@ -126,11 +129,21 @@ async fn history(client: &Client, schema: &str, runner: &Runner) -> Result<Optio
 async fn live_with(client: &Client, found: i64, known: i32) -> Result<(), StoreError> {
     let rows = client.query_typed("SELECT floor FROM head WHERE one = 1", &[]).await.map_err(translate)?;
     let row = rows.first().ok_or_else(|| corrupt("the stored head is missing".to_owned()))?;
-    let floor: i32 = rows::get(row, 0)?;
-    if floor > known {
-        return Err(StoreError::Newer { found, known: i64::from(known) });
-    }
+    check_floor(rows::get(row, 0)?)?;
     tracing::warn!(found, known, "the database was upgraded by a newer release; upgrade this server, too");
+    Ok(())
+}
+
+/// Whether releases like this one may still write to a database whose head says `floor`. Asked under the head's lock, so
+/// that a server that runs while a newer release migrates stops at once when it must.
+///
+/// # Errors
+/// [`StoreError::Newer`].
+pub(super) fn check_floor(floor: i32) -> Result<(), StoreError> {
+    let known = newest(&runner());
+    if floor > known {
+        return Err(StoreError::Newer { found: i64::from(floor), known: i64::from(known) });
+    }
     Ok(())
 }
 

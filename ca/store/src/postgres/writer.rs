@@ -24,15 +24,16 @@ use super::batch::{self, Head, Known, Plan};
 use super::error::{corrupt, translate, unavailable};
 use super::link::{Link, Session};
 use super::rows::{self, signed};
+use super::schema;
 use crate::answers::{Answers, Outcome};
-use crate::limits::STATEMENT_PATIENCE;
+use crate::limits::{SESSION_TIMEOUT, STATEMENT_PATIENCE};
 use crate::requests::{Counts, Request, gather};
 use crate::rules::{bug, checksum};
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
 const STATEMENTS: [&str; 7] = [
-    "SELECT position, hash, version, next_serial, highest FROM head WHERE one = 1 FOR UPDATE",
+    "SELECT position, hash, version, next_serial, highest, floor FROM head WHERE one = 1 FOR UPDATE",
     "SELECT d.kind, d.id, d.version FROM documents d \
      JOIN unnest($1::text[], $2::bytea[]) AS asked (kind, id) ON d.kind = asked.kind AND d.id = asked.id \
      WHERE d.body IS NOT NULL",
@@ -74,6 +75,19 @@ enum Fault {
     UsedSerial,
     /// The answer to the commit was lost.
     Unknown(StoreError, Box<Plan>),
+}
+
+/// What became of a transaction whose answer was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It was committed.
+    Happened,
+    /// It was not, and never will be.
+    Nothing,
+    /// It has ended, and nobody can tell how; whoever reads now sees how.
+    Ended,
+    /// It may not have ended.
+    Open,
 }
 
 impl Writer {
@@ -119,6 +133,7 @@ impl Writer {
             let attempt = self.prepared().await?.attempt(&link, batch, careful);
             let Ok(outcome) = timeout(STATEMENT_PATIENCE, attempt).await else {
                 self.prepared = None;
+                link.unsettle();
                 return Err(unavailable("the database did not answer in time".to_owned()));
             };
             match outcome {
@@ -135,9 +150,13 @@ impl Writer {
                 Err(Fault::Unknown(error, plan)) => {
                     self.prepared = None;
                     match self.find_out(&plan).await {
-                        Some(true) => return Ok(plan.outcomes),
-                        Some(false) if again => again = false,
-                        Some(false) | None => return Err(error),
+                        Fate::Happened => return Ok(plan.outcomes),
+                        Fate::Nothing if again => again = false,
+                        Fate::Nothing | Fate::Ended => return Err(unknown(&error)),
+                        Fate::Open => {
+                            link.unsettle();
+                            return Err(unknown(&error));
+                        }
                     }
                 }
             }
@@ -152,24 +171,27 @@ impl Writer {
             Some(prepared) => Ok(prepared),
             none => {
                 let session = self.link.open().await?;
-                Ok(none.insert(Prepared::of(session).await?))
+                let preparing = timeout(SESSION_TIMEOUT, Prepared::of(session)).await;
+                let late = || Err(unavailable("no answer from the database".to_owned()));
+                Ok(none.insert(preparing.unwrap_or_else(|_late| late())?))
             }
         }
     }
 
-    /// Whether the transaction of `plan` happened; `None` when nobody can tell.
-    async fn find_out(&mut self, plan: &Plan) -> Option<bool> {
-        let prepared = self.prepared().await.ok()?;
-        let found = timeout(STATEMENT_PATIENCE, prepared.happened(plan)).await;
-        let happened = found.unwrap_or(Ok(None)).unwrap_or(None);
-        tracing::warn!(
-            ?happened,
-            "the answer to a commit was lost; the database was asked what became of it"
-        );
-        if happened.is_none() {
+    /// What became of the transaction of `plan`.
+    async fn find_out(&mut self, plan: &Plan) -> Fate {
+        let fate = match self.prepared().await {
+            Ok(prepared) => match timeout(STATEMENT_PATIENCE, prepared.fate_of(plan)).await {
+                Ok(Ok(fate)) => fate,
+                Ok(Err(_)) | Err(_) => Fate::Open,
+            },
+            Err(_away) => Fate::Open,
+        };
+        tracing::warn!(?fate, "the answer to a commit was lost; the database was asked what became of it");
+        if fate == Fate::Open {
             self.prepared = None;
         }
-        happened
+        fate
     }
 }
 
@@ -186,6 +208,8 @@ impl Prepared {
     async fn attempt(&self, link: &Link, batch: &[Request], careful: bool) -> Result<Box<Plan>, Fault> {
         let (before, known) =
             self.look(batch, careful).await.map_err(|error| Fault::Nothing(error, self.is_lost()))?;
+        // The lock is ours: whatever was on its way has ended.
+        link.settle();
         let plan = Box::new(batch::plan(before, known, batch));
         if plan.after == before && plan.written.is_empty() {
             // Everything was refused, or asked for nothing.
@@ -219,7 +243,11 @@ impl Prepared {
         )
         .await;
         begun.map_err(translate)?;
-        let head = rows::head(&head.map_err(translate)?)?;
+        let found = head.map_err(translate)?;
+        let head = rows::head(&found)?;
+        for row in &found {
+            schema::check_floor(rows::get(row, 5)?)?;
+        }
         let mut known = Known::default();
         if let Some(found) = versions {
             known.versions = versions_of(&found.map_err(translate)?)?;
@@ -270,8 +298,8 @@ impl Prepared {
         Fault::Nothing(translate(error), self.is_lost())
     }
 
-    /// Whether the transaction of `plan` was committed. The lock of the head row is had only when it has ended.
-    async fn happened(&self, plan: &Plan) -> Result<Option<bool>, StoreError> {
+    /// What became of the transaction of `plan`. The lock of the head row is had only when it has ended.
+    async fn fate_of(&self, plan: &Plan) -> Result<Fate, StoreError> {
         let client = &self.session.client;
         client.batch_execute(BEGIN).await.map_err(translate)?;
         let head = rows::head(&client.query(&self.head, &[]).await.map_err(translate)?)?;
@@ -280,14 +308,24 @@ impl Prepared {
             let sql = "SELECT hash FROM ledger WHERE position = $1";
             let found = client.query_typed(sql, &[(&position, Type::INT8)]).await.map_err(translate)?;
             let hash: Option<&[u8]> = found.first().map(|row| rows::get(row, 0)).transpose()?;
-            Some(hash == Some(plan.after.end.hash.as_bytes().as_slice()))
+            let ours = hash == Some(plan.after.end.hash.as_bytes().as_slice());
+            if ours { Fate::Happened } else { Fate::Nothing }
         } else if head.version < plan.after.version {
-            Some(false)
+            Fate::Nothing
         } else {
-            None
+            Fate::Ended
         };
         client.batch_execute("COMMIT").await.map_err(translate)?;
         Ok(answer)
+    }
+}
+
+/// Whoever is told anything else may take it that nothing happened.
+fn unknown(error: &StoreError) -> StoreError {
+    if matches!(error, StoreError::Unavailable { .. }) {
+        error.clone()
+    } else {
+        unavailable(error.to_string())
     }
 }
 
