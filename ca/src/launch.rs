@@ -9,9 +9,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rhizome_cli::Exit;
 use rhizome_core::authority::RotationPolicy;
 use rhizome_core::policy::{PolicyLimits, TtlLimits};
-use rhizome_core::ports::{Store, StoreError};
+use rhizome_core::ports::{KeyRingError, Store, StoreError};
 use rhizome_server::{
     DoorLimits, FederationSettings, Ports, Settings, SystemClock, SystemEntropy, WebCertificate,
 };
@@ -113,6 +114,18 @@ pub enum LaunchError {
     /// The database takes part in a thread that died.
     #[error("bug while opening the database: {0}")]
     Bug(String),
+}
+
+impl LaunchError {
+    /// What the process ends with. What only a person can put right is [`Exit::Usage`], after which a supervisor does not
+    /// start it again: a token counts wrong PINs, and locks.
+    pub const fn exit(&self) -> Exit {
+        if matches!(self, Self::Keys(KeysError::Ring(KeyRingError::Sealed { .. }))) {
+            Exit::Usage
+        } else {
+            Exit::Failed
+        }
+    }
 }
 
 /// Everything needed to start: hand it to `rhizome_server::start`.

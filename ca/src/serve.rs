@@ -69,17 +69,17 @@ pub async fn run(path: &Path, believe_clock: bool, output: OutputFormat) -> Exit
     rhizome_agent::descriptors::raise_limit();
     let signals = match Signals::listen() {
         Ok(signals) => signals,
-        Err(cause) => return failed(output, "signals", "cannot listen for signals", &cause),
+        Err(cause) => return failed(Exit::Failed, output, "signals", "cannot listen for signals", &cause),
     };
     let launched = match launch::open(&config).await {
         Ok(launched) => launched,
-        Err(error) => return failed(output, "launch", "cannot start", &error),
+        Err(error) => return failed(error.exit(), output, "launch", "cannot start", &error),
     };
     let store = Arc::clone(&launched.ports.store);
     let settings = Settings { believe_clock, ..launched.settings };
     let running = match rhizome_server::start(settings, launched.ports).await {
         Ok(running) => running,
-        Err(error) => return failed(output, "start", "cannot start", &error),
+        Err(error) => return failed(Exit::Failed, output, "start", "cannot start", &error),
     };
     let bundle = bundle_digest(store.as_ref(), &config.trust_domain).await;
     tracing::info!(
@@ -105,15 +105,13 @@ pub async fn run(path: &Path, believe_clock: bool, output: OutputFormat) -> Exit
 }
 
 /// Tells why there is no server: people and whoever collects it in the log, programs that asked for it as they asked.
-fn failed(output: OutputFormat, code: &str, what: &str, error: &dyn std::error::Error) -> Exit {
+fn failed(exit: Exit, output: OutputFormat, code: &str, what: &str, error: &dyn std::error::Error) -> Exit {
     match output {
         OutputFormat::Table => {
             tracing::error!(cause = %error, "{what}");
-            Exit::Failed
+            exit
         }
-        OutputFormat::Json => {
-            command::failed(output, &Failure::new(Exit::Failed, code, format!("{what}: {error}")))
-        }
+        OutputFormat::Json => command::failed(output, &Failure::new(exit, code, format!("{what}: {error}"))),
     }
 }
 

@@ -18,7 +18,7 @@ use rhizome_core::ledger::{Entry, Event};
 use rhizome_core::limits::CLOCK_BEHIND_SECONDS;
 use rhizome_core::ports::{Committed, KeyInfo, StoreError};
 use rhizome_core::state::{PublishedBundle, State};
-use rhizome_id::{AuthorityId, ReplicaNumber, Timestamp, TrustDomain};
+use rhizome_id::{AuthorityId, KeyId, ReplicaNumber, Timestamp, TrustDomain};
 use rhizome_proto::ca::v1 as wire;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -80,6 +80,8 @@ pub(crate) struct Ca {
     pub(crate) rotating: tokio::sync::Mutex<()>,
     /// Keys of roots and issuers whose records may or may not be stored.
     pub(crate) unplaced_keys: Mutex<Vec<(AuthorityId, KeyInfo)>>,
+    /// Keys that nobody needs any more and that are still to be destroyed.
+    pub(crate) spent_keys: Mutex<Vec<KeyId>>,
     /// A key made for JWT-SVIDs whose record may or may not be stored.
     pub(crate) spare_jwt_key: Mutex<Option<(AuthorityId, KeyInfo)>>,
     changes: watch::Sender<u64>,
@@ -129,6 +131,7 @@ impl Ca {
             signing_crls: tokio::sync::Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
             unplaced_keys: Mutex::default(),
+            spent_keys: Mutex::default(),
             spare_jwt_key: Mutex::default(),
             state: ArcSwap::from_pointee(state),
             newest: AtomicI64::new(newest.unix()),

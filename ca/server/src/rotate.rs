@@ -128,6 +128,7 @@ impl Ca {
     pub(crate) async fn keep_authorities(self: &Arc<Self>) -> Result<(), ApiError> {
         let _one_at_a_time = self.rotating.lock().await;
         self.settle_unplaced_keys().await;
+        self.destroy_spent_keys().await;
         self.leave_the_future().await?;
         for _ in 0..MOST_STEPS {
             let now = self.now()?;
@@ -238,9 +239,8 @@ impl Ca {
         let entry = self.changed("server", action, id.as_str(), &reason.to_string());
         self.commit(transaction.record(entry)).await?;
         tracing::info!(authority = %id, action, %reason, "authority changed");
-        for key in to_destroy {
-            self.ports.keys.destroy(&key).await.map_err(IssueError::from)?;
-        }
+        self.spent_keys().extend(to_destroy);
+        self.destroy_spent_keys().await;
         Ok(())
     }
 
@@ -488,8 +488,24 @@ impl Ca {
     }
 
     pub(crate) async fn forget_key(&self, key: &KeyInfo) {
-        if let Err(kept) = self.ports.keys.destroy(&key.id).await {
-            tracing::warn!(key = %key.id, %kept, "a key that nobody needs could not be destroyed");
+        self.spent_keys().push(key.id.clone());
+        self.destroy_spent_keys().await;
+    }
+
+    fn spent_keys(&self) -> MutexGuard<'_, Vec<KeyId>> {
+        self.spent_keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Destroys keys whose records are gone. One whose ring does not answer (a token that is pulled out) is tried again with
+    /// every look at the authorities; the records are gone first, so that nobody relies on a key that is being destroyed.
+    async fn destroy_spent_keys(&self) {
+        let spent = std::mem::take(&mut *self.spent_keys());
+        for key in spent {
+            if let Err(kept) = self.ports.keys.destroy(&key).await {
+                tracing::error!(%key, %kept, "a key that nobody needs could not be destroyed; trying again while this \
+                    server runs: before you stop it, let it reach the key ring, or destroy the key there by hand");
+                self.spent_keys().push(key);
+            }
         }
     }
 

@@ -22,12 +22,13 @@ use crate::system::SystemEntropy;
 
 const DAY: i64 = 86_400;
 
-/// A key ring that can be made to wait before it makes a key, and to sign what nobody asked for.
+/// A key ring that can be made to wait before it makes a key, to sign what nobody asked for, and to destroy nothing.
 #[derive(Default)]
 struct Ring {
     keys: MemoryKeyRing,
     waits: Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>,
     lies: AtomicBool,
+    keeps: AtomicBool,
 }
 
 #[tonic::async_trait]
@@ -65,6 +66,9 @@ impl KeyRing for Ring {
     }
 
     async fn destroy(&self, id: &KeyId) -> Result<(), KeyRingError> {
+        if self.keeps.load(Ordering::Relaxed) {
+            return Err(KeyRingError::Unavailable { cause: "no token of that label is there".to_owned() });
+        }
         self.keys.destroy(id).await
     }
 }
@@ -347,4 +351,27 @@ async fn an_issuer_whose_record_cannot_be_stored_leaves_no_key_behind_and_one_th
         assert_eq!(kept, named, "{moment:?} {error:?}");
         assert_eq!(kept.len(), before.len() + usize::from(stored_after_all), "{moment:?} {error:?}");
     }
+}
+
+#[tokio::test]
+async fn the_key_of_an_authority_that_is_over_is_destroyed_once_its_ring_answers_again() {
+    let world = World::new();
+    let ca = world.authority().await;
+    let old = issuer(&ca);
+    let key = ca.state().authorities()[&old].value.key.to_string();
+    world.clock.advance(DAY);
+    ca.rotate_issuer_now("test", "test").await.unwrap();
+    // Past its end, in a process that knows no other time.
+    world.clock.advance(400 * DAY);
+    let ca = world.authority().await;
+    world.ring.keeps.store(true, Ordering::Relaxed);
+    let forget = Effect::Forget { id: old.clone(), reason: authority::Reason::Expired };
+    ca.perform(&forget, ca.now().unwrap()).await.unwrap();
+    assert!(!ca.state().authorities().contains_key(&old), "nobody relies on it any more");
+    ca.keep_authorities().await.unwrap();
+    assert!(world.key_names().await.contains(&key));
+
+    world.ring.keeps.store(false, Ordering::Relaxed);
+    ca.keep_authorities().await.unwrap();
+    assert!(!world.key_names().await.contains(&key));
 }

@@ -15,6 +15,7 @@ const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 const PIN: &str = "5521907";
 /// Exit codes, as `rhizome help` lists them.
 const FAILED: i32 = 1;
+const USAGE: i32 = 2;
 const CHECK_FAILED: i32 = 6;
 
 /// A home whose root's key is in a token of its own; `None` where SoftHSM is not installed.
@@ -126,7 +127,7 @@ fn a_wrong_pin_is_refused_at_the_start_by_name_and_never_shown() {
     let Some(home) = with_token() else { return };
     private(&home.path().join("pin"), "0000000");
     let Err((code, told)) = home.try_serve() else { panic!("it started with the wrong PIN") };
-    assert_eq!(code, Some(FAILED), "{told}");
+    assert_eq!(code, Some(USAGE), "no supervisor tries it again: {told}");
     assert!(told.contains("`mesh root`") && told.contains("refuses the PIN"), "{told}");
     assert!(!told.contains("0000000") && !told.contains(PIN), "{told}");
 }
@@ -152,7 +153,7 @@ fn keys_in_the_database_need_no_file_but_the_operators_key_which_can_be_changed(
     fs::rename(&key, &old).unwrap();
     private(&key, "1f1e1d1c1b1a191817161514131211100f0e0d0c0b0a09080706050403020100\n");
     let refused = run(&mut server.home().command()).unwrap();
-    assert_eq!(refused.status.code(), Some(FAILED));
+    assert_eq!(refused.status.code(), Some(USAGE));
     assert!(said(&refused).contains("is sealed under sealing key"), "{}", said(&refused));
     let config = fs::read_to_string(server.home().config()).unwrap();
     let both = format!("keys:\n  other_sealing_key_file: {}\n", old.display());

@@ -64,6 +64,8 @@ pub(super) struct Token {
     pin: Pin,
     /// The token refused the PIN: it is not tried again.
     refused: AtomicBool,
+    /// Held by whoever logs in: several at once would each spend one of the token's tries on the same wrong PIN.
+    logging_in: Mutex<()>,
     library: Arc<Library>,
     idle: Mutex<Vec<Seat>>,
     /// Keys that signed a probe.
@@ -74,7 +76,8 @@ impl Token {
     pub(super) fn new(path: PathBuf, label: String, pin: Pin) -> Self {
         let library = Library::at(&path);
         let refused = AtomicBool::new(false);
-        Self { path, label, pin, refused, library, idle: Mutex::default(), proved: Arc::default() }
+        let (logging_in, idle) = (Mutex::default(), Mutex::default());
+        Self { path, label, pin, refused, logging_in, library, idle, proved: Arc::default() }
     }
 
     /// Does `work` in a session; once more in a new one when the token may have been away.
@@ -122,6 +125,7 @@ impl Token {
 
     fn log_in(&self, inside: &Inside<'_>) -> Result<Seat, Fault> {
         let slot = self.slot(inside)?;
+        let _one_at_a_time = self.logging_in.lock().unwrap_or_else(PoisonError::into_inner);
         if self.refused.load(Ordering::Acquire) {
             return Err(self.locked("the PIN was refused and is not tried again, since tokens lock").into());
         }
