@@ -19,7 +19,6 @@ use crate::support::{Draws, must, run, said, workspace};
 /// Exit codes, as `rhizome help` lists them.
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
-const USAGE: i32 = 2;
 const DENIED: i32 = 4;
 
 fn check_config(file: &Path) -> Output {
