@@ -319,7 +319,6 @@ pub fn settings(config: &Config) -> Settings {
             oidc_issuer: federation.oidc_issuer,
             web_roots: None,
         },
-        sealed_keys_dir: Some(data.join(keyring::FILES)),
     }
 }
 

@@ -38,7 +38,7 @@ pub struct RotationPolicy {
     pub jwt_key_ttl: Ttl,
 }
 
-/// Something to be done. Each is idempotent when performed as [`still_due`] and [`changes`] say.
+/// Something to be done. Each is idempotent when performed as [`changes`] says: what was done already changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Make a key and a self-signed root with [`root_validity`], and store it as `Prepared`.
@@ -123,7 +123,7 @@ impl fmt::Display for Reason {
 }
 
 /// What `replica` has to do at `now`, in an order in which it can be done: perform the effects, then step again, until
-/// the answer is nothing or a single [`Effect::WakeAt`]. `authorities` are those of all replicas; issuers of others
+/// the answer is nothing or a single [`Effect::WakeAt`]. `records` are those of all replicas; issuers of others
 /// are left to them.
 pub fn step(
     records: &Records,
@@ -147,18 +147,6 @@ pub fn leaving_the_future(records: &Records, replica: &ReplicaName, now: Timesta
     let mine = records.jwt.iter().filter(|it| it.replica == *replica);
     let retire = |it: &JwtAuthority| Effect::Retire { id: it.id.clone(), reason: Reason::Future };
     mine.filter(serves).filter(ahead).map(retire).collect()
-}
-
-/// Whether `effect` is still to be done. To be asked on the records read in the transaction that performs it: a crash,
-/// a retry or another process may have done it already.
-pub fn still_due(
-    effect: &Effect,
-    records: &Records,
-    replica: &ReplicaName,
-    now: Timestamp,
-    policy: &RotationPolicy,
-) -> bool {
-    step(records, replica, now, policy).contains(effect)
 }
 
 /// A change of one stored record.

@@ -41,7 +41,7 @@ impl Shell {
     }
 
     fn perform(&mut self, effect: &Effect, now: Timestamp) {
-        assert!(still_due(effect, &self.records, &replica(), now, &self.policy));
+        assert!(step(&self.records, &replica(), now, &self.policy).contains(effect));
         match effect {
             Effect::MakeRoot { .. } => self.make(None, now),
             Effect::MakeIssuer { .. } => {

@@ -24,7 +24,7 @@ mod url;
 
 pub use address::not_public;
 pub use judgement::{Judged, Refusal, by_hand, judge};
-pub use schedule::{Outlook, after_failure, after_success, outlook, reached};
+pub use schedule::{Outlook, after_failure, after_success, outlook};
 pub use url::{EndpointUrl, RedirectError, UrlError};
 
 /// How a bundle endpoint proves that it speaks for its trust domain (FED §5.2).

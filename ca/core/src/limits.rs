@@ -172,8 +172,6 @@ pub const ROTATION_RENEWALS_PER_SECOND: u32 = 500;
 /// How long the bundle takes from a cluster's object into a container: the kubelet's period of 60 s and its cache of as
 /// much again at worst.
 pub const PUBLISHER_ALLOWANCE_SECONDS: i64 = 120;
-/// Refresh hints after which another trust domain has looked, or is not looking at all.
-pub const FEDERATION_HINTS: i64 = 3;
 /// An anchor is close to its end when less is left than this many times what a change of the root takes.
 pub const ANCHOR_ALARM_ROTATIONS: i64 = 3;
 /// Exemptions of one rotation; beyond that they are no exemptions.

@@ -127,6 +127,12 @@ impl NodeRecord {
         Principal::Node { cluster: self.cluster.clone(), method: self.method, name: self.name.clone() }
     }
 
+    /// Whether it serves anybody at `now`: a banned node is nobody, and one whose certificate has expired verifies and
+    /// presents for nobody any more.
+    pub fn lives(&self, now: Timestamp) -> bool {
+        self.state == NodeState::Active && self.not_after >= now
+    }
+
     /// The evidence for a node that authentication has matched to this record.
     ///
     /// # Errors

@@ -49,7 +49,6 @@ pub struct Schedule {
 /// bucket fills with `certificates / window` tokens a second, and a holder takes as many as it has certificates.
 pub fn schedule(mut holders: Vec<Holder>, begin: Timestamp, window: Ttl) -> Schedule {
     holders.sort_by(|a, b| (a.first_end, &a.principal).cmp(&(b.first_end, &b.principal)));
-    holders.dedup_by(|later, first| later.principal == first.principal);
     let weight = |holder: &Holder| u64::from(holder.certificates.max(1));
     let certificates = holders.iter().map(weight).fold(0, u64::saturating_add);
     let seconds = u64::try_from(window.seconds()).unwrap_or(1);

@@ -226,7 +226,7 @@ impl State {
         if self.known(&document.key).is_some_and(|known| known >= document.version) {
             return Ok(());
         }
-        let mut heard = true;
+        let mut is_news = true;
         match document.key.kind {
             Kind::Rule => {
                 let rule = shared(document.read::<Rule>()?);
@@ -268,15 +268,13 @@ impl State {
                 self.renewals.insert(document.key.id.clone(), shared(document.read::<RenewalOrder>()?));
             }
             Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => {
-                heard = self.foreigners.put(document)?;
+                is_news = self.foreigners.put(document)?;
             }
             // Tokens are looked up where they are redeemed, once each; settings are read at start; keys by their ring.
             Kind::Token | Kind::Setting | Kind::Key => {}
         }
         self.version = self.version.max(document.version);
-        if heard {
-            self.note(&document.key);
-        }
+        self.note(&document.key, is_news);
         Ok(())
     }
 
@@ -345,13 +343,14 @@ impl State {
             self.tombstones.insert(key.clone(), version);
         }
         self.version = self.version.max(version);
-        self.note(key);
+        self.note(key, true);
         Ok(())
     }
 
-    /// Puts a change into the journal, when followers must hear of it: nodes and subscribers come and go by the
-    /// thousand and concern nobody but themselves (a ban and an eviction also write revocations, which do).
-    fn note(&mut self, key: &DocumentKey) {
+    /// Counts a change, and puts it into the journal when followers must hear of it: nodes and subscribers come and go by
+    /// the thousand and concern nobody but themselves (a ban and an eviction also write revocations, which do), and of a
+    /// foreign bundle only what verifies is news.
+    fn note(&mut self, key: &DocumentKey, is_news: bool) {
         self.revision = self.revision.saturating_add(1);
         if matches!(key.kind, Kind::Crl | Kind::Authority) {
             self.crl_generation = self.crl_generation.saturating_add(1);
@@ -364,7 +363,7 @@ impl State {
             Kind::JwtAuthority | Kind::Node | Kind::Admin | Kind::Subscriber | Kind::ForeignHolder => false,
             Kind::Token | Kind::Setting | Kind::Key => false,
         };
-        if !told {
+        if !told || !is_news {
             return;
         }
         self.taken_in = self.taken_in.saturating_add(1);
@@ -375,6 +374,11 @@ impl State {
             self.journal.remove(&first);
             self.journal_since = first;
         }
+    }
+
+    /// The record of the node whose principal's stable text is `principal`, such as `node:prod/join_token/vm-1`.
+    pub fn node_of(&self, principal: &str) -> Option<&Versioned<Arc<NodeRecord>>> {
+        principal.strip_prefix("node:").and_then(|id| self.nodes.get(id))
     }
 
     /// How often this state was changed since it was empty: two states of one process with the same revision are the

@@ -94,7 +94,7 @@ fn node_id(subscriber: &Subscriber) -> Option<&str> {
 }
 
 fn node_of<'a>(state: &'a State, subscriber: &Subscriber) -> Option<&'a Versioned<Arc<NodeRecord>>> {
-    node_id(subscriber).and_then(|id| state.nodes().get(id))
+    state.node_of(&subscriber.principal)
 }
 
 fn is_kept(state: &State, subscriber: &Subscriber) -> bool {

@@ -76,7 +76,7 @@ impl Ca {
             .authorities()
             .values()
             .map(|it| Arc::clone(&it.value))
-            .filter(|it| matches!(it.state, AuthorityState::Active));
+            .filter(|it| it.state == AuthorityState::Active && self.concerns_us(it));
         living
             .map(|it| {
                 let (from, until) = (it.certificate.not_before(), it.certificate.not_after());
@@ -104,6 +104,11 @@ impl Ca {
                 }
             })
             .collect()
+    }
+
+    /// Roots are everybody's; an issuer is looked after, and its key held, by its own replica.
+    fn concerns_us(&self, authority: &Authority) -> bool {
+        authority.kind == AuthorityKind::Root || authority.replica == self.settings.replica
     }
 
     /// The key for JWT-SVIDs: there is one, it is not overdue, and the bundle has it.
@@ -155,12 +160,8 @@ impl Ca {
         let state = self.state();
         let signs = |state| matches!(state, AuthorityState::Active | AuthorityState::Prepared);
         let mut checks = Vec::new();
-        let lists = |it: &Authority| {
-            it.kind == AuthorityKind::Issuer
-                && it.replica == self.settings.replica
-                && it.certificate.not_after() >= now
-        };
-        let authorities = state.authorities().values().map(|it| &it.value);
+        let lists = |it: &Authority| it.kind == AuthorityKind::Issuer && it.certificate.not_after() >= now;
+        let authorities = state.authorities().values().map(|it| &it.value).filter(|it| self.concerns_us(it));
         for it in authorities.filter(|it| signs(it.state) || lists(it)) {
             checks.push(self.check_key((it.kind, &it.id, &it.key), it.certificate.public_key()).await);
         }
@@ -199,7 +200,7 @@ impl Ca {
             Ok(()) => (true, "every page of the store reads well".to_owned()),
             Err(cause) => (false, cause.to_string()),
         };
-        let remedy = "stop the server, keep the files, and restore a backup (`rhizome restore`)";
+        let remedy = "stop every server, keep the database as it is, and put a backup back: see `Backup and restore` in operations.md";
         check("store.integrity", CheckSeverity::Critical, ok, summary, remedy)
     }
 

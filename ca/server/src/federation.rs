@@ -59,6 +59,10 @@ impl Federation {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(turns.entry(domain.clone()).or_default())
     }
+
+    fn forget(&self, domain: &TrustDomain) {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(domain);
+    }
 }
 
 /// The task of one domain: ended by the token; alive while somebody holds what the weak reference points to.
@@ -87,6 +91,7 @@ impl Ca {
             let stays = state.relationships().contains_key(domain);
             if !stays {
                 stop.cancel();
+                self.federation.forget(domain);
                 self.metrics.forget_federation(domain);
             }
             stays
@@ -111,7 +116,7 @@ impl Ca {
 
     async fn follow_domain(self: &Arc<Self>, domain: &TrustDomain) {
         loop {
-            if self.may_fetch() && self.is_due(domain) {
+            if self.is_ours_to_fetch(domain) {
                 match self.fetch_if_due(domain).await {
                     Ok(()) | Err(ApiError::NotFound { .. }) => {}
                     Err(cause) => {
@@ -124,9 +129,9 @@ impl Ca {
         }
     }
 
-    /// Whether this replica fetches: every one does, and whoever comes second finds that it is not due any more.
-    const fn may_fetch(&self) -> bool {
-        true
+    /// Whether the bundle of `domain` is to be fetched by this replica now: one of them does, whoever has the lease.
+    pub(crate) fn is_ours_to_fetch(&self, domain: &TrustDomain) -> bool {
+        self.right().is_some() && self.is_due(domain)
     }
 
     fn is_due(&self, domain: &TrustDomain) -> bool {
@@ -150,14 +155,19 @@ impl Ca {
     /// # Errors
     /// [`ApiError::NotFound`] without a relationship; otherwise when it could not be kept.
     pub(crate) async fn fetch_domain(self: &Arc<Self>, domain: &TrustDomain) -> Result<(), ApiError> {
+        self.relationship(domain)?;
         let turn = self.federation.turn(domain);
         let _turn = turn.lock().await;
         self.fetch_in_turn(domain).await
     }
 
-    async fn fetch_in_turn(self: &Arc<Self>, domain: &TrustDomain) -> Result<(), ApiError> {
+    fn relationship(&self, domain: &TrustDomain) -> Result<Versioned<Arc<Relationship>>, ApiError> {
         let missing = || ApiError::NotFound { what: "relationship", name: domain.to_string() };
-        let relationship = self.state().relationships().get(domain).cloned().ok_or_else(missing)?;
+        self.state().relationships().get(domain).cloned().ok_or_else(missing)
+    }
+
+    async fn fetch_in_turn(self: &Arc<Self>, domain: &TrustDomain) -> Result<(), ApiError> {
+        let relationship = self.relationship(domain)?;
         // Before anything is asked: what is set meanwhile, by hand or by another replica, makes keeping it a conflict.
         let held = self.state().foreign().get(domain).cloned();
         let fetched = self.ask(&relationship.value).await;

@@ -1,7 +1,7 @@
 //! Housekeeping: documents that have stopped mattering are forgotten, so that the state stays as large as what lives.
 //!
 //! Laws: only what time has made meaningless goes: revocations of certificates that have expired, join tokens that
-//! have expired, orders to renew whose window has ended, acknowledgements of nodes that are gone, JWT keys of replicas that are gone, in the records and in the
+//! have expired, orders to renew whose window has ended, acknowledgements of nodes that are gone, issuers (with their lists) and JWT keys of replicas that are gone, in the records and in the
 //! bundle. The ledger keeps all of it for ever. Each deletion requires the document to be as it was read. While the
 //! clock is in doubt, or has not been steady for hours, nothing goes: a clock that is wrong must not make the authority
 //! forget what it revoked.
@@ -10,9 +10,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rhizome_core::authority::AuthorityKind;
 use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Version};
 use rhizome_core::tokens::JoinToken;
-use rhizome_id::Timestamp;
+use rhizome_id::{ReplicaName, Timestamp};
 
 use crate::ca::Ca;
 use crate::error::ApiError;
@@ -57,29 +58,37 @@ impl Ca {
         Ok(ended.len())
     }
 
-    fn ended_in_state(&self, before: Timestamp) -> Vec<(DocumentKey, Version)> {
+    pub(crate) fn ended_in_state(&self, before: Timestamp) -> Vec<(DocumentKey, Version)> {
         let state = self.state();
         let revocations = state
             .revocations()
             .values()
             .filter(|it| it.value.not_after < before)
             .map(|it| (DocumentKey::new(Kind::Revocation, it.value.serial.to_string()), it.version));
-        let subscribers = state.subscribers().iter().filter(|(name, it)| {
-            let node = name.split_once(':').and_then(|(_, id)| state.nodes().get(id));
-            node.is_none_or(|node| node.value.not_after < before) && it.value.at < before
-        });
+        let left =
+            |principal: &str| state.node_of(principal).is_none_or(|node| node.value.not_after < before);
+        let subscribers = state.subscribers().iter().filter(|(name, it)| left(name) && it.value.at < before);
         let subscribers =
             subscribers.map(|(name, it)| (DocumentKey::new(Kind::Subscriber, name.clone()), it.version));
-        let holders = state.foreign_holders().iter().filter(|(name, it)| {
-            let node = name.split_once(':').and_then(|(_, id)| state.nodes().get(id));
-            node.is_none_or(|node| node.value.not_after < before) && it.value.at < before
-        });
+        let holders = state.foreign_holders().iter().filter(|(name, it)| left(name) && it.value.at < before);
         let holders =
             holders.map(|(name, it)| (DocumentKey::new(Kind::ForeignHolder, name.clone()), it.version));
+        // What ends of this replica's own is forgotten with its key, by the machine of authorities.
+        let elsewhere = |replica: &ReplicaName| *replica != self.settings.replica;
+        let issuers = state.authorities().values().filter(|it| {
+            let authority = &it.value;
+            authority.kind == AuthorityKind::Issuer
+                && elsewhere(&authority.replica)
+                && authority.certificate.not_after() < before
+        });
+        let issuers = issuers.flat_map(|it| {
+            let list = state.crls().get(&it.value.id).map(|list| (list.value.key(), list.version));
+            list.into_iter().chain([(it.value.key(), it.version)])
+        });
         let foreign = state
             .jwt_authorities()
             .values()
-            .filter(|it| it.value.replica != self.settings.replica && it.value.jwt_key.not_after() < before);
+            .filter(|it| elsewhere(&it.value.replica) && it.value.jwt_key.not_after() < before);
         let foreign =
             foreign.map(|it| (DocumentKey::new(Kind::JwtAuthority, it.value.id.to_string()), it.version));
         let renewals = state
@@ -87,7 +96,8 @@ impl Ca {
             .values()
             .filter(|it| it.value.order.deadline < before)
             .map(|it| (it.value.key(), it.version));
-        revocations.chain(subscribers).chain(holders).chain(foreign).chain(renewals).collect()
+        let ended = revocations.chain(subscribers).chain(holders).chain(issuers);
+        ended.chain(foreign).chain(renewals).collect()
     }
 
     /// Publishes the bundle without JWT keys that ended before `before`: those of replicas that did not come back.

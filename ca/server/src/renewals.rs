@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rhizome_core::documents::Transaction;
-use rhizome_core::nodes::{NodeRecord, NodeState};
+use rhizome_core::nodes::NodeRecord;
 use rhizome_core::renewals::{Holder, Order, RenewalOrder, Schedule, schedule};
 use rhizome_core::state::State;
 use rhizome_id::{ClusterName, Timestamp, Ttl};
@@ -81,7 +81,7 @@ impl Ca {
             }
             Whom::All => (state.nodes().values().map(|it| &*it.value).collect(), "all nodes".to_owned()),
         };
-        let lives = |it: &&NodeRecord| it.state == NodeState::Active && it.not_after >= now;
+        let lives = |it: &&NodeRecord| it.lives(now);
         let mut connected: usize = 0;
         let holders = records.into_iter().filter(lives).map(|record| {
             let (holder, present) = self.holder_of(record, wish.issuers);

@@ -1,12 +1,15 @@
 //! Tests of replicas, where nothing runs but what the test calls.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use rhizome_core::authority::AuthorityKind;
 use rhizome_core::clock::ManualClock;
 use rhizome_core::ledger::{Entry, Event};
-use rhizome_core::ports::KeyRing;
+use rhizome_core::ports::{Clock as _, KeyRing};
 use rhizome_core::replicas::PATIENCE_SECONDS;
 use rhizome_core::rules::Rule;
-use rhizome_keys::MemoryKeyRing;
+use rhizome_keys::{MemoryKeyRing, RoutedKeyRing};
 use rhizome_store::{FaultyStore, MemoryStore, Moment};
 
 use super::*;
@@ -18,7 +21,9 @@ use crate::system::SystemEntropy;
 struct Mesh {
     clock: Arc<ManualClock>,
     store: MemoryStore,
+    /// The root's.
     ring: Arc<MemoryKeyRing>,
+    own_rings: Mutex<BTreeMap<String, Arc<MemoryKeyRing>>>,
 }
 
 /// A replica, and the faults of its way to the store.
@@ -33,7 +38,14 @@ impl Mesh {
             clock: Arc::new(ManualClock::new("2026-03-01T12:00:00Z".parse().unwrap())),
             store: MemoryStore::shared(),
             ring: Arc::new(MemoryKeyRing::new()),
+            own_rings: Mutex::default(),
         }
+    }
+
+    /// Where the server of that name keeps the keys that are its own.
+    fn own_ring(&self, name: &str) -> Arc<MemoryKeyRing> {
+        let mut rings = self.own_rings.lock().unwrap();
+        Arc::clone(rings.entry(name.to_owned()).or_default())
     }
 
     async fn load(&self, name: &str) -> Result<Replica, ApiError> {
@@ -45,7 +57,7 @@ impl Mesh {
         let store = Arc::new(FaultyStore::new(self.store.clone()));
         let ports = Ports {
             store: Arc::<FaultyStore<MemoryStore>>::clone(&store),
-            keys: Arc::<MemoryKeyRing>::clone(&self.ring),
+            keys: Arc::new(RoutedKeyRing::new(Arc::<MemoryKeyRing>::clone(&self.ring), self.own_ring(name))),
             clock: Arc::<ManualClock>::clone(&self.clock),
             entropy: Arc::new(SystemEntropy::default()),
         };
@@ -222,6 +234,7 @@ async fn two_servers_of_one_name_never_issue_both() {
     // It lives: the second is refused.
     let beating = async {
         loop {
+            // What `beat` does in a server, only more often; nothing waits for it.
             tokio::time::sleep(BEAT / 4).await;
             one.ca.stand().await.unwrap();
         }
@@ -264,4 +277,41 @@ async fn only_the_replica_with_the_lease_keeps_house_and_signs_lists_of_the_gone
     assert!(!two.ca.signs_list_of(&of(&one)), "it has no lease");
     mesh.outlast(&one).await;
     assert!(one.ca.signs_list_of(&of(&two)), "nobody would sign it");
+}
+
+#[tokio::test]
+async fn a_server_judges_its_own_issuers_and_keys_and_forgets_those_of_servers_that_are_gone() {
+    let mesh = Mesh::new();
+    let (one, gone) = (mesh.replica("r1").await, mesh.replica("r2").await);
+    one.ca.catch_up().await.unwrap();
+    let issuer = gone.ca.state().issuer().unwrap().id.clone();
+    let of_gone = || one.ca.state().authorities().contains_key(&issuer);
+    assert!(of_gone());
+    let failing = async || {
+        let checks = one.ca.checks(None).await;
+        let failing = checks.into_iter().filter(|it| !it.ok && it.name.starts_with("authority."));
+        failing.map(|it| it.summary).collect::<Vec<_>>()
+    };
+    assert_eq!(failing().await, [""; 0], "its keys are where only it reaches them");
+    drop(gone);
+
+    // Long after its issuer's end, in a process that knows no other time.
+    mesh.clock.advance(60 * 86_400);
+    drop(one);
+    let one = mesh.load("r1").await.unwrap();
+    let ended = one.ca.ended_in_state(mesh.clock.now());
+    let named = |kind| ended.iter().any(|(key, _)| *key == DocumentKey::new(kind, issuer.to_string()));
+    assert!(named(Kind::Authority) && named(Kind::Crl), "{ended:?}");
+    let own = one.ca.state().authorities().keys().filter(|id| **id != issuer).cloned().collect::<Vec<_>>();
+    assert!(own.iter().all(|id| !ended.iter().any(|(key, _)| key.id == id.as_str())), "{ended:?}");
+}
+
+#[tokio::test]
+async fn one_server_of_several_fetches_the_bundles_of_foreign_domains() {
+    let mesh = Mesh::new();
+    let (one, two) = (mesh.replica("r1").await, mesh.replica("r2").await);
+    let domain = "partner.test".parse().unwrap();
+    assert!(one.ca.is_ours_to_fetch(&domain) && !two.ca.is_ours_to_fetch(&domain));
+    mesh.outlast(&two).await;
+    assert!(two.ca.is_ours_to_fetch(&domain), "its successor does");
 }

@@ -121,7 +121,8 @@ impl Ca {
     }
 
     /// Takes a JWT key out of service for good: it signs no more, and it leaves the bundle, so that every token it signed
-    /// is refused by whoever has the new bundle. Another key takes its place at once. Tainting it again changes nothing.
+    /// is refused by whoever has the new bundle. Another key is made at once, and signs when its followers have heard of it or were waited
+    /// for long enough. Tainting it again changes nothing.
     ///
     /// # Errors
     /// [`ApiError::NotFound`] when there is no such key.

@@ -60,8 +60,6 @@ pub struct Settings {
     pub workers: usize,
     /// Federation with foreign trust domains, and OpenID Connect's discovery.
     pub federation: FederationSettings,
-    /// Where sealed keys lie, so that a backup can say whether it must be taken along.
-    pub sealed_keys_dir: Option<PathBuf>,
 }
 
 impl Settings {
@@ -93,7 +91,6 @@ impl Settings {
             scratch: None,
             workers: 0,
             federation: FederationSettings::default(),
-            sealed_keys_dir: None,
         }
     }
 }

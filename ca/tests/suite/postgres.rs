@@ -156,7 +156,7 @@ fn a_server_whose_database_goes_away_says_when_to_come_back_and_recovers_by_itse
         assert!(!refused.status.success());
         assert!(stderr(&refused).contains("store_unavailable"), "{}", stderr(&refused));
         cluster.start_again();
-        // Nobody does anything but ask again.
+        // Nobody does anything but ask again: a process that has found its database tells nobody.
         let came_back = (0..600).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(100));
             token().status.success()

@@ -129,11 +129,6 @@ impl Bundle {
         &self.anchors
     }
 
-    /// The anchors that are valid at `now`. Not every verifier enforces an anchor's expiry, so those who publish do.
-    pub fn live_anchors(&self, now: Timestamp) -> impl Iterator<Item = &CaCertificate> {
-        self.anchors.iter().filter(move |anchor| anchor.not_before() <= now && now <= anchor.not_after())
-    }
-
     /// The keys for JWT-SVIDs, sorted by `kid`; at most 64.
     pub fn jwt_keys(&self) -> &[JwtKey] {
         &self.jwt_keys

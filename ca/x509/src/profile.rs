@@ -153,7 +153,7 @@ pub fn prepare_root(spec: &RootSpec<'_>) -> Result<Linted, PrepareError> {
     let spiffe_id = SpiffeId::of_trust_domain(trust_domain);
     let subject = AuthoritySubject::new(trust_domain, "root", generation);
     let mut params = common_params(serial, not_before, not_after, public_key)?;
-    set_authority_fields(&mut params, &subject, &spiffe_id, BasicConstraints::Unconstrained)?;
+    set_authority_fields(&mut params, subject.name(), &spiffe_id, BasicConstraints::Unconstrained)?;
     // RFC 5280 §4.2.1.1: a self-signed certificate may leave the authority key identifier out.
     params.use_authority_key_identifier_extension = false;
 
@@ -220,7 +220,7 @@ pub fn prepare_intermediate(
     let spiffe_id = SpiffeId::of_trust_domain(trust_domain);
     let subject = AuthoritySubject::new(trust_domain, "issuer", generation);
     let mut params = common_params(serial, not_before, not_after, public_key)?;
-    set_authority_fields(&mut params, &subject, &spiffe_id, BasicConstraints::Constrained(0))?;
+    set_authority_fields(&mut params, subject.name(), &spiffe_id, BasicConstraints::Constrained(0))?;
     params.use_authority_key_identifier_extension = true;
 
     let names = IssuerNames::of(issuer)?;
@@ -268,15 +268,6 @@ fn common_params(
 }
 
 fn set_authority_fields(
-    params: &mut CertificateParams,
-    subject: &AuthoritySubject,
-    spiffe_id: &SpiffeId,
-    constraints: BasicConstraints,
-) -> Result<(), PrepareError> {
-    set_authority_fields_as(params, subject.name(), spiffe_id, constraints)
-}
-
-fn set_authority_fields_as(
     params: &mut CertificateParams,
     subject: DistinguishedName,
     spiffe_id: &SpiffeId,

@@ -973,7 +973,8 @@ pub mod authority_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Takes a key for JWT-SVIDs out of service for good, and out of the bundle: every token it signed is refused by
-        /// whoever has the new bundle. Another key takes its place at once. Or says what that would do.
+        /// whoever has the new bundle. Another key is made at once, and signs when agents have heard of it, after 5 minutes
+        /// at the latest. Or says what that would do.
         pub async fn taint_jwt_key(
             &mut self,
             request: impl tonic::IntoRequest<super::TaintJwtKeyRequest>,
@@ -1032,7 +1033,8 @@ pub mod authority_service_server {
             tonic::Status,
         >;
         /// Takes a key for JWT-SVIDs out of service for good, and out of the bundle: every token it signed is refused by
-        /// whoever has the new bundle. Another key takes its place at once. Or says what that would do.
+        /// whoever has the new bundle. Another key is made at once, and signs when agents have heard of it, after 5 minutes
+        /// at the latest. Or says what that would do.
         async fn taint_jwt_key(
             &self,
             request: tonic::Request<super::TaintJwtKeyRequest>,

@@ -35,6 +35,7 @@ pub(crate) async fn run(sizes: &Sizes) {
     let nodes = enroll(&server, sizes.fleet).await;
     let enrolled = server.memory_mib();
     let fleet = Fleet::assemble(&server, &nodes).await;
+    // Until buffers of the handshakes are given back: nothing tells when.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let connected = server.memory_mib();
     let each = (connected - enrolled) * 1024.0 / nodes.len() as f64;

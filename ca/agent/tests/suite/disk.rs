@@ -121,16 +121,22 @@ async fn a_full_disk_takes_nothing_from_workloads_and_is_caught_up_with_when_the
     agent.stop().await;
 }
 
+/// An agent joins, is served `web`'s identity, and stops: what is sealed then, by its serial.
+async fn sealed_by_an_agent(authority: &Authority, machine: &Machine) -> String {
+    let join = authority.join_string("vm-1", &[]).await;
+    rhizome_agent::join(&machine.state(), &join, &machine.clock()).await.unwrap();
+    let agent = machine.start(None);
+    let serial = view(&mut follow_web(&agent)).await.svids[0].serial.clone();
+    agent.stop().await;
+    serial
+}
+
 #[tokio::test]
 async fn a_read_only_state_is_served_from_and_sealed_once_it_can_be() {
     let authority = Authority::start().await;
     let machine = Machine::new(&authority);
     let Some(disk) = SmallDisk::mount(&machine) else { return };
-    let join = authority.join_string("vm-1", &[]).await;
-    rhizome_agent::join(&machine.state(), &join, &machine.clock()).await.unwrap();
-    let agent = machine.start(None);
-    let before = view(&mut follow_web(&agent)).await.svids[0].serial.clone();
-    agent.stop().await;
+    let before = sealed_by_an_agent(&authority, &machine).await;
 
     disk.remount("ro");
     let agent = machine.start(None);
@@ -146,11 +152,7 @@ async fn a_damaged_state_on_a_disk_that_can_only_be_read_is_no_reason_not_to_sta
     let authority = Authority::start().await;
     let machine = Machine::new(&authority);
     let Some(disk) = SmallDisk::mount(&machine) else { return };
-    let join = authority.join_string("vm-1", &[]).await;
-    rhizome_agent::join(&machine.state(), &join, &machine.clock()).await.unwrap();
-    let agent = machine.start(None);
-    let before = view(&mut follow_web(&agent)).await.svids[0].serial.clone();
-    agent.stop().await;
+    let before = sealed_by_an_agent(&authority, &machine).await;
     let (sealed, aside) =
         (machine.state().join("state.sealed"), machine.state().join("state.sealed.aside-1"));
     for name in ["state.sealed", "state.key"] {

@@ -38,12 +38,6 @@ pub fn after_failure(hint: Option<Ttl>, failures: u32, now: Timestamp, draw: u64
     now.plus(early(wait, draw))
 }
 
-/// Whether a bundle that was published at `published` with that refresh hint has reached every follower that polls as
-/// the hint says: three hints later. What federated domains are waited for by, since they do not say who they are.
-pub fn reached(published: Timestamp, hint: Ttl, now: Timestamp) -> bool {
-    now >= published.plus(hint.seconds().saturating_mul(FEDERATION_OLD_AFTER_HINTS))
-}
-
 /// How it stands with a foreign domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outlook {

@@ -51,7 +51,6 @@ pub(super) fn lifetime(asked: Option<Ttl>, rule: Option<Ttl>, limits: TtlLimits)
 /// The lifetime of a token and whether a limit shortened the one asked for. A rule's lifetime is about certificates: it
 /// bounds tokens, but does not lengthen them.
 pub(super) fn token_lifetime(asked: Option<Ttl>, rule: Option<Ttl>, limits: TtlLimits) -> (Ttl, bool) {
-    let bound = rule.unwrap_or(limits.max).min(limits.max);
-    let wanted = asked.unwrap_or(limits.default);
-    (wanted.min(bound), wanted > bound && asked.is_some())
+    let max = rule.map_or(limits.max, |rule| rule.min(limits.max));
+    lifetime(asked, None, TtlLimits { max, ..limits })
 }

@@ -3,7 +3,7 @@
 //! Laws: a [`World`] is one reading of the facts and of the evidence; nothing here is remembered from an earlier one. What
 //! is not known is not there, and counts as not acknowledged. A subscriber matters until its last certificate has
 //! expired, with an allowance for clocks that differ.
-//! Not here: how a reading is made (`rhizome_server::rotate_root`), what follows from it (`gate`, the parent).
+//! Not here: how a reading is made (by whoever drives the machine; nobody does yet), what follows from it (`gate`, the parent).
 //! Sources: ca/docs/rotation.md, Evidence.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use std::fmt;
 use rhizome_id::{AuthorityId, Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{FEDERATION_HINTS, PUBLISHER_ALLOWANCE_SECONDS, ROTATION_SKEW_SECONDS};
+use crate::limits::{FEDERATION_OLD_AFTER_HINTS, PUBLISHER_ALLOWANCE_SECONDS, ROTATION_SKEW_SECONDS};
 
 /// One reading of everything that a step looks at.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -242,7 +242,7 @@ impl Subscriber {
     /// Whether it has the bundle that is waited for in force at `now`.
     pub fn has(&self, wanted: &Published, bundle: &BundleFact, now: Timestamp) -> bool {
         let hints_passed = || {
-            let patience = bundle.refresh_hint.saturating_mul(FEDERATION_HINTS);
+            let patience = bundle.refresh_hint.saturating_mul(FEDERATION_OLD_AFTER_HINTS);
             now.since(wanted.at) >= patience.saturating_add(ROTATION_SKEW_SECONDS)
         };
         let Some(held) = &self.holds else { return self.kind == SubscriberKind::Federated && hints_passed() };

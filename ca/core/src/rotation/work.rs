@@ -12,7 +12,7 @@ use rhizome_id::{AuthorityId, Timestamp};
 
 use super::evidence::Facts;
 use super::gate::Gate;
-use super::{Heading, Mode, Phase, Rotation, SelfTest};
+use super::{Heading, Mode, Phase, Rotation};
 
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -301,11 +301,4 @@ fn bury(dead: &AuthorityId, living: &AuthorityId, facts: &Facts, reason: Reason)
         return Some(Effect::DeleteRecord { root: dead.clone(), reason });
     }
     facts.keys.contains(dead).then(|| Effect::DestroyKey { root: dead.clone(), reason })
-}
-
-impl SelfTest {
-    /// Whether the root may be used.
-    pub const fn is_passed(&self) -> bool {
-        matches!(self, Self::Passed)
-    }
 }

@@ -31,7 +31,7 @@ pub(super) struct Foreigners {
 }
 
 impl Foreigners {
-    /// Takes a document in; whether followers must hear of it.
+    /// Takes a document in; whether it says anything new to those who are told of its kind.
     pub(super) fn put(&mut self, document: &Document) -> Result<bool, StateError> {
         if document.key.kind == Kind::Federation {
             let relationship = shared(document.read::<Relationship>()?);
@@ -40,7 +40,7 @@ impl Foreigners {
         }
         if document.key.kind == Kind::ForeignHolder {
             self.holders.insert(document.key.id.clone(), shared(document.read::<ForeignHolder>()?));
-            return Ok(false);
+            return Ok(true);
         }
         let Versioned { version, value: record } = document.read::<ForeignRecord>()?;
         let domain = record.trust_domain.clone();

@@ -29,12 +29,12 @@ impl State {
         naming.peek().is_some() && naming.all(|it| it.value.state != AuthorityState::Tainted)
     }
 
-    /// Living subscribers of the bundle: one whose certificate has expired at `now` verifies for nobody any more.
+    /// Living subscribers of the bundle ([`NodeRecord::lives`](crate::nodes::NodeRecord::lives)).
     pub fn live_subscribers(&self, now: Timestamp) -> impl Iterator<Item = &Arc<Subscriber>> {
-        self.subscribers.values().map(|it| &it.value).filter(move |it| {
-            let id = it.principal.split_once(':').map_or("", |(_, id)| id);
-            self.nodes.get(id).is_some_and(|node| node.value.not_after >= now)
-        })
+        self.subscribers
+            .values()
+            .map(|it| &it.value)
+            .filter(move |it| self.node_of(&it.principal).is_some_and(|node| node.value.lives(now)))
     }
 
     /// Every authority, for the machine that replaces them.

@@ -5,7 +5,7 @@
 //! gives back is marked as made elsewhere, so that every signature is verified before it is used. Calls run on the
 //! blocking pool, a bounded number at a time, and nobody waits for a silent token for ever. A token that was pulled out
 //! is `Unavailable` and comes back by itself; a PIN that was refused is not tried again.
-//! Not here: the library and what its processes share (`library`), what is done in a session (`token`).
+//! Not here: the module and what its processes share (`module`), what is done in a session (`token`).
 //! Sources: OASIS PKCS #11 v3.1 §2.3 (elliptic curves), §5.4 and §5.6 (initialisation, sessions).
 
 use std::fmt;
@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::signer::{Wanted, expect, may_sign, unavailable};
 
-mod library;
+mod module;
 mod pin;
 mod token;
 mod value;

@@ -21,7 +21,7 @@ use rhizome_core::ports::{KeyInfo, KeyPurpose, KeyRingError};
 use rhizome_id::KeyId;
 use rhizome_x509::{PublicKey, Signature, SigningAlgorithm, probe_for};
 
-use super::library::{Inside, Library};
+use super::module::{Inside, Module};
 use super::pin::Pin;
 use super::value;
 use crate::signer::spki;
@@ -66,7 +66,7 @@ pub(super) struct Token {
     refused: AtomicBool,
     /// Held by whoever logs in: several at once would each spend one of the token's tries on the same wrong PIN.
     logging_in: Mutex<()>,
-    library: Arc<Library>,
+    module: Arc<Module>,
     idle: Mutex<Vec<Seat>>,
     /// Keys that signed a probe.
     proved: Arc<Mutex<BTreeMap<KeyId, KeyInfo>>>,
@@ -74,10 +74,10 @@ pub(super) struct Token {
 
 impl Token {
     pub(super) fn new(path: PathBuf, label: String, pin: Pin) -> Self {
-        let library = Library::at(&path);
+        let module = Module::at(&path);
         let refused = AtomicBool::new(false);
         let (logging_in, idle) = (Mutex::default(), Mutex::default());
-        Self { path, label, pin, refused, logging_in, library, idle, proved: Arc::default() }
+        Self { path, label, pin, refused, logging_in, module, idle, proved: Arc::default() }
     }
 
     /// Does `work` in a session; once more in a new one when the token may have been away.
@@ -85,10 +85,10 @@ impl Token {
         &self,
         work: impl Fn(&mut Seat) -> Result<T, Fault>,
     ) -> Result<T, KeyRingError> {
-        let generation = self.library.generation();
+        let generation = self.module.generation();
         let mut outcome = self.try_with_seat(&work);
         if matches!(outcome, Err(Fault::Gone(_))) {
-            outcome = self.library.renew(generation).and_then(|()| self.try_with_seat(&work));
+            outcome = self.module.renew(generation).and_then(|()| self.try_with_seat(&work));
         }
         outcome.map_err(|fault| match fault {
             Fault::Final(cause) => cause,
@@ -97,7 +97,7 @@ impl Token {
     }
 
     fn try_with_seat<T>(&self, work: impl Fn(&mut Seat) -> Result<T, Fault>) -> Result<T, Fault> {
-        self.library.enter(|inside| {
+        self.module.enter(|inside| {
             let mut seat = self.seat(&inside)?;
             let outcome = work(&mut seat);
             // Whatever failed may have left an operation open in the session: it is not used again.
@@ -173,7 +173,7 @@ impl Token {
 impl Drop for Token {
     fn drop(&mut self) {
         let idle = std::mem::take(self.idle.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let _closed = self.library.enter(|inside| {
+        let _closed = self.module.enter(|inside| {
             let ours = idle.into_iter().filter(|seat| seat.generation == inside.generation);
             ours.for_each(Seat::leave);
             Ok(())

@@ -102,8 +102,7 @@ impl Ca {
         claimed: &BTreeMap<TrustDomain, HeldAs>,
     ) -> Result<(), ApiError> {
         let state = self.state();
-        let node = who.strip_prefix("node:").and_then(|id| state.nodes().get(id));
-        let node = node.ok_or_else(|| AuthError::Unknown { who: who.to_owned() })?;
+        let node = state.node_of(who).ok_or_else(|| AuthError::Unknown { who: who.to_owned() })?;
         // As it was said, also of a bundle that this replica has not taken in yet; whoever counts compares.
         let held = claimed.clone();
         if state.foreign_holders().get(who).is_some_and(|known| known.value.held == held) {

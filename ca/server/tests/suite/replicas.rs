@@ -22,7 +22,7 @@ use crate::support::{Holder, TestServer, attest, bundle_at, connect, refusal, se
 /// Long enough for a busy machine; whoever waits longer waits for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks again until `done` says so.
+/// Asks again until `done` says so: when a replica has taken in what another wrote, it tells only its own followers.
 async fn until(what: &str, done: impl AsyncFn() -> bool) {
     let wait = async {
         while !done().await {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rhizome_core::documents::{Kind, Transaction};
@@ -14,6 +14,7 @@ use rhizome_id::{SerialCounter, Timestamp};
 use rhizome_store::cluster::Cluster;
 use rhizome_store::conformance::issued;
 use rhizome_store::{PostgresOptions, PostgresStore, verify_ledger};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::support::{Counting, cluster, is_here, key, name_of, open, options, writing};
@@ -32,33 +33,49 @@ async fn check(store: &PostgresStore, told: &BTreeSet<u64>) {
     }
 }
 
+/// Long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Asks until the store answers. It reconnects by itself and tells nobody, so asking is the only way to know.
+async fn comes_back<T>(ask: impl AsyncFn() -> Result<T, StoreError>) {
+    let answered = async {
+        while ask().await.is_err() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, answered).await.is_ok(), "the database was not found again");
+}
+
 /// Lanes that commit until they are told to stop, and what they were told.
 struct Load {
     stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
+    done: watch::Sender<u64>,
     lanes: JoinSet<(BTreeSet<u64>, u64)>,
 }
 
 impl Load {
     fn on(stores: &[Arc<PostgresStore>]) -> Self {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(0));
         let mut lanes = JoinSet::new();
         for lane in 0..8_usize {
             let store = Arc::clone(&stores[lane % stores.len()]);
-            let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+            let (stop, done) = (Arc::clone(&stop), done.clone());
             lanes.spawn(async move {
                 let (mut told, mut refused) = (BTreeSet::new(), 0);
                 while !stop.load(Ordering::Relaxed) {
                     let Ok(first) = store.reserve_serials(1, Timestamp::from_unix(1_000)).await else {
                         refused += 1;
-                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        // Whoever is refused at once asks again at a pace: the database needs the processor to come back.
+                        tokio::time::sleep(PAUSE).await;
                         continue;
                     };
                     let number = first.value();
                     match store.commit(writing(&number.to_string(), "{}").record(issued(number))).await {
                         Ok(_) => {
                             told.insert(number);
-                            done.fetch_add(1, Ordering::Relaxed);
+                            done.send_modify(|count| *count += 1);
                         }
                         Err(StoreError::Unavailable { .. }) => refused += 1,
                         Err(other) => panic!("{other:?}"),
@@ -72,13 +89,9 @@ impl Load {
 
     /// Waits until `more` further commits were acknowledged.
     async fn progress(&self, more: u64) {
-        let goal = self.done.load(Ordering::Relaxed) + more;
-        let reached = async {
-            while self.done.load(Ordering::Relaxed) < goal {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), reached).await.unwrap();
+        let mut done = self.done.subscribe();
+        let goal = *done.borrow() + more;
+        tokio::time::timeout(PATIENCE, done.wait_for(|count| *count >= goal)).await.unwrap().unwrap();
     }
 
     async fn end(mut self) -> (BTreeSet<u64>, u64) {
@@ -141,12 +154,7 @@ async fn a_database_that_stops_and_crashes_under_load_is_found_again_and_lost_no
     let (told, refused) = load.end().await;
     assert!(refused > 0);
     // One that pauses between two tries may not have noticed yet.
-    let back = async {
-        while stores[1].head().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), back).await.expect("it was not found again");
+    comes_back(async || stores[1].head().await).await;
     check(&stores[1], &told).await;
 }
 
@@ -183,6 +191,17 @@ impl Gap {
     }
 }
 
+/// A store whose only way to its database leads over a gap.
+fn behind_a_gap() -> (Gap, PostgresStore) {
+    let place = cluster().database();
+    cluster().sql("postgres", "ALTER ROLE tests PASSWORD 'a test''s own'");
+    let gap = Gap::to(cluster().port());
+    let address = format!("host=127.0.0.1 port={} user=tests dbname={}", gap.port, name_of(&place));
+    let password = rhizome_store::PostgresPassword::Text("a test's own".to_owned().into());
+    let through = PostgresOptions::new(&address, Arc::new(Counting::default())).unwrap();
+    (gap, PostgresStore::open(through.with_password(password).danger_plaintext()).unwrap())
+}
+
 /// Passes bytes on; with `mute` set it swallows the next answer and cuts the connection.
 fn pass(mut from: TcpStream, mut to: TcpStream, mute: Option<&AtomicBool>) {
     use std::io::{Read, Write};
@@ -206,13 +225,7 @@ async fn an_answer_lost_at_the_commit_is_found_out_and_told_truly() {
     if !is_here() {
         return;
     }
-    let place = cluster().database();
-    cluster().sql("postgres", "ALTER ROLE tests PASSWORD 'a test''s own'");
-    let gap = Gap::to(cluster().port());
-    let address = format!("host=127.0.0.1 port={} user=tests dbname={}", gap.port, name_of(&place));
-    let password = rhizome_store::PostgresPassword::Text("a test's own".to_owned().into());
-    let through = PostgresOptions::new(&address, Arc::new(Counting::default())).unwrap();
-    let store = PostgresStore::open(through.with_password(password).danger_plaintext()).unwrap();
+    let (gap, store) = behind_a_gap();
     store.commit(writing("0", "{}").record(issued(0))).await.unwrap();
     for number in 1..20 {
         gap.mute.store(true, Ordering::SeqCst);
@@ -235,13 +248,7 @@ async fn while_the_fate_of_a_commit_is_unknown_nothing_is_read() {
     if !is_here() {
         return;
     }
-    let place = cluster().database();
-    cluster().sql("postgres", "ALTER ROLE tests PASSWORD 'a test''s own'");
-    let gap = Gap::to(cluster().port());
-    let address = format!("host=127.0.0.1 port={} user=tests dbname={}", gap.port, name_of(&place));
-    let password = rhizome_store::PostgresPassword::Text("a test's own".to_owned().into());
-    let through = PostgresOptions::new(&address, Arc::new(Counting::default())).unwrap();
-    let store = PostgresStore::open(through.with_password(password).danger_plaintext()).unwrap();
+    let (gap, store) = behind_a_gap();
     store.commit(writing("a", "1").record(issued(1))).await.unwrap();
     // Sessions that are there already go on; the one that commits is cut, and finds no way back.
     gap.closed.store(true, Ordering::SeqCst);
@@ -255,12 +262,7 @@ async fn while_the_fate_of_a_commit_is_unknown_nothing_is_read() {
         "{read:?}"
     );
     gap.closed.store(false, Ordering::SeqCst);
-    let again = async {
-        while store.commit(writing("c", "1").record(issued(3))).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), again).await.expect("it never came back");
+    comes_back(async || store.commit(writing("c", "1").record(issued(3))).await).await;
     assert!(store.document(&key("b")).await.unwrap().is_some());
     assert_eq!(verify_ledger(&store).await.unwrap().position, Position(3));
 }
@@ -491,11 +493,6 @@ async fn a_database_that_hangs_is_given_up_and_found_again() {
     let given_up = store.commit(writing("a", "2")).await;
     assert!(matches!(given_up, Err(StoreError::Unavailable { .. })), "{given_up:?}");
     cluster.thaw();
-    let again = async {
-        while store.commit(writing("a", "3")).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), again).await.expect("it was not found again");
+    comes_back(async || store.commit(writing("a", "3")).await).await;
     store.check_integrity().await.unwrap();
 }

@@ -74,13 +74,11 @@ fn a_bundle_without_anchors_or_with_too_many_is_refused() {
 }
 
 #[test]
-fn expired_and_future_anchors_are_not_live() {
+fn an_anchor_is_pruned_the_second_after_its_last() {
     let root = Authority::new().root;
     let bundle = bundle(vec![root.clone()]);
-    let live = |now| bundle.live_anchors(now).count();
-    assert_eq!((live(root.not_before().minus(1)), live(root.not_before())), (0, 1));
-    assert_eq!((live(root.not_after()), live(root.not_after().plus(1))), (1, 0));
-    assert_eq!(live(at(0)), 1);
+    assert_eq!(bundle.pruned(root.not_after()).unwrap(), bundle);
+    assert_eq!(bundle.pruned(root.not_after().plus(1)), Err(BundleError::Empty), "nothing is left");
 }
 
 #[test]

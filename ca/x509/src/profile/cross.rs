@@ -8,7 +8,7 @@
 use rcgen::BasicConstraints;
 use rhizome_id::{Serial, SpiffeId, Timestamp, TrustDomain};
 
-use super::{PrepareError, check_key, common_params, encode, set_authority_fields_as};
+use super::{PrepareError, check_key, common_params, encode, set_authority_fields};
 use crate::certificate::CaCertificate;
 use crate::issuer::{IssuerError, IssuerNames};
 use crate::key::SigningAlgorithm;
@@ -54,7 +54,7 @@ pub fn prepare_cross(
     let subject = IssuerNames::of(root)?;
     let mut params = common_params(serial, not_before, not_after, public_key)?;
     let name = subject.params().distinguished_name.clone();
-    set_authority_fields_as(&mut params, name, &spiffe_id, BasicConstraints::Constrained(1))?;
+    set_authority_fields(&mut params, name, &spiffe_id, BasicConstraints::Constrained(1))?;
     params.use_authority_key_identifier_extension = true;
 
     let names = IssuerNames::of(issuer)?;

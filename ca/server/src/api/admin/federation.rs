@@ -11,7 +11,6 @@ use rhizome_core::federation::{
     EndpointProfile, ForeignRecord, Origin, Outlook, Refusal, Relationship, by_hand, outlook,
 };
 use rhizome_core::limits::FEDERATIONS;
-use rhizome_core::nodes::NodeState;
 use rhizome_core::state::State;
 use rhizome_id::{SpiffeId, Timestamp, TrustDomain};
 use rhizome_proto::admin::v1 as wire;
@@ -251,9 +250,8 @@ fn holders(state: &State, domain: &TrustDomain, now: Timestamp) -> (usize, Vec<S
     let Some(current) = current.map(|it| (it.bundle.sequence(), it.bundle.digest())) else {
         return (0, Vec::new());
     };
-    let lives = |state: &NodeState| matches!(state, NodeState::Active);
     let nodes = state.nodes().values().map(|it| &it.value);
-    let living = nodes.filter(|node| node.not_after >= now && lives(&node.state));
+    let living = nodes.filter(|node| node.lives(now));
     let mut holders = 0_usize;
     let mut behind = Vec::new();
     for node in living {

@@ -6,6 +6,7 @@
 //! Sources: PKCS #11 v3.1 §5.4 (C_Initialize, C_Finalize: undefined while other calls run).
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
 
@@ -15,10 +16,10 @@ use cryptoki::error::{Error, RvError};
 use super::token::Fault;
 
 /// The modules of this process. They stay loaded: a module may hold what other rings will want.
-static LIBRARIES: LazyLock<Mutex<BTreeMap<PathBuf, Arc<Library>>>> = LazyLock::new(Mutex::default);
+static MODULES: LazyLock<Mutex<BTreeMap<PathBuf, Arc<Module>>>> = LazyLock::new(Mutex::default);
 
 /// A module.
-pub(super) struct Library {
+pub(super) struct Module {
     path: PathBuf,
     /// `None` until it could be initialised.
     state: RwLock<(u64, Option<Pkcs11>)>,
@@ -30,13 +31,15 @@ pub(super) struct Inside<'a> {
     pub(super) generation: u64,
 }
 
-impl Library {
+impl Module {
     /// The module at `path`, the same one for everybody; nothing is loaded yet.
     pub(super) fn at(path: &Path) -> Arc<Self> {
         // Poison safety here and below: what is held is replaced whole.
-        let mut libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Self { path: path.to_owned(), state: RwLock::new((0, None)) });
-        Arc::clone(libraries.entry(path.to_owned()).or_insert_with(new))
+        let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+        // One module by two names is one. A path that leads nowhere is named when it is loaded.
+        let path = fs::canonicalize(path).unwrap_or_else(|_nowhere| path.to_owned());
+        let new = || Arc::new(Self { path: path.clone(), state: RwLock::new((0, None)) });
+        Arc::clone(modules.entry(path.clone()).or_insert_with(new))
     }
 
     /// Does `work` while nobody finalises the module.
@@ -48,7 +51,7 @@ impl Library {
         }
     }
 
-    /// The generation now: what [`Library::renew`] is to end.
+    /// The generation now: what [`Module::renew`] is to end.
     pub(super) fn generation(&self) -> u64 {
         self.state.read().unwrap_or_else(PoisonError::into_inner).0
     }
