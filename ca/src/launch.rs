@@ -22,7 +22,7 @@ use rhizome_store::{
 use rhizome_tls::WebRoots;
 
 use crate::config::{Config, DatabasePassword, Policy, Postgres, StoreChoice, secret_variable};
-use crate::keyring::{self, KeysError, Secrets};
+use crate::keyring::{KeysError, Secrets};
 
 /// The database's name below the data directory.
 const DATABASE: &str = "rhizome.db";

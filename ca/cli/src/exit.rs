@@ -18,7 +18,7 @@ Exit codes:
   3  not found
   4  denied: not authenticated, or not allowed
   5  unavailable: the server cannot be reached or is overloaded; try again
-  6  a check failed: something expires soon or is wrong already";
+  6  a check or a fetch failed: something expires soon or is wrong already";
 
 /// How a verb ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
