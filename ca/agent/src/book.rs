@@ -3,7 +3,9 @@
 //! Laws: what a follower sees is whole and changes only when its content does; it never holds an expired or a stopped
 //! certificate, nor one that the rules do not give it; a bundle in force is never replaced by one with a lower
 //! sequence, or by another one with the same; it may be acknowledged only when it is sealed on disk and no open stream
-//! can hold an older one. While a successor is being fetched, the certificate of the same identity stays.
+//! can hold an older one, except with certificates that have all expired. A bundle waits for no certificate: whoever is
+//! granted an identity sees the bundles while its certificates are on their way. While a successor is being fetched, the
+//! certificate of the same identity stays.
 //! Not here: locks and wake-ups (`cache`), the disk (`sealed`).
 //! Sources: ca/docs/ARCHITECTURE.md §2 (acknowledged trust); spiffe/spire#1847 (a restart during an outage); SPIFFE
 //! Workload API §4.4.
@@ -278,7 +280,7 @@ impl Book {
     pub(crate) fn stands(&mut self, stream: u64, standing: Standing) {
         match standing {
             Standing::Gone => drop(self.streams.remove(&stream)),
-            Standing::Taking | Standing::Nothing | Standing::Given(_) => {
+            Standing::Taking | Standing::Nothing | Standing::Given(_) | Standing::GivenUntil(..) => {
                 if let Some(known) = self.streams.get_mut(&stream) {
                     *known = standing;
                 }
@@ -417,16 +419,26 @@ impl Book {
 
     // Acknowledgement.
 
-    /// The bundle that may be acknowledged: it is sealed, and every open stream was given it.
-    pub(crate) fn acknowledgeable(&self) -> Option<(u64, Digest)> {
+    /// The bundle that may be acknowledged: it is sealed, and every open stream was given it that still needs one.
+    pub(crate) fn acknowledgeable(&self, now: Timestamp) -> Option<(u64, Digest)> {
         let bundle = self.bundle.as_ref().filter(|bundle| bundle.sequence() > 0)?;
-        let given = |standing: &Standing| match standing {
-            Standing::Taking => false,
-            Standing::Given(version) => *version >= self.bundle_since,
-            Standing::Nothing | Standing::Gone => true,
-        };
+        let given = |standing: &Standing| standing.has(now, |version| version >= self.bundle_since);
         let everywhere = self.sealed >= bundle.sequence() && self.streams.values().all(given);
         everywhere.then(|| (bundle.sequence(), bundle.digest()))
+    }
+
+    /// When the next stream that holds an older bundle than the one in force has nothing valid left.
+    fn released_next(&self, now: Timestamp) -> Option<Timestamp> {
+        let since = self.bundle_since.max(self.foreign.since());
+        let until = |standing: &Standing| match standing {
+            Standing::GivenUntil(version, until) if *version < since && *until >= now => Some(until.plus(1)),
+            Standing::GivenUntil(..)
+            | Standing::Taking
+            | Standing::Nothing
+            | Standing::Given(_)
+            | Standing::Gone => None,
+        };
+        self.streams.values().filter_map(until).min()
     }
 
     /// The bundle of this sequence is safely on disk.
@@ -451,3 +463,7 @@ impl Holding {
 #[cfg(test)]
 #[path = "book_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "book_model.rs"]
+mod model;

@@ -23,8 +23,12 @@ fn book() -> Book {
     book
 }
 
+/// The identities that are seen; [`NotYet::Starting`] while all of them are on their way.
 fn paths(seen: &watch::Receiver<Seen>) -> Result<Vec<String>, NotYet> {
     let view = seen.borrow().clone()?;
+    if view.svids.is_empty() {
+        return Err(NotYet::Starting);
+    }
     Ok(view.svids.iter().map(|svid| svid.spiffe_id.path().to_owned()).collect())
 }
 
@@ -130,27 +134,63 @@ fn a_bundle_is_acknowledged_when_it_is_sealed_and_every_open_stream_was_given_it
     let web = book.follow(attributes(&WEB), at(0));
     fetch(&mut book, "a1", at(0));
     let (fast, slow, waiting) = (book.open(), book.open(), book.open());
-    assert_eq!(book.acknowledgeable(), None, "streams are taking what there is");
+    assert_eq!(book.acknowledgeable(at(1)), None, "streams are taking what there is");
     for stream in [fast, slow] {
         book.stands(stream, Standing::Given(version(&web)));
     }
     book.stands(waiting, Standing::Nothing);
-    let acknowledged = |book: &Book| book.acknowledgeable().map(|(sequence, _)| sequence);
+    let acknowledged = |book: &Book| book.acknowledgeable(at(1)).map(|(sequence, _)| sequence);
     assert_eq!(acknowledged(&book), Some(1));
 
     book.offer(bundle(2, &[&root("a")]), at(1));
-    assert_eq!(book.acknowledgeable(), None);
+    assert_eq!(book.acknowledgeable(at(1)), None);
     book.set_sealed(2);
     book.stands(fast, Standing::Given(version(&web)));
-    assert_eq!(book.acknowledgeable(), None, "one stream holds the old bundle");
+    assert_eq!(book.acknowledgeable(at(1)), None, "one stream holds the old bundle");
     book.stands(slow, Standing::Gone);
     assert_eq!(acknowledged(&book), Some(2));
     book.stands(waiting, Standing::Taking);
-    assert_eq!(book.acknowledgeable(), None, "it may be taking the old bundle");
+    assert_eq!(book.acknowledgeable(at(1)), None, "it may be taking the old bundle");
     book.stands(waiting, Standing::Given(version(&web)));
     assert_eq!(acknowledged(&book), Some(2));
     book.stands(slow, Standing::Taking);
     assert_eq!(acknowledged(&book), Some(2), "a stream that ended never counts again");
+}
+
+#[test]
+fn a_bundle_goes_out_and_is_acknowledged_while_an_only_identity_cannot_be_had() {
+    let mut book = book();
+    let mut web = book.follow(attributes(&[("unix.uid", "5")]), at(0));
+    let sequence = |seen: &watch::Receiver<Seen>| {
+        seen.borrow().as_ref().unwrap().bundles.values().map(|it| it.sequence()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (paths(&web), sequence(&web)),
+        (Err(NotYet::Starting), vec![1]),
+        "no identity, but the bundle"
+    );
+    fetch(&mut book, "a1", at(0));
+    let (bundles, identities, never) = (book.open(), book.open(), book.open());
+    book.stands(bundles, Standing::Given(version(&web)));
+    book.stands(identities, Standing::GivenUntil(version(&web), at(3_599)));
+    book.stands(never, Standing::Nothing);
+    book.stop(&["a1".to_owned()], at(10));
+    web.borrow_and_update();
+    book.offer(bundle(2, &[&root("a")]), at(11));
+    book.set_sealed(2);
+    assert!(web.has_changed().unwrap());
+    assert_eq!((paths(&web), sequence(&web)), (Err(NotYet::Starting), vec![2]));
+    book.stands(bundles, Standing::Given(version(&web)));
+    assert_eq!(book.acknowledgeable(at(11)), None, "one holds a certificate, and the bundle before");
+    assert_eq!(book.expires_next(at(11)), Some(at(3_600)), "until that has expired");
+    assert_eq!(book.acknowledgeable(at(3_599)), None);
+    assert_eq!(book.acknowledgeable(at(3_600)).map(|(sequence, _)| sequence), Some(2));
+    assert_eq!(book.expires_next(at(3_600)), None);
+    // It comes back: what it holds then is the newest.
+    fetch(&mut book, "a2", at(3_700));
+    book.stands(identities, Standing::GivenUntil(version(&web), at(7_000)));
+    book.stands(bundles, Standing::Given(version(&web)));
+    assert_eq!(book.acknowledgeable(at(3_700)).map(|(sequence, _)| sequence), Some(2));
 }
 
 #[test]
@@ -319,7 +359,7 @@ fn a_snapshot_brings_back_everything_unexpired() {
     let again = after.follow(attributes(&WEB), at(3_650));
     assert_eq!(serials(&again), ["a2"], "the other one has expired meanwhile");
     assert_eq!(after.cursor(), 7);
-    assert_eq!(after.acknowledgeable(), before.acknowledgeable());
+    assert_eq!(after.acknowledgeable(at(3_650)), before.acknowledgeable(at(3_650)));
     drop(web);
 }
 

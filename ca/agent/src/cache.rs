@@ -89,12 +89,13 @@ impl Cache {
     }
 
     fn look_at_acknowledgement(&self, book: &Book) {
-        let found = book.acknowledgeable();
+        let now = self.now();
+        let found = book.acknowledgeable(now);
         self.acknowledgeable.send_if_modified(|known| std::mem::replace(known, found) != found);
         let told = self.foreign_in_force.borrow().as_ref().map_or(0, |(generation, _)| *generation);
         // Looking costs something for every stream; what was told once is told.
         if told != book.foreign_generation()
-            && let Some(found) = book.foreign_in_force()
+            && let Some(found) = book.foreign_in_force(now)
         {
             drop(self.foreign_in_force.send_replace(Some(found)));
         }
@@ -154,6 +155,11 @@ impl Cache {
     /// The bundle in force.
     pub fn bundle(&self) -> Option<Arc<Bundle>> {
         self.book().bundle().cloned()
+    }
+
+    /// The sequences of the foreign bundles held, by trust domain.
+    pub(crate) fn foreign(&self) -> BTreeMap<String, u64> {
+        self.book().foreign_bundles().map(|it| (it.trust_domain().to_string(), it.sequence())).collect()
     }
 
     /// Every certificate held.
@@ -239,8 +245,10 @@ impl Cache {
     /// Lets go of what is over by time alone; when the next thing will be.
     pub(crate) fn tick(&self) -> Option<Timestamp> {
         let mut book = self.book();
-        let expired = book.tick(self.now());
-        let next = book.expires_next();
+        let now = self.now();
+        let expired = book.tick(now);
+        let next = book.expires_next(now);
+        self.look_at_acknowledgement(&book);
         drop(book);
         if expired {
             self.seal();
@@ -328,7 +336,7 @@ impl Cache {
         self.served.subscribe()
     }
 
-    /// The bundle that may be acknowledged: it is sealed, and every open stream was given it.
+    /// The bundle that may be acknowledged: it is sealed, and every open stream was given it that still needs one.
     pub fn acknowledgeable(&self) -> watch::Receiver<Option<(u64, Digest)>> {
         self.acknowledgeable.subscribe()
     }

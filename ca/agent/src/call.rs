@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use rhizome_core::attributes::Attributes;
+use rhizome_id::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
@@ -84,7 +85,6 @@ impl Session {
         };
         match next {
             None => Err(Refusal::Stopping),
-            Some(Ok(view)) if view.svids.is_empty() => Err(self.denied("its identities are gone")),
             Some(Ok(view)) => Ok(Some(view)),
             Some(Err(NotYet::Starting)) => Ok(None),
             Some(Err(NotYet::Denied(reason))) => Err(self.denied(&reason)),
@@ -153,6 +153,12 @@ impl Session {
     /// The caller has what concerns it of the view of this version.
     pub(crate) fn delivered(&mut self, version: u64) {
         self.subscription.delivered(version);
+    }
+
+    /// The same for a caller that is given bundles only together with certificates: the last of those it has now is valid
+    /// until then.
+    pub(crate) fn delivered_until(&mut self, version: u64, until: Timestamp) {
+        self.subscription.delivered_until(version, until);
     }
 
     /// Checks the caller, hands `message` over and waits until the transport took it.

@@ -2,7 +2,7 @@
 //!
 //! Laws: a [`View`] is immutable and whole: what it lacks is redacted. A private key is never printed, compared or
 //! copied; it is shared by reference and wiped when the last holder lets go. A bundle counts as being in force only
-//! when no open stream can hold an older one, and no stream is taking one ([`Standing`]).
+//! when no open stream can hold an older one that it still needs, and no stream is taking one ([`Standing`]).
 //! Not here: fetching and renewing (`cache`), sockets and their wire forms (`workload_api`, `sds`).
 //! Sources: SPIFFE Workload API §4.3, §4.4 (full state, redaction); ca/docs/ARCHITECTURE.md §2 (acknowledged trust).
 
@@ -21,8 +21,9 @@ use crate::tokens::Tokens;
 /// What one workload may be given now. Immutable; replaced whole.
 #[derive(Debug)]
 pub struct View {
-    /// Its identities, the default one first, unless that is awaited ([`Self::default_svid`]). Never empty, none expired
-    /// when the view was made.
+    /// Its identities, the default one first, unless that is awaited ([`Self::default_svid`]). None expired when the view
+    /// was made. Empty only while all that there are for this workload are awaited: it is no denial, and the bundles are
+    /// the workload's all the same.
     pub svids: Vec<Arc<Svid>>,
     /// Its identities that are not among them, but will be.
     pub awaited: Awaited,
@@ -90,8 +91,8 @@ pub enum NotYet {
     /// The workload may have no identity. What it was given before is redacted.
     #[error("no identity issued: {0}")]
     Denied(String),
-    /// It may have one, or the agent does not know yet, but there is none to give; there will be when the authority
-    /// answers.
+    /// The agent does not know yet whether it may have one, or which bundle is in force. Of one identity of a view: it is
+    /// awaited.
     #[error("the agent has no identity for this workload yet")]
     Starting,
 }
@@ -121,8 +122,24 @@ pub enum Standing {
     Nothing,
     /// It was given the view of this version, or what in it concerns the stream.
     Given(u64),
+    /// The same for a stream that can be given bundles only together with certificates: the last of those that it was
+    /// given is valid until then, inclusive. From there on nobody accepts what it holds, and what it trusts no longer
+    /// counts; whoever has no valid certificate is no live follower of a bundle.
+    GivenUntil(u64, Timestamp),
     /// It ended.
     Gone,
+}
+
+impl Standing {
+    /// Whether a stream that stands so holds a view for which `newest` holds, or none that counts at `now`.
+    pub(crate) fn has(&self, now: Timestamp, newest: impl Fn(u64) -> bool) -> bool {
+        match self {
+            Self::Taking => false,
+            Self::Given(version) => newest(*version),
+            Self::GivenUntil(version, until) => *until < now || newest(*version),
+            Self::Nothing | Self::Gone => true,
+        }
+    }
 }
 
 /// Implemented by the cache, asked by the sockets.
@@ -149,11 +166,6 @@ pub trait Identities: Send + Sync + 'static {
     /// Where the workloads' tokens come from; `None` when this agent does not offer the JWT profile.
     fn tokens(&self) -> Option<Arc<dyn Tokens>> {
         None
-    }
-
-    /// A subscriber has been given `view`: acknowledgement of a bundle counts only after every open stream was given it.
-    fn delivered(&self, subscriber: u64, view_version: u64) {
-        self.stands(subscriber, Standing::Given(view_version));
     }
 }
 
@@ -219,8 +231,18 @@ impl Subscription {
 
     /// The workload has been given the view of this version.
     pub fn delivered(&mut self, view_version: u64) {
-        self.waiting = Standing::Given(view_version);
-        self.identities.delivered(self.subscriber, view_version);
+        self.gave(Standing::Given(view_version));
+    }
+
+    /// The workload has been given the view of this version, and will be given another one only with certificates in it;
+    /// the last of those that it has now is valid until then.
+    pub fn delivered_until(&mut self, view_version: u64, until: Timestamp) {
+        self.gave(Standing::GivenUntil(view_version, until));
+    }
+
+    fn gave(&mut self, standing: Standing) {
+        self.waiting = standing;
+        self.identities.stands(self.subscriber, standing);
     }
 }
 
@@ -279,28 +301,41 @@ mod tests {
         assert_eq!(cache.offer(bundle(1, &[&root])), Offered::InForce);
         cache.set_sealed(1);
         let mut stream = Subscription::open(Arc::<Cache>::clone(&cache), attributes(&[("unix.uid", "1")]));
-        assert_eq!(stream.next().await.unwrap().err(), Some(NotYet::Starting));
         let acknowledged = || cache.acknowledgeable().borrow().map(|(sequence, _)| sequence);
+        nothing(&mut stream).await;
         assert_eq!(acknowledged(), Some(1), "it was given nothing");
         cache.ask(&entitlement("/any")).unwrap();
         cache.issued(&entitlement("/any"), svid("/any", "a1", now));
         let view = stream.next().await.unwrap().unwrap();
-        stream.delivered(view.version);
+        stream.delivered_until(view.version, now.plus(3_599));
         assert_eq!(acknowledged(), Some(1));
 
         cache.stop(&["a1".to_owned()]);
-        assert_eq!(stream.next().await.unwrap().err(), Some(NotYet::Starting));
+        nothing(&mut stream).await;
         assert_eq!(acknowledged(), Some(1));
         cache.offer(bundle(2, &[&root]));
         cache.set_sealed(2);
+        nothing(&mut stream).await;
         assert_eq!(acknowledged(), None, "it holds the bundle before");
         cache.issued(&entitlement("/any"), svid("/any", "a2", now));
         let view = stream.next().await.unwrap().unwrap();
         stream.gives();
         cache.stop(&["a2".to_owned()]);
-        assert_eq!(stream.next().await.unwrap().err(), Some(NotYet::Starting));
+        nothing(&mut stream).await;
         assert_eq!(acknowledged(), None);
-        stream.delivered(view.version);
+        stream.delivered_until(view.version, now.plus(3_599));
         assert_eq!(acknowledged(), Some(2));
+        cache.offer(bundle(3, &[&root]));
+        cache.set_sealed(3);
+        nothing(&mut stream).await;
+        assert_eq!(acknowledged(), None);
+        stream.delivered_until(view.version, now.plus(-1));
+        assert_eq!(acknowledged(), Some(3), "nobody accepts what it holds any more");
+    }
+
+    /// There is a view, and no identity in it: a stream of identities waits.
+    async fn nothing(stream: &mut Subscription) {
+        assert_eq!(stream.next().await.unwrap().unwrap().svids.len(), 0);
+        stream.waits();
     }
 }

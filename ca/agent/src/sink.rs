@@ -1,8 +1,8 @@
 //! File sinks: identities as files, for software that knows neither API.
 //!
 //! Laws: a sink gets what the rules give to the attributes that the node's administrator stated for it, and follows it
-//! like an open stream: a bundle counts as being in force only when it is in the files and the software was told; what
-//! fails is tried again and reported, and harms no other sink and no stream.
+//! like an open stream: a bundle counts as being in force only when it is in the files and the software was told, or the
+//! certificate in the files has expired; what fails is tried again and reported, and harms no other sink and no stream.
 //! Not here: the decisions (`plan`), the files (`files`, `folder`), the telling (`reload`).
 //! Sources: ca/docs/ARCHITECTURE.md §2 (acknowledged trust); SECURITY.md, File sinks.
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rhizome_core::attributes::Attributes;
 use rhizome_core::ports::{Clock, Entropy};
-use rhizome_id::Timestamp;
+use rhizome_id::{SpiffeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -66,6 +66,9 @@ pub struct SinkStatus {
     pub expires: Option<Timestamp>,
     /// Sequence of the bundle in the files.
     pub bundle_sequence: Option<u64>,
+    /// Sequences of the bundles of foreign trust domains in the files.
+    #[serde(default)]
+    pub federated: BTreeMap<String, u64>,
     /// When the files were written last, by this process.
     pub written_at: Option<Timestamp>,
     /// When the software was told last, by this process.
@@ -167,9 +170,11 @@ impl Sink {
         let subscriber = Subscriber { id: identities.open(), identities: Arc::clone(&identities) };
         let mut seen = identities.follow(attributes);
         let targets = self.targets.clone();
-        let Some(Ok(files)) = self.off_runtime(&stop, move || Ok::<_, String>(targets.any())).await else {
-            return;
-        };
+        let look = move || Ok::<_, String>((targets.any(), targets.expiry()));
+        let Some(Ok((files, expiry))) = self.off_runtime(&stop, look).await else { return };
+        if let Some(until) = expiry {
+            subscriber.stands(Standing::GivenUntil(0, until));
+        }
         let mut course = Course::new(files);
         let mut newest = true;
         loop {
@@ -178,13 +183,14 @@ impl Sink {
                     subscriber.stands(Standing::Taking);
                 }
                 let value = seen.borrow_and_update().clone();
-                course.see(value.as_deref(), |view| self.choose(view));
+                let held = course.written().map(|content| content.svid.spiffe_id.clone());
+                course.see(value.as_deref(), |view| self.choose(view, held.as_ref()));
                 newest = false;
             }
             let now = self.ports.clock.now();
             let wait = match course.next(now) {
-                Step::InForce(version) => {
-                    subscriber.stands(Standing::Given(version));
+                Step::InForce(version, until) => {
+                    subscriber.stands(Standing::GivenUntil(version, until));
                     course.in_force(version);
                     Duration::ZERO
                 }
@@ -219,16 +225,23 @@ impl Sink {
         }
     }
 
-    /// What of a view is to be in the files.
-    fn choose(&self, view: &View) -> Result<Content, NotYet> {
+    /// What of a view is to be in the files, in which there is an identity called `held`.
+    fn choose(&self, view: &View, held: Option<&SpiffeId>) -> Result<Content, NotYet> {
         let svid = match &self.settings.spiffe_id {
             Some(id) => view.svid(id)?,
-            None => view.default_svid().ok_or(NotYet::Starting)?,
+            // While the default one is on its way, that which is there stays, and is renewed.
+            None => {
+                let stays = || held.and_then(|id| view.svid(id).ok());
+                view.default_svid().or_else(stays).ok_or(NotYet::Starting)?
+            }
         };
-        let bundle = view.bundles.get(&svid.spiffe_id.trust_domain()).ok_or(NotYet::Starting)?;
+        let own = svid.spiffe_id.trust_domain();
+        let bundle = view.bundles.get(&own).ok_or(NotYet::Starting)?;
+        let foreign = view.bundles.iter().filter(|(domain, _)| **domain != own);
         Ok(Content {
             svid: Arc::clone(svid),
             bundle: Arc::clone(bundle),
+            foreign: foreign.map(|(_, bundle)| Arc::clone(bundle)).collect(),
             crls: Arc::clone(&view.crls),
             version: view.version,
         })
@@ -284,7 +297,7 @@ impl Sink {
                     );
                 })
             }
-            Step::InForce(_) | Step::Nothing | Step::Wait(_) | Step::Rest => Ok(()),
+            Step::InForce(..) | Step::Nothing | Step::Wait(_) | Step::Rest => Ok(()),
         };
         if let Err(cause) = outcome {
             course.failed(self.ports.clock.now(), random(&*self.ports.entropy));
@@ -346,6 +359,8 @@ impl Sink {
             status.spiffe_id = content.map(|it| it.svid.spiffe_id.to_string());
             status.expires = content.map(|it| it.svid.not_after);
             status.bundle_sequence = content.map(|it| it.bundle.sequence());
+            let foreign = content.iter().flat_map(|it| &it.foreign);
+            status.federated = foreign.map(|it| (it.trust_domain().to_string(), it.sequence())).collect();
         });
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Laws: every request carries the security header exactly once, checked in one interceptor before any method, known or
 //! not. The first message comes at once when there is anything to give; every message is the full state; a caller whose
-//! identities vanish is told `PermissionDenied`, which redacts what it was given. Bundle streams do not repeat
-//! themselves. Hints are unique in a message: of several the first keeps its.
+//! identities vanish is told `PermissionDenied`, which redacts what it was given. Bundles wait for no identity: streams
+//! of bundles have them as long as the rules give the caller one, and streams of identities that wait for the default one
+//! have them with the identities they hold, in the order they hold them. No stream repeats itself. Hints are unique in a
+//! message: of several the first keeps its.
 //! Not here: the JWT profile's messages (`jwt`). The WIT profile is optional and not offered.
 //! Key bytes leave in the answer's buffers, which nobody wipes; the keys behind them are wiped.
 //! Sources: SPIFFE Workload API §4, §5, §8; SPIFFE Workload Endpoint §6.
@@ -12,9 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rhizome_id::{SpiffeId, TrustDomain};
+use rhizome_id::{SpiffeId, Timestamp, TrustDomain};
 use rhizome_proto::workload as wire;
 use rhizome_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApi;
+use rhizome_x509::Bundle;
 use tonic::{Request, Response, Status};
 
 use crate::call::{Outlet, Session, caller_of, end, outlet};
@@ -66,6 +69,11 @@ trait Answers<T>: Send + Sync + 'static {
     fn has_it(&self, _view: &View) -> bool {
         true
     }
+
+    /// Until when what was given last is of use, where nothing new can be given without certificates.
+    fn valid_until(&self) -> Option<Timestamp> {
+        None
+    }
 }
 
 async fn follow<T>(
@@ -84,7 +92,10 @@ async fn follow<T>(
             if let Some(message) = answers.answer(&view, own)? {
                 session.give(outlet, message).await?;
             }
-            session.delivered(view.version);
+            match answers.valid_until() {
+                Some(until) => session.delivered_until(view.version, until),
+                None => session.delivered(view.version),
+            }
         }
         view = tokio::select! {
             next = session.next() => next?,
@@ -93,17 +104,54 @@ async fn follow<T>(
     }
 }
 
-/// Identities: each new view is sent.
-struct X509Svids;
+/// Identities, with what was given last.
+#[derive(Default)]
+struct X509Svids {
+    svids: Vec<Arc<Svid>>,
+    bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    crls: Arc<Vec<Vec<u8>>>,
+}
+
+impl X509Svids {
+    /// The identities of a view in the order in which the caller is to have them; `None` when it has to wait.
+    /// Clients take the first identity for the default one (Workload API §5.2.1), so while that is on its way the first
+    /// one stays the one that the caller has in its place already.
+    fn in_order(&self, view: &View) -> Option<Vec<Arc<Svid>>> {
+        if view.default_svid().is_some() {
+            return Some(view.svids.clone());
+        }
+        let mut rest = view.svids.clone();
+        let mut take = |id: &SpiffeId| {
+            let at = rest.iter().position(|svid| svid.spiffe_id == *id)?;
+            Some(rest.remove(at))
+        };
+        let first = take(&self.svids.first()?.spiffe_id)?;
+        let mut found = vec![first];
+        found.extend(self.svids.iter().skip(1).filter_map(|svid| take(&svid.spiffe_id)));
+        found.append(&mut rest);
+        Some(found)
+    }
+}
 
 impl Answers<wire::X509svidResponse> for X509Svids {
     fn answer(&mut self, view: &View, own: &TrustDomain) -> Result<Option<wire::X509svidResponse>, Refusal> {
-        svid_response(view, own).map(Some)
+        let svids = self.in_order(view).ok_or(Refusal::Starting)?;
+        let same = svids.len() == self.svids.len()
+            && svids.iter().zip(&self.svids).all(|(now, given)| Arc::ptr_eq(now, given));
+        if same && self.bundles == view.bundles && self.crls == view.crls {
+            return Ok(None);
+        }
+        let message = svid_response(&svids, view, own)?;
+        *self = Self { svids, bundles: view.bundles.clone(), crls: Arc::clone(&view.crls) };
+        Ok(Some(message))
     }
 
-    /// Clients take the first identity for the default one (Workload API §5.2.1).
     fn has_it(&self, view: &View) -> bool {
-        view.default_svid().is_some()
+        self.in_order(view).is_some()
+    }
+
+    fn valid_until(&self) -> Option<Timestamp> {
+        self.svids.iter().map(|svid| svid.not_after).max()
     }
 }
 
@@ -133,11 +181,15 @@ impl Answers<wire::X509BundlesResponse> for X509Bundles {
     }
 }
 
-/// The whole state of a view as `FetchX509SVID` sends it.
-fn svid_response(view: &View, own: &TrustDomain) -> Result<wire::X509svidResponse, Refusal> {
+/// The whole state of a view as `FetchX509SVID` sends it, its identities in this order.
+fn svid_response(
+    ordered: &[Arc<Svid>],
+    view: &View,
+    own: &TrustDomain,
+) -> Result<wire::X509svidResponse, Refusal> {
     let mut hints = BTreeSet::new();
     let mut svids = Vec::new();
-    for svid in &view.svids {
+    for svid in ordered {
         let Some(bundle) = view.bundles.get(&svid.spiffe_id.trust_domain()) else {
             // A mandatory field would be empty, for which a client drops the whole message (§4.5).
             tracing::error!(id = %svid.spiffe_id, "an identity without the bundle of its trust domain is not served");
@@ -206,7 +258,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<wire::X509svidRequest>,
     ) -> Answer<Self::FetchX509SVIDStream> {
-        self.stream(request.extensions(), "FetchX509SVID", X509Svids).await
+        self.stream(request.extensions(), "FetchX509SVID", X509Svids::default()).await
     }
 
     type FetchX509BundlesStream = Outgoing<wire::X509BundlesResponse>;

@@ -47,6 +47,11 @@ impl Foreign {
         Self { bundles, generation, sealed: generation, since: 0 }
     }
 
+    /// The version of the first view that can show what there is now.
+    pub(super) const fn since(&self) -> u64 {
+        self.since
+    }
+
     /// Those of these domains that there are.
     pub(super) fn of<'a>(
         &'a self,
@@ -79,6 +84,11 @@ impl Book {
         true
     }
 
+    /// Every foreign bundle held, in the order of the domains' names.
+    pub(crate) fn foreign_bundles(&self) -> impl Iterator<Item = &Arc<Bundle>> {
+        self.foreign.bundles.values()
+    }
+
     /// The generation of foreign bundles, to be named again when what there is now is safely on disk.
     pub(crate) const fn foreign_generation(&self) -> u64 {
         self.foreign.generation
@@ -91,7 +101,7 @@ impl Book {
 
     /// The foreign bundles that may be told to be in force, with their generation; `None` while they may not, or there
     /// never was one.
-    pub(crate) fn foreign_in_force(&self) -> Option<(u64, Vec<InForce>)> {
+    pub(crate) fn foreign_in_force(&self, now: Timestamp) -> Option<(u64, Vec<InForce>)> {
         let generation = self.foreign.generation;
         if generation == 0 || self.foreign.sealed < generation {
             return None;
@@ -100,11 +110,8 @@ impl Book {
         // A view that does not show the change stays as it is, and whoever holds it is not behind.
         let current: BTreeSet<u64> =
             self.followers.values().filter_map(|it| seen(&it.sender.borrow())).collect();
-        let holds = |standing: &Standing| match standing {
-            Standing::Taking => false,
-            Standing::Given(version) => *version >= self.foreign.since || current.contains(version),
-            Standing::Nothing | Standing::Gone => true,
-        };
+        let newest = |version| version >= self.foreign.since || current.contains(&version);
+        let holds = |standing: &Standing| standing.has(now, newest);
         if !self.streams.values().all(holds) {
             return None;
         }
@@ -195,7 +202,7 @@ mod tests {
     #[test]
     fn a_foreign_bundle_is_told_once_it_is_sealed_and_every_stream_that_is_to_show_it_was_given_it() {
         let mut book = book();
-        assert_eq!(book.foreign_in_force(), None, "there never was one");
+        assert_eq!(book.foreign_in_force(at(0)), None, "there never was one");
         let (web, plain) = (attributes(&[("unix.uid", "1")]), attributes(&[("unix.uid", "2")]));
         let (web_seen, plain_seen) = (book.follow(web, at(0)), book.follow(plain, at(0)));
         for (path, serial) in [("/web", "a1"), ("/plain", "a2")] {
@@ -209,11 +216,11 @@ mod tests {
         book.apply_foreign(upsert(&foreign("partner.example", 3, &root("p"))), at(0));
         let generation = book.foreign_generation();
         book.set_foreign_sealed(generation);
-        assert_eq!(book.foreign_in_force(), None, "one stream holds the view before");
+        assert_eq!(book.foreign_in_force(at(0)), None, "one stream holds the view before");
         book.stands(streams[0], Standing::Given(version(&web_seen)));
-        let (told, held) = book.foreign_in_force().unwrap();
+        let (told, held) = book.foreign_in_force(at(0)).unwrap();
         assert_eq!((told, held.len(), held[0].1), (generation, 1, 3), "the other shows nothing of it");
         book.apply_foreign(upsert(&foreign("partner.example", 4, &root("q"))), at(0));
-        assert_eq!(book.foreign_in_force(), None, "it is not sealed");
+        assert_eq!(book.foreign_in_force(at(0)), None, "it is not sealed");
     }
 }

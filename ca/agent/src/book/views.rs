@@ -1,7 +1,8 @@
 //! What each follower may have, and letting go of what is over.
 //!
 //! Laws: a view says which identities are still on their way, so that no other one is taken for the default, and nothing
-//! that is only late for denied. An identity that the authority denied is not waited for.
+//! that is only late for denied. An identity that the authority denied is not waited for. The bundles are seen by whoever
+//! the rules give an identity, also while all of its certificates are on their way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,9 +40,10 @@ impl Book {
         expired
     }
 
-    /// When the next certificate has expired.
-    pub(crate) fn expires_next(&self) -> Option<Timestamp> {
-        self.svids().map(|svid| svid.not_after.plus(1)).min()
+    /// When the next certificate has expired, here or at a stream that waits for something newer.
+    pub(crate) fn expires_next(&self, now: Timestamp) -> Option<Timestamp> {
+        let held = self.svids().map(|svid| svid.not_after.plus(1)).min();
+        held.into_iter().chain(self.released_next(now)).min()
     }
 
     fn let_go_of_who_left(&mut self) {
@@ -139,9 +141,8 @@ impl Book {
                 }
             }
         }
-        if svids.is_empty() {
-            // One that is still on its way is worth waiting for.
-            let reason = reason.filter(|_| awaited.identities.is_empty());
+        // One that is still on its way is worth waiting for, and keeps no bundle back meanwhile.
+        if svids.is_empty() && awaited.identities.is_empty() {
             return Err(reason.map_or(NotYet::Starting, |reason| NotYet::Denied(reason.clone())));
         }
         let mut bundles = BTreeMap::from([(self.domain.clone(), Arc::clone(bundle))]);

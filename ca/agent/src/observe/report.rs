@@ -56,6 +56,9 @@ pub struct Report {
     pub bundle_sequence: Option<u64>,
     /// Sequence of the bundle that was acknowledged last.
     pub bundle_acknowledged: Option<u64>,
+    /// The foreign bundles in force, by trust domain: their sequences, as the authority has them.
+    #[serde(default)]
+    pub federated: BTreeMap<String, u64>,
     /// Bundles refused since the start.
     pub bundles_refused: u64,
     /// Revocation lists, or issuers of lists, refused since the start.
@@ -210,6 +213,7 @@ impl Observer {
             node_serial: status.node_serial,
             bundle_sequence: self.cache.bundle().map(|bundle| bundle.sequence()),
             bundle_acknowledged: status.acknowledged,
+            federated: self.cache.foreign(),
             bundles_refused: status.refused_bundles,
             crls_refused: status.refused_crls,
             identities_held: svids.len(),

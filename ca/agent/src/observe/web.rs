@@ -2,8 +2,10 @@
 //!
 //! Laws: the public page holds numbers and the SPIFFE IDs of this node, and is for loopback; the private socket answers
 //! to the agent's own user and to root, by what the kernel says about who connected. Nothing can be changed here.
-//! A connection is one exchange, with a bound on its time; there are only so many, and none holds up the agent's end.
+//! A connection is one exchange, with bounds on its time; there are only so many, and the oldest gives way to one more, so
+//! nobody who holds connections keeps others out; none holds up the agent's end.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use axum::routing::get;
 use axum::serve::Listener;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixStream};
@@ -34,6 +36,8 @@ const JSON: &str = "application/json";
 const CONNECTIONS: usize = 32;
 /// How long a connection may last, from accepting to the last byte of the answer; an explanation may take 10 s.
 const EXCHANGE: Duration = Duration::from_secs(30);
+/// How long a request may take to arrive: whoever asks is on this machine.
+const HEAD: Duration = Duration::from_secs(5);
 /// How long exchanges may go on when the agent stops.
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long to wait when the process is out of descriptors.
@@ -56,12 +60,26 @@ pub async fn serve_private(observer: Arc<Observer>, socket: Socket, stop: Cancel
 /// Serves `app` until the agent stops, and lets what is under way end, for a while.
 async fn serve_http<L: Listener>(mut listener: L, app: Router, stop: CancellationToken) {
     let mut open = FuturesUnordered::new();
+    // By number, the oldest first: who is told to give way.
+    let mut held: BTreeMap<u64, CancellationToken> = BTreeMap::new();
+    let mut next = 0u64;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(()) = open.next() => {}
-            (stream, _) = listener.accept(), if open.len() < CONNECTIONS => {
-                open.push(exchange(stream, app.clone()));
+            Some(number) = open.next() => drop(held.remove(&number)),
+            (stream, _) = listener.accept() => {
+                if held.len() >= CONNECTIONS && let Some((_, oldest)) = held.pop_first() {
+                    tracing::debug!("many requests for metrics or status: the oldest is cut off");
+                    oldest.cancel();
+                }
+                next = next.saturating_add(1);
+                let (number, gives_way) = (next, CancellationToken::new());
+                held.insert(number, gives_way.clone());
+                let whole = exchange(stream, app.clone());
+                open.push(async move {
+                    gives_way.run_until_cancelled(whole).await;
+                    number
+                });
             }
         }
     }
@@ -75,6 +93,7 @@ async fn serve_http<L: Listener>(mut listener: L, app: Router, stop: Cancellatio
 /// One request and its answer.
 async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: Router) {
     let mut server = hyper::server::conn::http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD);
     let connection =
         server.keep_alive(false).serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
     match timeout(EXCHANGE, connection).await {
@@ -198,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_so_many_connections_are_open_and_the_next_is_served_when_one_ends() {
+    async fn whoever_holds_every_connection_keeps_nobody_out_the_oldest_gives_way() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, spawner) = (listener.local_addr().unwrap(), Spawner::default());
         let arrived = Arc::new(tokio::sync::Semaphore::new(0));
@@ -207,19 +226,38 @@ mod tests {
             noted.add_permits(1);
             std::future::pending::<&'static str>()
         };
-        let app = Router::new().route("/hold", get(hold));
+        let app = Router::new().route("/hold", get(hold)).route("/healthz", get(async || "ok\n"));
         spawner.spawn("web", serve_http(listener, app, spawner.stopping().clone()));
+        let mut half = TcpStream::connect(address).await.unwrap();
+        half.write_all(b"GET /healthz HTTP/1.1\r\nX-Half").await.unwrap();
         let mut held = Vec::new();
-        for _ in 0..=CONNECTIONS {
+        for _ in 1..CONNECTIONS {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(b"GET /hold HTTP/1.1\r\nHost: agent\r\n\r\n").await.unwrap();
+            timeout(DEADLINE, arrived.acquire()).await.unwrap().unwrap().forget();
             held.push(stream);
         }
-        let all = u32::try_from(CONNECTIONS).unwrap();
-        timeout(DEADLINE, arrived.acquire_many(all)).await.unwrap().unwrap().forget();
-        assert_eq!(arrived.available_permits(), 0, "one is waiting outside");
-        drop(held.remove(0));
-        timeout(DEADLINE, arrived.acquire()).await.unwrap().unwrap().forget();
+        for oldest in [half, held.remove(0)] {
+            let mut whole = TcpStream::connect(address).await.unwrap();
+            whole.write_all(b"GET /healthz HTTP/1.1\r\nHost: agent\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            timeout(DEADLINE, whole.read_to_string(&mut answer)).await.unwrap().unwrap();
+            assert!(answer.ends_with("ok\n"), "{answer}");
+            // Its place is free again; somebody else takes it.
+            let mut next = TcpStream::connect(address).await.unwrap();
+            next.write_all(b"GET /hold HTTP/1.1\r\nHost: agent\r\n\r\n").await.unwrap();
+            timeout(DEADLINE, arrived.acquire()).await.unwrap().unwrap().forget();
+            held.push(next);
+            closed(oldest).await;
+        }
         spawner.shut_down().await;
+    }
+
+    /// Waits until the other side has closed a connection without an answer.
+    async fn closed(mut stream: TcpStream) {
+        let mut rest = Vec::new();
+        // Closed with bytes unread, it is reset.
+        drop(timeout(DEADLINE, stream.read_to_end(&mut rest)).await.expect("it is closed"));
+        assert_eq!(rest, b"");
     }
 }

@@ -3,6 +3,8 @@
 //! Laws: the JSON of `status` and `explain` is what the agent answered; nothing is changed. Not here: what is wrong and
 //! why (`checkup`, `observe`).
 
+use std::collections::BTreeMap;
+
 use rhizome_core::ports::Clock;
 use rhizome_id::Timestamp;
 use serde::Serialize;
@@ -110,6 +112,7 @@ fn status_text(report: &Report, now: Timestamp) -> String {
         ("connected", connected),
         ("node expires", report.node_expires.map(|at| at.to_string()).unwrap_or_default()),
         ("bundle", bundle),
+        ("federated bundles", federated(&report.federated)),
         ("workloads", format!("{} connections, {} streams", report.connections, report.streams)),
         (
             "certificates",
@@ -140,10 +143,21 @@ fn status_text(report: &Report, now: Timestamp) -> String {
             SinkHealth::Failing => "failing",
         };
         let until = it.expires.map(|at| format!(", until {at}")).unwrap_or_default();
-        text.push_str(&format!("  {}: {health}{until}\n", printable(&it.name)));
+        let federated = match federated(&it.federated) {
+            none if none.is_empty() => none,
+            some => format!(", federated {some}"),
+        };
+        let line = format!("  {}: {health}{until}{federated}", it.name);
+        text.push_str(&format!("{}\n", printable(&line)));
     }
     text.push_str(&problems(&report.problems));
     text
+}
+
+/// Foreign bundles: each domain with its sequence.
+fn federated(bundles: &BTreeMap<String, u64>) -> String {
+    let each: Vec<_> = bundles.iter().map(|(domain, sequence)| format!("{domain} {sequence}")).collect();
+    each.join(", ")
 }
 
 /// Asks the running agent about a process.

@@ -75,10 +75,11 @@ impl Delta {
         let (resources, unserved) = self.collect(catalogue);
         let news = self.told.news(&unserved);
         let present: BTreeSet<&str> = resources.iter().map(|it| it.name.as_str()).collect();
-        let gone = |name: &&String| !present.contains(name.as_str());
+        let gone = |name: &&String| !present.contains(name.as_str()) && !catalogue.keeps(name);
         let lost =
             self.has.iter().filter(|(_, version)| version.is_some()).map(|(name, _)| name).filter(gone);
-        // A name that is on its way is not said to be removed unless the proxy had it: what was revoked must go.
+        // A name that is on its way is not said to be removed, unless the proxy had it and goes on with another one: what
+        // was revoked must go.
         let never = unserved.iter().filter(|(_, why)| *why != Unserved::OnItsWay).map(|(name, _)| name);
         let never = never.filter(|name| !self.has.contains_key(*name));
         let removed: BTreeSet<String> = lost.chain(never).cloned().collect();

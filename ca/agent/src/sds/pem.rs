@@ -20,6 +20,13 @@ pub(crate) fn append(out: &mut Vec<u8>, label: &str, der: &[u8]) {
     out.extend_from_slice(format!("-----END {label}-----\n").as_bytes());
 }
 
+/// The first block of that kind in a text, in DER.
+pub(crate) fn first(text: &str, label: &str) -> Option<Vec<u8>> {
+    let (_, rest) = text.split_once(&format!("-----BEGIN {label}-----"))?;
+    let (body, _) = rest.split_once(&format!("-----END {label}-----"))?;
+    STANDARD.decode(body.split_ascii_whitespace().collect::<String>()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,5 +41,7 @@ mod tests {
             "A".repeat(64)
         );
         assert_eq!(text, expected);
+        assert_eq!(first(&text, CERTIFICATE), Some(vec![0; 49]));
+        assert_eq!((first(&text, CRL), first("-----BEGIN X509 CRL-----!", CRL)), (None, None));
     }
 }

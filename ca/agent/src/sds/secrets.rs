@@ -146,6 +146,13 @@ impl Catalogue<'_> {
         })
     }
 
+    /// Whether `name` is an identity that is on its way, and the caller has no other one meanwhile: then nothing is said
+    /// of it, not even that it is gone.
+    pub(super) fn keeps(&self, name: &str) -> bool {
+        let awaited = |id: SpiffeId| self.view.awaited.identities.contains(&id);
+        self.view.svids.is_empty() && (name == self.settings.default_name || name.parse().is_ok_and(awaited))
+    }
+
     /// Everything there is, under its real names.
     pub(super) fn everything(&self) -> Vec<Resource> {
         let svids = self.view.svids.iter().map(|svid| certificate(svid.spiffe_id.as_str(), svid));

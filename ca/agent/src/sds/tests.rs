@@ -506,3 +506,24 @@ fn a_default_identity_that_is_on_its_way_is_not_another_one_and_nothing_is_said_
     let later = host.view(2, b"leaf");
     assert_eq!(names(&host.sotw(&mut sotw, &later).response.unwrap()), ["default"]);
 }
+
+#[test]
+fn while_all_identities_are_on_their_way_roots_are_served_and_nothing_is_said_to_be_gone() {
+    let host = Host::new();
+    let (mut sotw, mut delta) = (Sotw::default(), Delta::default());
+    let had = host.view(1, b"leaf");
+    sotw.hear(ask(&["default", "ROOTCA"], "")).unwrap();
+    delta.hear(subscribe(&["default", FIRST, "ROOTCA"], "")).unwrap();
+    assert_eq!(host.sotw(&mut sotw, &had).response.unwrap().resources.len(), 2);
+    assert_eq!(host.delta(&mut delta, &had).response.unwrap().resources.len(), 3);
+    let mut none = Host::new().view(2, b"leaf");
+    let identities = none.svids.drain(..).map(|svid| svid.spiffe_id.clone()).collect();
+    none.awaited = Awaited { identities, default: true };
+    assert_eq!(names(&host.sotw(&mut sotw, &none).response.unwrap()), ["ROOTCA"]);
+    let response = host.delta(&mut delta, &none).response.unwrap();
+    assert_eq!(delta_names(&response), ["ROOTCA"]);
+    assert_eq!(response.removed_resources, [""; 0]);
+    let mut newcomer = Sotw::default();
+    newcomer.hear(ask(&["ROOTCA"], "")).unwrap();
+    assert_eq!(names(&host.sotw(&mut newcomer, &none).response.unwrap()), ["ROOTCA"]);
+}

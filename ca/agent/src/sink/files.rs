@@ -6,12 +6,15 @@
 //! happens relative to an open directory. What could not be finished is taken away again.
 //! Not here: when (`plan`). Blocks on the disk.
 
+use std::borrow::Cow;
 use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rhizome_id::Timestamp;
+use rhizome_x509::{Bundle, inspect};
 use rustix::fs::{
     AtFlags, CWD, Dir, Mode, OFlags, mkdirat, openat, readlinkat, renameat, symlinkat, unlinkat,
 };
@@ -23,8 +26,16 @@ use super::plan::Content;
 use super::settings::{KeyMode, Owner, SinkSettings};
 use crate::sds::pem;
 
+/// The split file with the certificate and those above it.
+const CHAIN: &str = "svid.pem";
 /// The link to the newest split files.
 const CURRENT: &str = "current";
+/// What the name of a file with the roots of a foreign trust domain begins and ends with.
+const FEDERATED: (&str, &str) = ("federated-", ".pem");
+/// Longest name of a file on Linux, `NAME_MAX`.
+const NAME_BYTES: usize = 255;
+/// More than a file of ours ever has.
+const FILE_BYTES: u64 = 4 * 1024 * 1024;
 /// What directories of split files begin with.
 const VERSION: &str = "v-";
 /// What is not finished ends with.
@@ -85,7 +96,7 @@ pub(super) struct Targets {
 
 /// One file to be.
 struct Plain {
-    name: &'static str,
+    name: Cow<'static, str>,
     mode: u32,
     bytes: Zeroizing<Vec<u8>>,
 }
@@ -112,6 +123,15 @@ impl Targets {
             .any(|path| path.symlink_metadata().is_ok())
     }
 
+    /// Until when the certificates in the files are valid, the last of them; `None` when there are none that can be read.
+    pub(super) fn expiry(&self) -> Option<Timestamp> {
+        let split = self.directory.as_ref().map(|directory| directory.join(CURRENT).join(CHAIN));
+        let found = [self.file.clone(), split].into_iter().flatten().map(|path| leaf_expiry(&path));
+        // Whatever cannot be read may hold anything.
+        let found: Option<Vec<Option<Timestamp>>> = found.collect();
+        found?.into_iter().flatten().max()
+    }
+
     /// Writes everything anew.
     pub(super) fn write(&self, content: &Content) -> Result<(), FileError> {
         let ids = self.owner.as_ref().map_or(Ok((None, None)), ids_of)?;
@@ -119,7 +139,8 @@ impl Targets {
             let (folder, name) = parts(path)?;
             let folder = folder::open(folder)?;
             let bytes = combined(content);
-            replace(&folder, path, &name, &Plain { name: "", mode: self.mode.bits(), bytes }, ids)?;
+            let plain = Plain { name: Cow::Borrowed(""), mode: self.mode.bits(), bytes };
+            replace(&folder, path, &name, &plain, ids)?;
         }
         if let Some(path) = &self.directory {
             write_split(path, &split(content, self.mode), ids)?;
@@ -135,7 +156,8 @@ impl Targets {
             self.file.as_ref().is_none_or(|path| as_it_was(path, self.mode.bits(), &combined(content)));
         file && self.directory.as_ref().is_none_or(|path| {
             let current = path.join(CURRENT);
-            split(content, self.mode).iter().all(|it| as_it_was(&current.join(it.name), it.mode, &it.bytes))
+            let is_so = |it: &Plain| as_it_was(&current.join(&*it.name), it.mode, &it.bytes);
+            split(content, self.mode).iter().all(is_so)
         })
     }
 
@@ -171,22 +193,49 @@ fn combined(content: &Content) -> Zeroizing<Vec<u8>> {
 }
 
 fn split(content: &Content, mode: KeyMode) -> Vec<Plain> {
-    let file = |name, mode, label, ders: Vec<&[u8]>| {
+    let file = |name: &'static str, mode, label, ders: Vec<&[u8]>| {
         let mut bytes = Zeroizing::new(Vec::with_capacity(room(content)));
         ders.into_iter().for_each(|der| pem::append(&mut bytes, label, der));
-        Plain { name, mode, bytes }
+        Plain { name: Cow::Borrowed(name), mode, bytes }
     };
     let chain = content.svid.chain_der.iter().map(Vec::as_slice).collect();
     let roots = content.bundle.anchors().iter().map(|root| root.der()).collect();
     let mut files = vec![
-        file("svid.pem", PUBLIC, pem::CERTIFICATE, chain),
+        file(CHAIN, PUBLIC, pem::CERTIFICATE, chain),
         file("key.pem", mode.bits(), pem::PRIVATE_KEY, vec![&content.svid.key_pkcs8_der]),
         file("bundle.pem", PUBLIC, pem::CERTIFICATE, roots),
     ];
     if !content.crls.is_empty() {
         files.push(file("crl.pem", PUBLIC, pem::CRL, content.crls.iter().map(Vec::as_slice).collect()));
     }
+    files.extend(content.foreign.iter().filter_map(|bundle| federated(bundle)));
     files
+}
+
+/// The roots of a foreign trust domain, in a file of their own: whoever puts them together with others lets each domain
+/// speak for all. None for a domain without roots, or with a name that is too long for a file.
+fn federated(bundle: &Bundle) -> Option<Plain> {
+    let name = format!("{}{}{}", FEDERATED.0, bundle.trust_domain(), FEDERATED.1);
+    if bundle.anchors().is_empty() || name.len() > NAME_BYTES {
+        return None;
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    bundle.anchors().iter().for_each(|root| pem::append(&mut bytes, pem::CERTIFICATE, root.der()));
+    Some(Plain { name: Cow::Owned(name), mode: PUBLIC, bytes })
+}
+
+/// Until when the first certificate of a file is valid. `Some(None)` when there is no file, `None` when it cannot be read.
+fn leaf_expiry(path: &Path) -> Option<Option<Timestamp>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match openat(CWD, path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Some(None),
+        Err(_) => return None,
+    };
+    let mut content = Zeroizing::new(String::new());
+    file.take(FILE_BYTES).read_to_string(&mut content).ok()?;
+    let der = pem::first(&content, pem::CERTIFICATE)?;
+    Some(Some(inspect(&der).ok()?.not_after))
 }
 
 /// Room for everything at once: a buffer that grows leaves unwiped copies behind.
@@ -286,7 +335,7 @@ fn fill_version(
         .set_permissions(Permissions::from_mode(FOLDER))
         .map_err(io_error("make a directory in", path))?;
     for file in files {
-        create(&inner, path, file.name, file, ids)?;
+        create(&inner, path, &file.name, file, ids)?;
     }
     sync(&inner, path)?;
     let unfinished = format!(".{CURRENT}{UNFINISHED}");

@@ -29,6 +29,7 @@ fn content(serial: &str) -> Content {
     Content {
         svid: Arc::new(svid),
         bundle: Arc::new(bundle(1, &[&root("one")])),
+        foreign: Vec::new(),
         crls: Arc::default(),
         version: 1,
     }
@@ -71,6 +72,56 @@ fn files_hold_what_they_should_with_the_modes_that_were_asked_for() {
     assert_eq!(labels(&current.join("svid.pem")), ["CERTIFICATE", "CERTIFICATE"]);
     assert_eq!(listing(folder.path()), ["all.pem", "split"]);
     assert_eq!(listing(&folder.path().join("split")), ["current", "v-0000000001"]);
+}
+
+#[test]
+fn each_foreign_trust_domain_has_a_file_of_its_own_and_none_is_in_with_the_own_roots() {
+    let folder = tempfile::tempdir().unwrap();
+    let foreign = |domain: &str, anchors| {
+        let hint = rhizome_id::Ttl::hours(1);
+        Arc::new(Bundle::foreign(domain.parse().unwrap(), 4, hint, anchors, Vec::new()).unwrap())
+    };
+    let (partner, long) = (root("partner"), format!("{}.example", "a".repeat(240)));
+    let foreign = vec![foreign(&long, vec![root("long")]), foreign("partner.example", vec![partner.clone()])];
+    let (targets, with) = (targets(folder.path()), Content { foreign, ..content("01") });
+    targets.write(&with).unwrap();
+    assert!(targets.is_as_written(&with));
+    let current = folder.path().join("split/current");
+    let file = "federated-partner.example.pem";
+    assert_eq!(listing(&current), ["bundle.pem", file, "key.pem", "svid.pem"], "no file has so long a name");
+    let text = fs::read_to_string(current.join(file)).unwrap();
+    assert_eq!(pem::first(&text, pem::CERTIFICATE).as_deref(), Some(partner.der()));
+    assert_eq!((labels(&current.join(file)).len(), mode(&current.join(file))), (1, 0o644));
+    assert_eq!(labels(&current.join("bundle.pem")).len(), 1);
+    assert_eq!(labels(&folder.path().join("all.pem")).len(), 4, "one list of roots is for one domain");
+    targets.write(&content("02")).unwrap();
+    assert_eq!(listing(&current), ["bundle.pem", "key.pem", "svid.pem"]);
+}
+
+#[test]
+fn files_of_an_earlier_process_say_until_when_they_are_of_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let targets = targets(folder.path());
+    assert_eq!(targets.expiry(), None, "there are none");
+    targets.write(&content("01")).unwrap();
+    assert_eq!(targets.expiry(), None, "they hold no certificate that can be read");
+    let leaf = crate::testing::TestIssuer::new("one").leaf("/a");
+    let svid = Svid { chain_der: vec![leaf], ..copy(&content("02").svid) };
+    targets.write(&Content { svid: Arc::new(svid), ..content("02") }).unwrap();
+    assert_eq!(targets.expiry(), Some(at(3_599)));
+    fs::write(folder.path().join("all.pem"), "something else").unwrap();
+    assert_eq!(targets.expiry(), None, "whatever that is");
+}
+
+fn copy(svid: &Svid) -> Svid {
+    Svid {
+        spiffe_id: svid.spiffe_id.clone(),
+        chain_der: Vec::new(),
+        key_pkcs8_der: svid.key_pkcs8_der.clone(),
+        serial: svid.serial.clone(),
+        hint: svid.hint.clone(),
+        ..*svid
+    }
 }
 
 #[test]

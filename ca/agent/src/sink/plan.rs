@@ -19,6 +19,8 @@ use crate::renewal::retry_at;
 pub(super) struct Content {
     pub(super) svid: Arc<Svid>,
     pub(super) bundle: Arc<Bundle>,
+    /// Those of foreign trust domains, in the order of their names.
+    pub(super) foreign: Vec<Arc<Bundle>>,
     /// DER.
     pub(super) crls: Arc<Vec<Vec<u8>>>,
     /// The newest view in which it was so.
@@ -29,6 +31,7 @@ impl Content {
     fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.svid, &other.svid)
             && self.bundle.digest() == other.bundle.digest()
+            && self.foreign == other.foreign
             && self.crls == other.crls
     }
 }
@@ -41,8 +44,8 @@ pub(super) enum Step {
     Remove,
     /// Tell the software.
     Reload,
-    /// The view of this version is in force.
-    InForce(u64),
+    /// The view of this version is in force, with a certificate that is valid until then.
+    InForce(u64, Timestamp),
     /// There is nothing in the files, so nothing is held up.
     Nothing,
     /// Nothing before this instant, unless something changes.
@@ -131,7 +134,7 @@ impl Course {
             return if due { Step::Reload } else { wait() };
         }
         if self.said != Some(wanted.version) {
-            return Step::InForce(wanted.version);
+            return Step::InForce(wanted.version, wanted.svid.not_after);
         }
         Step::Rest
     }

@@ -23,6 +23,7 @@ fn choose(view: &View) -> Result<Content, NotYet> {
     let content = |it: &Arc<Svid>| Content {
         svid: Arc::clone(it),
         bundle: Arc::clone(bundle),
+        foreign: view.bundles.values().filter(|it| !Arc::ptr_eq(it, bundle)).cloned().collect(),
         crls: Arc::default(),
         version: view.version,
     };
@@ -34,7 +35,7 @@ fn name(step: &Step) -> String {
         Step::Write(content) => format!("write {}", content.svid.serial),
         Step::Remove => "remove".to_owned(),
         Step::Reload => "reload".to_owned(),
-        Step::InForce(version) => format!("in force {version}"),
+        Step::InForce(version, _) => format!("in force {version}"),
         Step::Nothing => "nothing".to_owned(),
         Step::Wait(at) => format!("wait {}", at.since(crate::testing::at(0))),
         Step::Rest => "rest".to_owned(),
@@ -51,7 +52,7 @@ fn through(course: &mut Course) -> Vec<String> {
             Step::Write(content) => course.wrote(content),
             Step::Remove => course.removed(),
             Step::Reload => course.reloaded(),
-            Step::InForce(version) => course.in_force(version),
+            Step::InForce(version, _) => course.in_force(version),
             Step::Nothing => course.nothing(),
             Step::Wait(_) | Step::Rest => return done,
         }
@@ -81,6 +82,30 @@ fn a_new_bundle_alone_is_delivered_too() {
     through(&mut course);
     course.see(Ok(&view(&only, &Arc::new(bundle(2, &[&one, &two])), 2)), choose);
     assert_eq!(through(&mut course), ["write 01", "reload", "in force 2", "rest"]);
+}
+
+#[test]
+fn a_foreign_bundle_that_comes_changes_or_goes_is_written_and_told() {
+    let own = Arc::new(bundle(1, &[&root("one")]));
+    let only = svid("/a", "01", at(0));
+    let foreign = |sequence, anchor: &str| {
+        let domain = "partner.example".parse().unwrap();
+        let hint = rhizome_id::Ttl::hours(1);
+        Arc::new(Bundle::foreign(domain, sequence, hint, vec![root(anchor)], Vec::new()).unwrap())
+    };
+    let with = |partner: Option<&Arc<Bundle>>, version| {
+        let mut view = view(&only, &own, version);
+        view.bundles.extend(partner.map(|it| (it.trust_domain().clone(), Arc::clone(it))));
+        view
+    };
+    let (first, second) = (foreign(5, "p"), foreign(6, "q"));
+    let mut course = Course::new(false);
+    for (partner, version) in [(None, 1), (Some(&first), 2), (Some(&second), 3), (None, 4)] {
+        course.see(Ok(&with(partner, version)), choose);
+        let told = format!("in force {version}");
+        assert_eq!(through(&mut course), ["write 01", "reload", told.as_str(), "rest"]);
+        assert_eq!(course.written().unwrap().foreign.len(), usize::from(partner.is_some()));
+    }
 }
 
 #[test]

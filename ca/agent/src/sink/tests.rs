@@ -110,6 +110,11 @@ impl Host {
     }
 }
 
+/// How a sink stands that has given the software the view of this version: every certificate here is from the beginning.
+fn given(version: u64) -> Standing {
+    Standing::GivenUntil(version, at(3_599))
+}
+
 fn file_sink(name: &str, file: &Path, reload: &str) -> String {
     let file = file.display();
     format!("- {{name: {name}, attributes: {{unix.uid: 1}}, file: {file}, reload: {{{reload}}}}}\n")
@@ -128,12 +133,12 @@ async fn a_bundle_is_in_force_only_when_the_software_was_told() {
     assert!(file.exists() && failing.trouble.unwrap().contains("/bin/sh"));
     assert_eq!(host.fake.standings.borrow()[&0], Standing::Taking, "written, but not told");
     std::fs::write(&flag, "").unwrap();
-    host.until(|all| all == [Standing::Given(7)]).await;
+    host.until(|all| all == [given(7)]).await;
     let well = host.health("a", SinkHealth::InForce).await;
     assert!(well.failures == 0 && well.failures_total > 0 && well.trouble.is_none());
     assert_eq!((well.bundle_sequence, well.spiffe_id.as_deref()), (Some(1), Some("spiffe://example.org/a")));
     host.give(&first, 2, 8);
-    host.until(|all| all == [Standing::Given(8)]).await;
+    host.until(|all| all == [given(8)]).await;
     host.spawner.shut_down().await;
     host.until(|all| all == [Standing::Gone]).await;
     assert!(file.exists(), "the software goes on without the agent");
@@ -150,8 +155,34 @@ async fn a_directory_that_is_not_there_harms_no_other_sink_and_is_tried_again() 
     assert!(failing.trouble.unwrap().contains("away"));
     std::fs::create_dir(away.parent().unwrap()).unwrap();
     host.health("b", SinkHealth::InForce).await;
-    host.until(|all| all == [Standing::Given(3), Standing::Given(3)]).await;
+    host.until(|all| all == [given(3), given(3)]).await;
     assert!(away.exists());
+    host.spawner.shut_down().await;
+}
+
+#[tokio::test]
+async fn while_the_default_identity_is_on_its_way_the_one_in_the_files_stays_and_is_renewed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("all.pem");
+    let host = Host::start(&file_sink("a", &file, ""));
+    host.give(&svid("/a", "01", at(0)), 1, 3);
+    host.until(|all| all == [given(3)]).await;
+    let awaited = |version, sequence, of: &Arc<Svid>| {
+        host.give(of, sequence, version);
+        let view = host.fake.seen.borrow().clone().unwrap();
+        let identities = [crate::testing::entitlement("/b").spiffe_id].into();
+        let awaited = Awaited { identities, default: true };
+        let (svids, bundles, crls) = (view.svids.clone(), view.bundles.clone(), Arc::clone(&view.crls));
+        drop(host.fake.seen.send_replace(Ok(Arc::new(View { svids, awaited, bundles, crls, version }))));
+    };
+    awaited(5, 2, &svid("/a", "02", at(0)));
+    host.until(|all| all == [given(5)]).await;
+    assert_eq!(host.health("a", SinkHealth::InForce).await.bundle_sequence, Some(2));
+    awaited(7, 3, &svid("/c", "03", at(0)));
+    host.give(&svid("/b", "04", at(0)), 4, 8);
+    host.until(|all| all == [given(8)]).await;
+    let well = host.health("a", SinkHealth::InForce).await;
+    assert_eq!(well.spiffe_id.as_deref(), Some("spiffe://example.org/b"), "and never the third one");
     host.spawner.shut_down().await;
 }
 
@@ -161,7 +192,7 @@ async fn what_is_no_longer_granted_is_taken_away_and_holds_nothing_up() {
     let file = folder.path().join("all.pem");
     let host = Host::start(&file_sink("a", &file, ""));
     host.give(&svid("/a", "01", at(0)), 1, 3);
-    host.until(|all| all == [Standing::Given(3)]).await;
+    host.until(|all| all == [given(3)]).await;
     drop(host.fake.seen.send_replace(Err(NotYet::Denied("no rule matches".to_owned()))));
     host.until(|all| all == [Standing::Nothing]).await;
     let denied = host.health("a", SinkHealth::Denied).await;

@@ -155,7 +155,8 @@ impl Fake {
 
     /// Waits until some stream was given the view of this version.
     pub(crate) async fn until_given(&self, version: u64) {
-        self.until(|all| all.values().any(|it| *it == Standing::Given(version))).await;
+        let given = |it: &Standing| matches!(it, Standing::Given(given) | Standing::GivenUntil(given, _) if *given == version);
+        self.until(|all| all.values().any(given)).await;
     }
 
     pub(crate) async fn until_all_gone(&self) {
@@ -262,6 +263,19 @@ impl Host {
             svids,
             bundles: bundles.into(),
             awaited: Awaited::default(),
+            crls: Arc::default(),
+            version,
+        }))
+    }
+
+    /// These identities and both bundles; the default identity and these others are on their way.
+    pub(crate) fn awaiting(&self, version: u64, svids: Vec<Arc<Svid>>, awaited: &[&str]) -> Value {
+        let view = self.view_of(version, svids)?;
+        let identities = awaited.iter().map(|id| id.parse().unwrap()).collect();
+        Ok(Arc::new(View {
+            svids: view.svids.clone(),
+            bundles: view.bundles.clone(),
+            awaited: Awaited { identities, default: true },
             crls: Arc::default(),
             version,
         }))

@@ -156,6 +156,50 @@ async fn bundles_are_not_repeated_when_their_bytes_are_the_same() {
 }
 
 #[tokio::test]
+async fn bundles_come_while_no_identity_is_there_and_reach_who_holds_one() {
+    let mut host = Host::serving(|_| {});
+    let batch = "spiffe://example.org/ns/prod/sa/batch";
+    let both = vec![svid(WEB, "web", "web"), svid(batch, "batch", "batch")];
+    host.identities.set(host.awaiting(1, Vec::new(), &[WEB, batch]));
+    let mut client = host.workload_api().await;
+    let mut bundles =
+        soon(client.fetch_x509_bundles(wire::X509BundlesRequest {})).await.unwrap().into_inner();
+    assert_eq!(soon(bundles.message()).await.unwrap().unwrap().bundles.len(), 2, "nothing else is there");
+    let mut keys = soon(client.fetch_jwt_bundles(wire::JwtBundlesRequest {})).await.unwrap().into_inner();
+    assert_eq!(soon(keys.message()).await.unwrap().unwrap().bundles.len(), 2);
+    let mut svids = soon(client.fetch_x509svid(wire::X509svidRequest {})).await.unwrap().into_inner();
+    host.identities.until(|all| all.values().any(|it| *it == Standing::Nothing)).await;
+    host.identities.set(host.view_of(2, both.clone()));
+    let shown = |message: &wire::X509svidResponse| {
+        message.svids.iter().map(|it| it.x509_svid.clone()).collect::<Vec<_>>()
+    };
+    let first = soon(svids.message()).await.unwrap().unwrap();
+    assert_eq!(shown(&first), ["web+intermediate", "batch+intermediate"]);
+    host.identities.until_given(2).await;
+
+    // Another identity is to be the default one, and cannot be had: new roots go out with what is held, as it is held.
+    host.roots[0] = crate::support::root("example.org");
+    let other = "spiffe://example.org/ns/prod/sa/other";
+    let renewed = svid(batch, "renewed", "batch");
+    host.identities.set(host.awaiting(3, vec![renewed.clone(), both[0].clone()], &[other]));
+    let second = soon(svids.message()).await.unwrap().unwrap();
+    assert_eq!(shown(&second), ["web+intermediate", "renewed+intermediate"], "the first stays the first");
+    assert_eq!(second.svids[0].bundle, host.roots[0].der());
+    assert!(soon(bundles.message()).await.unwrap().is_some(), "by themselves, too");
+    host.identities.until_given(3).await;
+    // What it takes for its default one is gone: it waits, and holds what it holds for as long as that is valid.
+    host.roots[0] = crate::support::root("example.org");
+    host.identities.set(host.awaiting(4, vec![renewed.clone()], &[WEB, other]));
+    assert!(soon(bundles.message()).await.unwrap().is_some());
+    host.identities.until_given(4).await;
+    let until = rhizome_id::Timestamp::from_unix(4_000_000_000);
+    host.identities.until(|all| all.values().any(|it| *it == Standing::GivenUntil(3, until))).await;
+    host.identities.set(host.view_of(5, vec![svid(other, "other", ""), renewed]));
+    let third = soon(svids.message()).await.unwrap().unwrap();
+    assert_eq!(shown(&third), ["other+intermediate", "renewed+intermediate"]);
+}
+
+#[tokio::test]
 async fn hints_are_unique_in_a_message_and_not_too_long() {
     let host = Host::serving(|_| {});
     let (longest, long) = ("h".repeat(1024), "h".repeat(1025));

@@ -1,8 +1,9 @@
 //! Bundles: acknowledged when they are in force everywhere, and never older than what is held.
 
-use rhizome_agent::holdings::{Identities, Subscription};
+use rhizome_agent::holdings::{Identities, Subscription, View};
+use rhizome_core::ports::Clock;
 
-use crate::support::{Authority, Machine, status, view, wait, web};
+use crate::support::{Authority, Machine, follow_web, is_awaited, renewed, status, view, wait, web};
 
 /// A root of an authority that never issues here.
 async fn another_root() -> rhizome_x509::CaCertificate {
@@ -40,6 +41,56 @@ async fn a_new_bundle_is_acknowledged_only_after_every_open_stream_was_given_it(
     stream.delivered(second.version);
     authority.acknowledges("vm-1", 3).await;
     wait(&mut agent.status(), |it| it.acknowledged == Some(3)).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_bundle_waits_for_no_identity_that_cannot_be_had_and_is_acknowledged_when_nothing_older_is_of_use()
+{
+    let mut authority = Authority::start().await;
+    let machine = Machine::joined(&authority, "vm-1").await;
+    let agent = machine.start(None);
+    let mut seen = follow_web(&agent);
+    let first = view(&mut seen).await;
+    let domain = agent.identities().trust_domain().clone();
+    // One stream is of bundles, the other gives them with identities only.
+    let mut bundles = Subscription::open(agent.identities(), web());
+    let mut identities = Subscription::open(agent.identities(), web());
+    for stream in [&mut bundles, &mut identities] {
+        stream.next().await.unwrap().unwrap();
+    }
+    bundles.delivered(first.version);
+    identities.delivered_until(first.version, first.svids[0].not_after);
+    authority.acknowledges("vm-1", 2).await;
+
+    // What it holds is revoked, and no other certificate of that identity can be had.
+    *authority.keys.of.lock().unwrap() = Some("/sa/web".to_owned());
+    authority.revoke(&first.svids[0].serial).await;
+    wait(&mut seen, is_awaited).await.unwrap();
+    authority.stop_server().await;
+    let anchors = [authority.bundle().await.anchors, vec![another_root().await]].concat();
+    authority.publish(3, anchors).await;
+    authority.start_server().await;
+    let three = |view: &View| view.bundles[&domain].sequence() == 3;
+    loop {
+        let view = bundles.next().await.unwrap().unwrap();
+        if three(&view) {
+            bundles.delivered(view.version);
+            break;
+        }
+    }
+    while !three(&identities.next().await.unwrap().unwrap()) {}
+    identities.waits();
+    status(&agent, |it| it.connected).await;
+    assert_eq!(*agent.identities().acknowledgeable().borrow(), None, "a certificate is held with bundle 2");
+
+    // Nobody accepts that certificate any more.
+    machine.advance(&agent, first.svids[0].not_after.since(machine.clock.now()) + 1);
+    authority.acknowledges("vm-1", 3).await;
+    assert!(is_awaited(&seen.borrow()), "and the identity is still missing");
+    *authority.keys.of.lock().unwrap() = None;
+    machine.advance(&agent, 60);
+    renewed(&mut seen, &first.svids[0].serial).await;
     agent.stop().await;
 }
 

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use rhizome_agent::holdings::{Identities, NotYet, View};
 use rhizome_agent::{Agent, Status, SystemEntropy};
 use rhizome_core::attributes::Attributes;
@@ -12,9 +13,10 @@ use rhizome_core::authority::RotationPolicy;
 use rhizome_core::clock::ManualClock;
 use rhizome_core::documents::{DocumentKey, Kind, Transaction};
 use rhizome_core::policy::{PolicyLimits, TtlLimits};
-use rhizome_core::ports::{Clock, Store};
+use rhizome_core::ports::{Clock, KeyInfo, KeyPurpose, KeyRing, KeyRingError, Store};
 use rhizome_core::state::{BundleRecord, Subscriber};
-use rhizome_id::{Timestamp, Ttl};
+use rhizome_id::{KeyId, Timestamp, Ttl};
+use rhizome_jwt::TokenToBeSigned;
 use rhizome_keys::MemoryKeyRing;
 use rhizome_proto::admin::v1 as admin;
 use rhizome_proto::admin::v1::authority_service_client::AuthorityServiceClient;
@@ -27,7 +29,7 @@ use rhizome_proto::ca::v1 as ca;
 use rhizome_server::{DoorLimits, Ports, Running, Settings};
 use rhizome_store::MemoryStore;
 use rhizome_tls::JoinString;
-use rhizome_x509::CaCertificate;
+use rhizome_x509::{CaCertificate, Signature, SigningAlgorithm, ToBeSigned};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -41,7 +43,7 @@ const NODE_TTL: Ttl = Ttl::hours(3);
 pub(crate) struct Authority {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) store: MemoryStore,
-    keys: Arc<MemoryKeyRing>,
+    pub(crate) keys: Arc<Jam>,
     scratch: TempDir,
     jwt_key_ttl: Ttl,
     listen: SocketAddr,
@@ -65,7 +67,7 @@ impl Authority {
         let mut authority = Self {
             clock: Arc::new(ManualClock::new(now)),
             store: MemoryStore::new(),
-            keys: Arc::new(MemoryKeyRing::new()),
+            keys: Arc::default(),
             scratch: TempDir::new().unwrap(),
             jwt_key_ttl,
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -79,7 +81,7 @@ impl Authority {
     pub(crate) async fn start_server(&mut self) {
         let ports = Ports {
             store: Arc::new(self.store.clone()),
-            keys: Arc::<MemoryKeyRing>::clone(&self.keys),
+            keys: Arc::<Jam>::clone(&self.keys),
             clock: Arc::<ManualClock>::clone(&self.clock),
             entropy: Arc::new(rhizome_server::SystemEntropy::default()),
         };
@@ -239,6 +241,51 @@ impl Authority {
     }
 }
 
+/// Keys in memory; the ring does not answer for certificates of one identity, while a test says so.
+#[derive(Default)]
+pub(crate) struct Jam {
+    keys: MemoryKeyRing,
+    /// A part of the identity.
+    pub(crate) of: Mutex<Option<String>>,
+}
+
+#[async_trait]
+impl KeyRing for Jam {
+    async fn generate(
+        &self,
+        id: &KeyId,
+        purpose: KeyPurpose,
+        algorithm: SigningAlgorithm,
+    ) -> Result<KeyInfo, KeyRingError> {
+        self.keys.generate(id, purpose, algorithm).await
+    }
+
+    async fn key(&self, id: &KeyId) -> Result<KeyInfo, KeyRingError> {
+        self.keys.key(id).await
+    }
+
+    async fn sign(&self, id: &KeyId, message: &ToBeSigned<'_>) -> Result<Signature, KeyRingError> {
+        if let Some(of) = &*self.of.lock().unwrap()
+            && message.as_bytes().windows(of.len()).any(|part| part == of.as_bytes())
+        {
+            return Err(KeyRingError::Unavailable { cause: "jammed".to_owned() });
+        }
+        self.keys.sign(id, message).await
+    }
+
+    async fn sign_token(&self, id: &KeyId, token: &TokenToBeSigned) -> Result<Signature, KeyRingError> {
+        self.keys.sign_token(id, token).await
+    }
+
+    async fn keys(&self) -> Result<Vec<KeyInfo>, KeyRingError> {
+        self.keys.keys().await
+    }
+
+    async fn destroy(&self, id: &KeyId) -> Result<(), KeyRingError> {
+        self.keys.destroy(id).await
+    }
+}
+
 /// A machine: a state directory with at most one agent at work in it.
 pub(crate) struct Machine {
     pub(crate) clock: Arc<ManualClock>,
@@ -300,13 +347,20 @@ pub(crate) async fn wait<T: Clone>(seen: &mut watch::Receiver<T>, wanted: impl F
     found.expect("it comes in time").unwrap().clone()
 }
 
+/// Waits for a view with an identity.
 pub(crate) async fn view(seen: &mut Seen) -> Arc<View> {
-    wait(seen, Result::is_ok).await.unwrap()
+    wait(seen, |seen| seen.as_ref().is_ok_and(|view| !view.svids.is_empty())).await.unwrap()
+}
+
+/// Whether a view has no identity: it is on its way, and the workload is not denied.
+pub(crate) fn is_awaited(seen: &Result<Arc<View>, NotYet>) -> bool {
+    seen.as_ref().is_ok_and(|view| view.svids.is_empty())
 }
 
 /// Waits for a view whose first certificate is another one.
 pub(crate) async fn renewed(seen: &mut Seen, before: &str) -> Arc<View> {
-    wait(seen, |seen| seen.as_ref().is_ok_and(|view| view.svids[0].serial != before)).await.unwrap()
+    let other = |view: &Arc<View>| view.svids.first().is_some_and(|svid| svid.serial != before);
+    wait(seen, |seen| seen.as_ref().is_ok_and(other)).await.unwrap()
 }
 
 pub(crate) async fn status(agent: &Agent, wanted: impl Fn(&Status) -> bool) -> Status {
