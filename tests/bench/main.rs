@@ -16,6 +16,7 @@ mod agent;
 mod figures;
 mod growth;
 mod load;
+mod postgres;
 mod process;
 mod raw;
 mod republish;
@@ -34,16 +35,18 @@ const USAGE: &str = "bench [--seconds N] [--quick] [--only PART[,PART…]]\n\
     --seconds N   how long each measurement of load runs (5)\n\
     --quick       small: leaves out growth and memory of the server, and shrinks the fleets\n\
     --only PARTS  ca: load, growth and memory of the server\n\
+    \x20             postgres: the same load over PostgreSQL as over the embedded store\n\
     \x20             start: agent from its start to the first identity\n\
     \x20             memory: of the agent; as root with 1,000 users\n\
     \x20             change: a rule, a revocation, a bundle, until in force at 1,000 agents\n\
     \x20             bundle: pushed to 10,000 agents\n\
     \x20             herd: 10,000 agents stay, then restart at once\n\
-    \x20             agent: all of these but ca";
+    \x20             agent: all of these from start to herd";
 
 /// The parts that `agent` stands for.
 const AGENT: [&str; 5] = ["start", "memory", "change", "bundle", "herd"];
 const CA: &str = "ca";
+const POSTGRES: &str = "postgres";
 
 /// What the command line says.
 struct Options {
@@ -70,7 +73,7 @@ fn main() {
 }
 
 fn options(words: Vec<String>) -> Option<Options> {
-    let every = || AGENT.into_iter().chain([CA]).map(str::to_owned).collect();
+    let every = || AGENT.into_iter().chain([CA, POSTGRES]).map(str::to_owned).collect();
     let mut options = Options { each: Duration::from_secs(5), quick: false, parts: every() };
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
@@ -101,6 +104,9 @@ async fn run(options: &Options) {
     let wanted = |part: &str| options.parts.contains(part);
     if wanted(CA) {
         ca(options).await;
+    }
+    if wanted(POSTGRES) {
+        postgres::beside_the_embedded_store(options.each).await;
     }
     if wanted("start") {
         agent::start(&sizes).await;

@@ -49,6 +49,19 @@ impl Server {
 
     /// Starts `program` on an empty store.
     pub(crate) fn launch(program: Program) -> Self {
+        Self::launch_with(program, "")
+    }
+
+    /// Starts the real program on an empty PostgreSQL database and joins one node.
+    pub(crate) fn over_postgres(database: &str) -> Self {
+        let mut server =
+            Self::launch_with(Program::Rhizome, &format!("store: {{ postgres: \"{database}\" }}\n"));
+        server.tls = Some(tls(&join(server.scratch.path())));
+        server
+    }
+
+    /// Starts `program` on an empty store, with these lines of configuration besides its own.
+    fn launch_with(program: Program, besides: &str) -> Self {
         let scratch = TempDir::new().expect("a scratch directory");
         let port =
             std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
@@ -59,7 +72,7 @@ impl Server {
                 "trust_domain: bench.test\nlisten: 127.0.0.1:{port}\ndata: {root}/data\n\
                  admin: {{ socket: {root}/admin.sock }}\nkeys: {{ sealing_key_file: {root}/sealing.key }}\n\
                  limits: {{ per_identity_per_second: 1000000, per_source_per_second: 100000 }}\n\
-                 log: {{ format: text, level: warn }}\n"
+                 log: {{ format: text, level: warn }}\n{besides}"
             ),
         )
         .expect("the configuration");
