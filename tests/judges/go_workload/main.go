@@ -1,6 +1,7 @@
 // Judge: go-spiffe as a client of the agent's Workload API.
 //
 // usage: go_workload SOCKET      prints a JSON object a line for everything that it sees, until it is killed
+//        go_workload fetch TRUST-DOMAIN URL ENDPOINT-ID BUNDLE-FILE      fetches a bundle by the endpoint's SVID
 package main
 
 import (
@@ -11,7 +12,10 @@ import (
 	"os"
 	"sync"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/federation"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
@@ -93,8 +97,34 @@ func (w *watcher) OnX509ContextWatchError(err error) {
 	w.stop()
 }
 
+// As a federation peer: the bundle file is what the endpoint is known by.
+func fetch(ctx context.Context, domain, url, endpoint, file string) {
+	trustDomain := spiffeid.RequireTrustDomainFromString(domain)
+	known, err := spiffebundle.Load(trustDomain, file)
+	if err != nil {
+		panic(err)
+	}
+	auth := federation.WithSPIFFEAuth(known.X509Bundle(), spiffeid.RequireFromString(endpoint))
+	bundle, err := federation.FetchBundle(ctx, trustDomain, url, auth)
+	if err != nil {
+		panic(err)
+	}
+	sequence, _ := bundle.SequenceNumber()
+	hint, _ := bundle.RefreshHint()
+	say("fetched", facts{
+		"sequence":        sequence,
+		"roots":           len(bundle.X509Authorities()),
+		"jwt_keys":        len(bundle.JWTAuthorities()),
+		"refresh_seconds": int(hint.Seconds()),
+	})
+}
+
 func main() {
 	ctx := context.Background()
+	if len(os.Args) == 6 && os.Args[1] == "fetch" {
+		fetch(ctx, os.Args[2], os.Args[3], os.Args[4], os.Args[5])
+		return
+	}
 	client, err := workloadapi.New(ctx, workloadapi.WithAddr("unix://"+os.Args[1]))
 	if err != nil {
 		panic(err)

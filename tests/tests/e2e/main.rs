@@ -23,6 +23,8 @@ mod envoy;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod federation;
+#[cfg(test)]
 mod flood;
 #[cfg(test)]
 mod interop;

@@ -96,6 +96,14 @@ impl Home {
         self
     }
 
+    /// For another trust domain.
+    pub(crate) fn of(self, domain: &str) -> Self {
+        let text = fs::read_to_string(self.config()).unwrap();
+        let own = format!("trust_domain: {domain}");
+        fs::write(self.config(), text.replace("trust_domain: example.test", &own)).unwrap();
+        self
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
