@@ -172,10 +172,13 @@ pub const ROTATION_RENEWALS_PER_SECOND: u32 = 500;
 /// How long the bundle takes from a cluster's object into a container: the kubelet's period of 60 s and its cache of as
 /// much again at worst.
 pub const PUBLISHER_ALLOWANCE_SECONDS: i64 = 120;
+/// Whoever was heard of within so many seconds, by whichever server, is within reach.
+pub const WITHIN_REACH_SECONDS: i64 = 90;
 /// An anchor is close to its end when less is left than this many times what a change of the root takes.
 pub const ANCHOR_ALARM_ROTATIONS: i64 = 3;
-/// Exemptions of one rotation; beyond that they are no exemptions.
-pub const EXEMPTIONS: usize = 1_000;
+/// Exemptions of one rotation; beyond that they are no exemptions. As many with the longest reasons still fit into the one
+/// document that a rotation is.
+pub const EXEMPTIONS: usize = 250;
 /// Bytes of a reason that a person gives for an exemption or an abort.
 pub const ROTATION_REASON_BYTES: usize = 1_024;
 /// Blockers that a refusal names; the status lists all of them.

@@ -19,6 +19,7 @@ use crate::limits::{EXEMPTIONS, ROTATION_REASON_BYTES};
 pub mod canary;
 pub mod evidence;
 pub mod gate;
+pub mod holdings;
 pub mod invariants;
 pub mod pacing;
 pub mod plan;
@@ -29,7 +30,9 @@ mod work;
 pub use canary::Canary;
 pub use evidence::{Published, World};
 pub use gate::{Blocker, Gate};
-pub use record::{Choices, Exemption, Heading, Mode, Outcome, Passage, Phase, Rotation, SelfTest};
+pub use record::{
+    Accepted, Choices, Exemption, Heading, Mode, Names, Outcome, Passage, Phase, Rotation, SelfTest,
+};
 pub use refusal::Refusal;
 pub use work::{Effect, Reason};
 
@@ -42,7 +45,7 @@ pub enum Input<'a> {
     Command {
         /// Whose: the stable text of a principal.
         by: &'a str,
-        /// The rotation and version they have seen; `None`: that there is none under way.
+        /// The rotation and version they have seen; `None`: that there is none under way, so they can only start one.
         seen: Option<(&'a RotationName, u64)>,
         /// What they want.
         order: Order,
@@ -101,7 +104,8 @@ pub fn step(current: Option<&Rotation>, input: Input<'_>, now: Timestamp) -> Res
         Input::Look(world) => Ok(current.map_or_else(Step::default, |rotation| look(rotation, world, now))),
         Input::Command { by, seen, order, world } => command(current, by, seen, order, world, now),
         Input::SelfTested { rotation: name, verdict } => {
-            let waits = |it: &&Rotation| it.name == *name && it.phase == Phase::Staged;
+            let asked = |it: &Rotation| matches!(it.phase, Phase::Staged | Phase::Distributing);
+            let waits = |it: &&Rotation| it.name == *name && asked(it) && it.heading == Heading::Forward;
             let current = current.filter(waits).filter(|it| it.self_test.as_ref() != Some(&verdict));
             Ok(Step::to(current.map(|it| it.changed(|next| next.self_test = Some(verdict)))))
         }
@@ -109,12 +113,8 @@ pub fn step(current: Option<&Rotation>, input: Input<'_>, now: Timestamp) -> Res
 }
 
 fn look(rotation: &Rotation, world: &World, now: Timestamp) -> Step {
-    if rotation.phase != Phase::Stable && world.facts.restored > rotation.restored {
-        // Nobody knows how far it had come: its bundle is published again, before anything else.
-        return Step::to(Some(rotation.changed(|next| {
-            next.restored = world.facts.restored;
-            next.published = None;
-        })));
+    if let Some(next) = rotation.overtaken(&world.facts, now) {
+        return Step::to(Some(next));
     }
     if let Some(effect) = work::due(rotation, &world.facts, now) {
         return Step { moved: None, effects: vec![effect] };
@@ -147,9 +147,11 @@ fn command(
         };
     }
     let rotation = underway.ok_or(Refusal::NoneUnderWay)?;
-    if seen.is_some_and(|(name, version)| *name != rotation.name || version != rotation.version) {
+    if seen != Some((&rotation.name, rotation.version)) {
         return Err(Refusal::Changed { rotation: rotation.name.clone(), version: rotation.version });
     }
+    let overtaken = rotation.overtaken(&world.facts, now);
+    let rotation = overtaken.as_ref().unwrap_or(rotation);
     match order {
         Order::Start { .. } => Ok(Step::default()),
         Order::Advance { accept } => advance(rotation, by, accept, world, now),
@@ -172,11 +174,14 @@ fn begin(
     let end = facts.roots.get(&old).map_or(now, |root| root.not_after);
     match mode {
         Mode::Planned | Mode::Compromised if end < now => return Err(Refusal::Expired { root: old, end }),
-        Mode::Expired if end >= now => return Err(Refusal::NotExpired { root: old, end }),
+        Mode::Expired if !evidence::gone(end, now) => return Err(Refusal::NotExpired { root: old, end }),
         Mode::Planned | Mode::Compromised | Mode::Expired => {}
     }
     if facts.roots.contains_key(&new) || facts.keys.contains(&new) {
         return Err(Refusal::NameTaken { root: new });
+    }
+    if mode != Mode::Expired && !choices.unbridged && !facts.keys.contains(&old) {
+        return Err(Refusal::NoBridge { root: old });
     }
     check(&choices)?;
     Ok(Rotation {
@@ -196,7 +201,9 @@ fn begin(
         published: None,
         self_test: None,
         exemptions: Vec::new(),
+        accepted: None,
         restored: facts.restored,
+        rewound: false,
         last: None,
     })
 }
@@ -239,7 +246,9 @@ fn advance(
     match gate.loss() {
         Some(loss) if !unready && rotation.mode == Mode::Compromised => {
             if accept == Some(loss.digest) {
-                Ok(Step::to(Some(rotation.giving_up(&loss, by).left(by, &gate, world, now))))
+                let accepted = Some(loss.accepted(rotation, by, now));
+                let giving_up = Rotation { accepted, ..rotation.clone() };
+                Ok(Step::to(Some(giving_up.left(by, &gate, world, now))))
             } else {
                 Err(Refusal::NeedsConsent { loss: Box::new(loss) })
             }
@@ -252,23 +261,7 @@ fn abort(rotation: &Rotation, by: &str, world: &World, now: Timestamp) -> Result
     if rotation.heading == Heading::Back {
         return Ok(Step::default());
     }
-    let old = world.facts.roots.get(&rotation.old);
-    let usable = old.is_some_and(|root| root.not_after >= now && !root.tainted);
-    let (phase, reversible) = match rotation.phase {
-        // Nothing was signed below the new root.
-        Phase::Stable | Phase::Staged => (Phase::Staged, true),
-        Phase::Distributing => (Phase::Staged, usable),
-        Phase::Canary | Phase::Active | Phase::Untrusting if rotation.mode == Mode::Compromised => {
-            return Err(Refusal::Tainted { root: rotation.old.clone() });
-        }
-        Phase::Canary | Phase::Active if rotation.restored.is_none() => (Phase::Distributing, usable),
-        // Some may trust the new root alone.
-        Phase::Canary | Phase::Active | Phase::Untrusting => (Phase::Active, usable),
-        Phase::Retired => (Phase::Retired, false),
-    };
-    if !reversible {
-        return Err(Refusal::Irreversible { phase: rotation.phase });
-    }
+    let phase = rotation.way_back(&world.facts, now)?;
     let gate = gate::of(rotation, world, now);
     let back = Rotation { heading: Heading::Back, ..rotation.clone() };
     Ok(Step::to(Some(back.entered(phase, Some(rotation.passage(by, &gate, world, now)), now))))
@@ -279,14 +272,15 @@ fn exempt(rotation: &Rotation, exemption: Exemption, world: &World, now: Timesta
     if rotation.exemptions.contains(&exemption) {
         return Ok(Step::default());
     }
-    if exemption.reason.trim().is_empty() || exemption.reason.len() > ROTATION_REASON_BYTES {
-        return bad("a reason of at most 1024 bytes is needed");
+    let reason = &exemption.reason;
+    if reason.trim().is_empty() || reason.len() > ROTATION_REASON_BYTES || reason.contains(char::is_control) {
+        return bad("a reason of at most 1024 bytes in one line is needed");
     }
     if exemption.expires_at <= now {
         return bad("it must expire later than now");
     }
     if rotation.exemptions.len() >= EXEMPTIONS {
-        return bad("there are 1000 already");
+        return bad("there are 250 already");
     }
     if !gate::knows(world, &exemption.subscriber) {
         return bad("nobody of that name depends on the roots");
@@ -309,16 +303,70 @@ impl Rotation {
         gate::of(self, world, now).progress
     }
 
-    /// The record once `by` has accepted that those named in `loss` break: nobody waits for them any more.
-    fn giving_up(&self, loss: &gate::Loss, by: &str) -> Self {
-        let given_up = loss.subscribers.iter().map(|subscriber| Exemption {
-            subscriber: subscriber.clone(),
-            reason: format!("its loss was accepted as {}", loss.digest),
-            approver: by.to_owned(),
-            expires_at: Timestamp::MAX,
-        });
-        let exemptions = self.exemptions.iter().cloned().chain(given_up).collect();
-        Self { exemptions, ..self.clone() }
+    /// The phase that an abort leads to, where it can be taken back.
+    fn way_back(&self, facts: &evidence::Facts, now: Timestamp) -> Result<Phase, Refusal> {
+        let signed = matches!(self.phase, Phase::Canary | Phase::Active | Phase::Untrusting);
+        if self.mode == Mode::Compromised && (signed || self.rewound) {
+            return Err(Refusal::Tainted { root: self.old.clone() });
+        }
+        let phase = match self.phase {
+            // Nothing was signed below the new root, and nobody trusts it alone.
+            Phase::Stable | Phase::Staged => return Ok(Phase::Staged),
+            Phase::Distributing if !self.rewound => Phase::Staged,
+            // The old root signs, and chains below it reach the new one too; whoever trusts that alone is asked.
+            Phase::Distributing => Phase::Distributing,
+            Phase::Canary | Phase::Active if !self.rewound => Phase::Distributing,
+            // Some may trust the new root alone.
+            Phase::Canary | Phase::Active | Phase::Untrusting => Phase::Active,
+            Phase::Retired => return Err(Refusal::Irreversible { phase: self.phase }),
+        };
+        let end = facts.roots.get(&self.old).filter(|it| !it.tainted).map(|it| it.not_after);
+        let Some(end) = end.filter(|end| *end >= now) else {
+            return Err(Refusal::Irreversible { phase: self.phase });
+        };
+        let Choices { longest_seconds, settle_seconds, .. } = self.choices;
+        if phase != Phase::Staged && end.since(now) <= longest_seconds.saturating_add(settle_seconds) {
+            return Err(Refusal::TooLate { root: self.old.clone(), end });
+        }
+        Ok(phase)
+    }
+
+    /// The record once it says what has come over it: the store was put back from a backup, or the old root has ended.
+    fn overtaken(&self, facts: &evidence::Facts, now: Timestamp) -> Option<Self> {
+        if self.phase == Phase::Stable {
+            return None;
+        }
+        if facts.restored > self.restored {
+            // Nobody knows how far it had come: its bundle is published again, before anything else. What was staged in
+            // secret when the backup was made may be all that somebody trusts now.
+            return Some(self.changed(|next| {
+                next.restored = facts.restored;
+                next.rewound = true;
+                next.published = None;
+                let staged = next.phase == Phase::Staged && next.heading == Heading::Forward;
+                if staged && facts.roots.contains_key(&next.new) {
+                    next.phase = Phase::Distributing;
+                    next.since = now;
+                }
+            }));
+        }
+        // Whoever waits for a root that is no more waits for ever, and there is no way back to it.
+        let needs_old = match (self.phase, self.heading) {
+            (Phase::Stable | Phase::Retired, _) | (Phase::Staged, Heading::Back) => false,
+            (Phase::Staged | Phase::Distributing | Phase::Canary | Phase::Active | Phase::Untrusting, _) => {
+                true
+            }
+        };
+        let ended = facts.roots.get(&self.old).is_none_or(|it| evidence::gone(it.not_after, now));
+        (needs_old && ended && self.mode != Mode::Expired).then(|| {
+            self.changed(|next| {
+                next.mode = Mode::Expired;
+                next.heading = Heading::Forward;
+                if next.trusted() != self.trusted() {
+                    next.published = None;
+                }
+            })
+        })
     }
 
     fn changed(&self, change: impl FnOnce(&mut Self)) -> Self {
@@ -372,12 +420,16 @@ impl Rotation {
             by: by.to_owned(),
             acknowledged: gate.acknowledged,
             count: gate.acknowledged_count,
-            exempted: gate.exempted.clone(),
+            exempted: Names::of(&gate.exempted),
+            accepted: self.accepted.clone().filter(|it| it.from == self.phase),
             probes: (count(world.probes.len()), count(failures)),
         }
     }
 }
 
+#[cfg(test)]
+#[path = "rotation_found_tests.rs"]
+mod found_tests;
 #[cfg(test)]
 #[path = "rotation_tests.rs"]
 mod tests;

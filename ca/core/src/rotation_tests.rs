@@ -14,28 +14,28 @@ use crate::limits::{PUBLISHER_ALLOWANCE_SECONDS, ROTATION_SKEW_SECONDS};
 
 const NOW: i64 = 2_000_000_000;
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     Timestamp::from_unix(NOW)
 }
 
-fn later(seconds: i64) -> Timestamp {
+pub(super) fn later(seconds: i64) -> Timestamp {
     now().plus(seconds)
 }
 
-fn id(text: &str) -> AuthorityId {
+pub(super) fn id(text: &str) -> AuthorityId {
     text.parse().unwrap()
 }
 
-fn root(active: bool) -> RootFact {
+pub(super) fn root(active: bool) -> RootFact {
     RootFact { not_after: later(1_000_000), active, tainted: false, cross: None }
 }
 
-fn ids(names: &[&str]) -> BTreeSet<AuthorityId> {
+pub(super) fn ids(names: &[&str]) -> BTreeSet<AuthorityId> {
     names.iter().map(|it| id(it)).collect()
 }
 
 /// A world with one root.
-fn before() -> World {
+pub(super) fn before() -> World {
     let bundle = BundleFact { sequence: 4, digest: Digest::ZERO, anchors: ids(&["old"]), refresh_hint: 300 };
     let issuer = IssuerFact {
         replica: "r1".into(),
@@ -56,7 +56,7 @@ fn before() -> World {
 }
 
 /// A world with both roots, bridged, and both in bundle 5.
-fn both() -> World {
+pub(super) fn both() -> World {
     let mut world = before();
     let cross = |by| Some(CrossFact { by: id(by), not_after: later(900_000), carried: false });
     world.facts.roots.insert(id("new"), RootFact { cross: cross("old"), ..root(false) });
@@ -67,25 +67,38 @@ fn both() -> World {
     world
 }
 
-fn start(mode: Mode, choices: Choices) -> Order {
+pub(super) fn start(mode: Mode, choices: Choices) -> Order {
     Order::Start { name: "rotation-1".parse().unwrap(), new: id("new"), mode, choices }
 }
 
-fn ordered(rotation: Option<&Rotation>, order: Order, world: &World) -> Result<Step, Refusal> {
-    step(rotation, Input::Command { by: "admin:alice", seen: None, order, world }, now())
+pub(super) fn ordered(rotation: Option<&Rotation>, order: Order, world: &World) -> Result<Step, Refusal> {
+    let seen = rotation.map(|it| (&it.name, it.version));
+    step(rotation, Input::Command { by: "admin:alice", seen, order, world }, now())
 }
 
-fn begun(mode: Mode) -> Rotation {
+pub(super) fn looked(rotation: &Rotation, world: &World) -> Step {
+    step(Some(rotation), Input::Look(world), now()).unwrap()
+}
+
+/// The loss that `advance` asks about.
+pub(super) fn asked(rotation: &Rotation, world: &World) -> gate::Loss {
+    match ordered(Some(rotation), Order::Advance { accept: None }, world) {
+        Err(Refusal::NeedsConsent { loss }) => *loss,
+        other => panic!("nobody was asked: {other:?}"),
+    }
+}
+
+pub(super) fn begun(mode: Mode) -> Rotation {
     let choices = Choices { settle_seconds: 0, ..Choices::default() };
     *ordered(None, start(mode, choices), &before()).unwrap().moved.unwrap()
 }
 
-fn in_phase(phase: Phase, mode: Mode) -> Rotation {
-    let published = Some(Published { sequence: 5, at: now().minus(10) });
+pub(super) fn in_phase(phase: Phase, mode: Mode) -> Rotation {
+    let published = Some(Published { sequence: 5, digest: Digest::ZERO, at: now().minus(10) });
     Rotation { phase, published, self_test: Some(SelfTest::Passed), ..begun(mode) }
 }
 
-fn subscriber(name: &str, kind: SubscriberKind) -> Subscriber {
+pub(super) fn subscriber(name: &str, kind: SubscriberKind) -> Subscriber {
     Subscriber {
         name: name.into(),
         kind,
@@ -100,11 +113,11 @@ fn subscriber(name: &str, kind: SubscriberKind) -> Subscriber {
     }
 }
 
-fn held(sequence: u64, age: i64) -> Option<Held> {
+pub(super) fn held(sequence: u64, age: i64) -> Option<Held> {
     Some(Held { sequence, digest: Some(Digest::ZERO), at: now().minus(age) })
 }
 
-fn gate_with(rotation: &Rotation, subscribers: Vec<Subscriber>) -> Gate {
+pub(super) fn gate_with(rotation: &Rotation, subscribers: Vec<Subscriber>) -> Gate {
     gate::of(rotation, &World { subscribers, ..both() }, now())
 }
 
@@ -161,6 +174,11 @@ fn commands_name_the_version_they_have_seen() {
         world: &world,
     };
     let aborted = step(Some(&rotation), fresh, now()).unwrap().moved.unwrap();
+    for order in [Order::Abort, Order::Advance { accept: None }] {
+        let blind = Input::Command { by: "admin:bob", seen: None, order, world: &world };
+        let refused = step(Some(&rotation), blind, now()).unwrap_err();
+        assert_eq!(refused.code(), "rotation_changed", "whoever saw none advances none");
+    }
     assert_eq!((aborted.phase, aborted.heading), (Phase::Staged, Heading::Back));
     assert_eq!(
         ordered(Some(&aborted), Order::Abort, &world).unwrap(),
@@ -203,10 +221,11 @@ fn each_kind_of_subscriber_has_its_own_evidence() {
     let behind = Subscriber { behind: vec!["agent:far/1".into()], ..subordinate };
     let gate = gate_with(&rotation, vec![behind.clone()]);
     assert!(gate.blockers[0].to_string().contains("behind: agent:far/1"), "{}", gate.blockers[0]);
-    assert!(blocks(with(SubscriberKind::Publisher, held(5, PUBLISHER_ALLOWANCE_SECONDS - 1))));
-    assert!(!blocks(with(SubscriberKind::Publisher, held(5, PUBLISHER_ALLOWANCE_SECONDS))));
+    let allowance = PUBLISHER_ALLOWANCE_SECONDS + ROTATION_SKEW_SECONDS;
+    assert!(blocks(with(SubscriberKind::Publisher, held(5, allowance - 1))));
+    assert!(!blocks(with(SubscriberKind::Publisher, held(5, allowance))));
     let patience = 3 * 300 + ROTATION_SKEW_SECONDS;
-    let published = |age| Some(Published { sequence: 5, at: now().minus(age) });
+    let published = |age| Some(Published { sequence: 5, digest: Digest::ZERO, at: now().minus(age) });
     let federated = |age| {
         let rotation = Rotation { published: published(age), ..rotation.clone() };
         let it = Subscriber { until: None, ..with(SubscriberKind::Federated, None) };
@@ -239,11 +258,14 @@ fn whoever_is_unknown_or_offline_blocks_until_it_acknowledges_expires_or_is_exem
     let exempted = ordered(Some(&rotation), Order::Exempt(exemption.clone()), &world).unwrap().moved.unwrap();
     let gate = gate::of(&exempted, &world, now());
     assert!(gate.is_open() && gate.exempted == ["node:a"]);
+    let left = looked(&exempted, &world).moved.unwrap().last.unwrap();
+    assert_eq!((left.exempted.count, left.exempted.first.as_slice()), (1, ["node:a".to_owned()].as_slice()));
     assert!(!gate::of(&exempted, &world, later(61)).is_open(), "an exemption ends");
     let again = ordered(Some(&exempted), Order::Exempt(exemption.clone()), &world).unwrap();
     assert_eq!(again, Step::default(), "twice changes nothing");
     for bad in [
         Exemption { reason: " ".into(), ..exemption.clone() },
+        Exemption { reason: "two\nlines".into(), ..exemption.clone() },
         Exemption { expires_at: now(), ..exemption.clone() },
         Exemption { subscriber: "node:b".into(), ..exemption },
     ] {
@@ -308,12 +330,16 @@ fn a_compromised_root_goes_at_the_price_of_those_that_were_named() {
     let away = Subscriber { connected: false, presents, ..subscriber("node:away", SubscriberKind::Agent) };
     world.subscribers = vec![away];
     let advance = |accept| ordered(Some(&rotation), Order::Advance { accept }, &world);
-    let Err(Refusal::NeedsConsent { loss }) = advance(None) else { panic!("nobody was asked") };
+    let loss = asked(&rotation, &world);
     assert_eq!((loss.workloads, loss.subscribers.as_slice()), (2, ["node:away".to_owned()].as_slice()));
     assert!(advance(Some(Digest::ZERO)).is_err(), "another loss than the one named");
     let moved = advance(Some(loss.digest)).unwrap().moved.unwrap();
     assert_eq!(moved.phase, Phase::Untrusting);
-    assert!(moved.exempts("node:away", later(1_000_000)));
+    let accepted = moved.accepted.clone().unwrap();
+    assert_eq!((accepted.digest, accepted.count, accepted.workloads), (loss.digest, 1, 2));
+    assert_eq!(moved.last.clone().unwrap().accepted, Some(accepted));
+    let untrusting = Rotation { published: rotation.published, ..(*moved).clone() };
+    assert!(gate::of(&untrusting, &world, now()).is_open(), "whoever is away is not waited for");
     assert_eq!(ordered(Some(&moved), Order::Abort, &world).unwrap_err().code(), "rotation_tainted");
     assert_eq!(ordered(Some(&rotation), Order::Abort, &world).unwrap_err().code(), "rotation_tainted");
 }
@@ -321,7 +347,11 @@ fn a_compromised_root_goes_at_the_price_of_those_that_were_named() {
 #[test]
 fn an_expired_root_is_left_behind_without_waiting_for_anybody() {
     let mut world = before();
-    world.facts.roots.get_mut(&id("old")).unwrap().not_after = now().minus(10);
+    let clocks = ROTATION_SKEW_SECONDS;
+    world.facts.roots.get_mut(&id("old")).unwrap().not_after = now().minus(clocks);
+    let refused = ordered(None, start(Mode::Expired, Choices::default()), &world).unwrap_err();
+    assert_eq!(refused.code(), "rotation_root_not_expired", "for somebody's clock it is still valid");
+    world.facts.roots.get_mut(&id("old")).unwrap().not_after = now().minus(clocks + 1);
     let rotation = *ordered(None, start(Mode::Expired, Choices::default()), &world).unwrap().moved.unwrap();
     world.facts.roots.insert(id("new"), root(false));
     world.facts.keys.insert(id("new"));
@@ -338,44 +368,6 @@ fn an_expired_root_is_left_behind_without_waiting_for_anybody() {
         ordered(Some(&distributing), Order::Abort, &world).unwrap_err().code(),
         "rotation_irreversible"
     );
-}
-
-/// Found by the simulation: whoever joined after the backup was made holds up no gate, because nobody knows of it.
-#[test]
-fn after_a_restore_every_gate_waits_for_those_whom_the_ledger_has_forgotten() {
-    let longest = 7_200;
-    for phase in [Phase::Distributing, Phase::Canary, Phase::Active, Phase::Untrusting] {
-        let rotation = in_phase(phase, Mode::Planned);
-        let choices = Choices { longest_seconds: longest, ..rotation.choices.clone() };
-        let mut world = both();
-        world.facts.restored = Some(now());
-        let rotation = Rotation { choices, ..rotation };
-        let restored = step(Some(&rotation), Input::Look(&world), now()).unwrap().moved.unwrap();
-        assert_eq!(
-            (restored.restored, restored.published),
-            (Some(now()), None),
-            "its bundle is published again"
-        );
-        let waits = |at| {
-            let forgotten =
-                |it: &Wait| matches!(it, Wait::Until { what, .. } if what.contains("does not know"));
-            gate::of(&restored, &world, at).waits.iter().any(forgotten)
-        };
-        assert!(
-            waits(later(longest + 2 * ROTATION_SKEW_SECONDS - 1))
-                && !waits(later(longest + 2 * ROTATION_SKEW_SECONDS))
-        );
-    }
-}
-
-/// Found by the simulation: a rotation begun soon after a restore forgot about it.
-#[test]
-fn a_rotation_begun_after_a_restore_remembers_it() {
-    let mut world = before();
-    world.facts.restored = Some(now().minus(60));
-    let begun = ordered(None, start(Mode::Planned, Choices::default()), &world).unwrap().moved.unwrap();
-    assert_eq!(begun.restored, world.facts.restored);
-    assert_eq!(step(Some(&begun), Input::Look(&world), now()).unwrap().moved, None, "it knows already");
 }
 
 #[test]

@@ -30,7 +30,9 @@ pub struct World {
 pub struct Facts {
     /// Every root on record.
     pub roots: BTreeMap<AuthorityId, RootFact>,
-    /// Root keys in the ring; a key has the name of its authority.
+    /// Root keys that this server can sign with, by the name of their authority: those in its ring and, for a root on
+    /// record, with that record's public key. Two rings may hold a key of one name each; the recorded one alone is the
+    /// root's.
     pub keys: BTreeSet<AuthorityId>,
     /// The published bundle.
     pub bundle: BundleFact,
@@ -108,7 +110,7 @@ pub enum SubscriberKind {
     Agent,
     /// A Rhizome below this one: reports for everything below it.
     Subordinate,
-    /// A client without a stream: what went out with its newest certificate.
+    /// A client without a stream: what went out with its certificates ([`super::holdings::lowest`]).
     OneShot,
     /// Whoever writes the bundle into a cluster's objects.
     Publisher,
@@ -151,15 +153,16 @@ pub struct Subscriber {
     pub kind: SubscriberKind,
     /// Where it is; empty for what is in no cluster.
     pub cluster: String,
-    /// The bundle it has in force, or was last given. A subordinate: the lowest of its subtree.
+    /// The bundle it has in force, or the lowest that it may have. A subordinate: the lowest of its subtree.
     pub holds: Option<Held>,
-    /// What it presents, by root. A subordinate: its whole subtree.
+    /// What it presents, by root ([`super::holdings::presented`]). A subordinate: its whole subtree.
     pub presents: Vec<Presented>,
     /// The last second of the last certificate issued to it; `None`: it matters for ever.
     pub until: Option<Timestamp>,
-    /// When it was last heard of.
+    /// When it was last heard of, by whichever server.
     pub last_contact: Option<Timestamp>,
-    /// Whether it has a stream now.
+    /// Whether it is within reach: some server, not only this one, heard of it within
+    /// [`crate::limits::WITHIN_REACH_SECONDS`].
     pub connected: bool,
     /// Who below it lags behind, by name; for a subordinate.
     pub behind: Vec<String>,
@@ -224,6 +227,8 @@ impl fmt::Display for Direction {
 pub struct Published {
     /// Its sequence.
     pub sequence: u64,
+    /// Its digest.
+    pub digest: Digest,
     /// When it was published.
     pub at: Timestamp,
 }
@@ -248,11 +253,21 @@ impl Subscriber {
         let Some(held) = &self.holds else { return self.kind == SubscriberKind::Federated && hints_passed() };
         // A sequence beyond the published one is from a time that this store does not remember.
         let enough = (wanted.sequence..=bundle.sequence).contains(&held.sequence);
-        let same = held.sequence != bundle.sequence || held.digest.is_none_or(|it| it == bundle.digest);
+        // Nor is what is called like one of ours, but is another, ours. Of those in between the digest is not known any
+        // more; whoever said one takes the newest soon.
+        let ours = |it: Digest| {
+            (held.sequence == wanted.sequence && it == wanted.digest)
+                || (held.sequence == bundle.sequence && it == bundle.digest)
+        };
+        let same = held.digest.is_none_or(ours);
         match self.kind {
             SubscriberKind::Agent | SubscriberKind::OneShot | SubscriberKind::Replica => enough && same,
             SubscriberKind::Subordinate => enough && same && self.behind.is_empty(),
-            SubscriberKind::Publisher => enough && same && now.since(held.at) >= PUBLISHER_ALLOWANCE_SECONDS,
+            // Which server wrote down when it was said, and by which clock, is not known.
+            SubscriberKind::Publisher => {
+                let allowance = PUBLISHER_ALLOWANCE_SECONDS.saturating_add(ROTATION_SKEW_SECONDS);
+                enough && same && now.since(held.at) >= allowance
+            }
             SubscriberKind::Federated => (enough && same) || hints_passed(),
         }
     }
@@ -274,9 +289,9 @@ impl Facts {
         self.roots.iter().find(|(_, root)| root.active).map(|(id, _)| id)
     }
 
-    /// Whether a chain below `root` also reaches `other` at `now`, by a cross-certificate that is carried.
-    pub fn reaches(&self, root: &AuthorityId, other: &AuthorityId, now: Timestamp) -> bool {
+    /// Whether chains below `root` can also reach `other` at `now`: there is a cross-certificate, carried already or not.
+    pub fn is_bridged(&self, root: &AuthorityId, other: &AuthorityId, now: Timestamp) -> bool {
         let cross = self.roots.get(root).and_then(|it| it.cross.as_ref());
-        cross.is_some_and(|it| it.by == *other && it.carried && it.not_after >= now)
+        cross.is_some_and(|it| it.by == *other && it.not_after >= now)
     }
 }

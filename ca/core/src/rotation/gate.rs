@@ -12,10 +12,11 @@ use std::fmt;
 use rhizome_id::{AuthorityId, Digest, Timestamp};
 use ring::digest::{Context, SHA256};
 
-use crate::limits::ROTATION_SKEW_SECONDS;
+use crate::limits::{BLOCKERS_NAMED, ROTATION_SKEW_SECONDS};
 
 use super::evidence::{Direction, Held, Subscriber, SubscriberKind, World, gone};
-use super::{Heading, Mode, Phase, Rotation, SelfTest};
+use super::record::{Accepted, Names};
+use super::{Heading, Mode, Phase, Rotation, SelfTest, work};
 
 /// A cluster and a kind: what a progress bar stands for.
 pub type Place = (String, SubscriberKind);
@@ -101,6 +102,13 @@ pub enum Wait {
         /// Why not, when it failed.
         failure: Option<String>,
     },
+    /// The cross-certificate is missing; a server that has the key of `by` makes it.
+    Bridge {
+        /// Of whose key.
+        root: AuthorityId,
+        /// Who signs it.
+        by: AuthorityId,
+    },
     /// A time must pass.
     Until {
         /// Until then.
@@ -146,7 +154,7 @@ pub fn of(rotation: &Rotation, world: &World, now: Timestamp) -> Gate {
         if let (Some(_), Some(held)) = (holds, &subscriber.holds) {
             acknowledged.insert(&subscriber.name, held);
         }
-        gate.count(rotation, subscriber, missing, now);
+        gate.count(rotation, subscriber, missing, world, now);
     }
     if let Some(root) = demands.nothing_reaches_only {
         gate.settle(rotation, root, world, now);
@@ -155,6 +163,7 @@ pub fn of(rotation: &Rotation, world: &World, now: Timestamp) -> Gate {
         gate.wait_for_the_forgotten(rotation, now);
     }
     gate.wait(rotation, world, now);
+    gate.wait_for_what_is_issued_meanwhile(rotation, world, now);
     gate.acknowledged_count = u32::try_from(acknowledged.len()).unwrap_or(u32::MAX);
     gate.acknowledged = digest_of(acknowledged.iter().map(|(name, held)| {
         let digest = held.digest.map(|it| it.to_string()).unwrap_or_default();
@@ -193,7 +202,8 @@ impl<'r> Demands<'r> {
             (Phase::Distributing | Phase::Canary | Phase::Untrusting, Heading::Forward) => (true, None),
             (Phase::Active, Heading::Forward) => (true, Some(&rotation.old)),
             (Phase::Untrusting | Phase::Active, Heading::Back) => (true, None),
-            (Phase::Canary | Phase::Distributing, Heading::Back) => (false, Some(&rotation.new)),
+            // Whoever was not asked before the old root signed again is asked now.
+            (Phase::Canary | Phase::Distributing, Heading::Back) => (rotation.rewound, Some(&rotation.new)),
         };
         Self { acknowledged, nothing_reaches_only: gone }
     }
@@ -214,10 +224,9 @@ fn missing(
             behind: subscriber.behind.clone(),
         });
     }
+    // On the way back, too, nothing is waived for the bridge that it carries: its revocations end with its root.
     let root = demands.nothing_reaches_only?;
-    // On the way back a chain below the new root reaches the old one too, when it carries the bridge.
-    let bridged = *root == rotation.new && world.facts.reaches(root, &rotation.old, now);
-    let presented = subscriber.presents_under(root, now).filter(|_| !bridged)?;
+    let presented = subscriber.presents_under(root, now)?;
     Some(Why::Presents { count: presented.count, root: root.clone() })
 }
 
@@ -286,7 +295,7 @@ impl Gate {
                 "every live subscriber must acknowledge both roots again"
             }
             (Phase::Canary | Phase::Distributing, Heading::Back) => {
-                "no certificate that reaches only the new root may be left"
+                "no certificate below the new root may be left"
             }
             (Phase::Staged, Heading::Back) => "the new root must be gone",
         }
@@ -296,13 +305,22 @@ impl Gate {
     pub fn next_look(&self, now: Timestamp) -> Option<Timestamp> {
         let waits = self.waits.iter().filter_map(|wait| match wait {
             Wait::Until { at, .. } => Some(*at),
-            Wait::SelfTest { .. } | Wait::Probe { .. } | Wait::ProbeFailed { .. } => None,
+            Wait::SelfTest { .. } | Wait::Bridge { .. } | Wait::Probe { .. } | Wait::ProbeFailed { .. } => {
+                None
+            }
         });
         let ends = self.blockers.iter().filter_map(|it| it.until.map(|until| until.plus(1)));
         waits.chain(ends).filter(|at| *at > now).min()
     }
 
-    fn count(&mut self, rotation: &Rotation, subscriber: &Subscriber, why: Option<Why>, now: Timestamp) {
+    fn count(
+        &mut self,
+        rotation: &Rotation,
+        subscriber: &Subscriber,
+        why: Option<Why>,
+        world: &World,
+        now: Timestamp,
+    ) {
         let place = (subscriber.cluster.clone(), subscriber.kind);
         let progress = self.progress.entry(place).or_default();
         progress.total = progress.total.saturating_add(1);
@@ -319,8 +337,14 @@ impl Gate {
         }
         if rotation.mode == Mode::Compromised {
             // What can be had without them is not waited for; who breaks by it is asked about. With the bridge, nobody
-            // breaks before the old root leaves the bundle.
-            if rotation.phase == Phase::Active {
+            // breaks before the old root leaves the bundle; without it, whoever lacks the new root does once that signs.
+            let bridged = || world.facts.is_bridged(&rotation.new, &rotation.old, now);
+            let breaks = match rotation.phase {
+                Phase::Distributing | Phase::Canary => !bridged(),
+                Phase::Active => true,
+                Phase::Stable | Phase::Staged | Phase::Untrusting | Phase::Retired => false,
+            };
+            if breaks {
                 self.losses.insert(subscriber.name.clone(), subscriber.workloads.max(1));
             }
             if !subscriber.connected {
@@ -380,24 +404,43 @@ impl Gate {
         if rotation.heading == Heading::Back {
             return;
         }
-        match (rotation.phase, &rotation.self_test) {
-            (Phase::Staged, None) => self.waits.push(Wait::SelfTest { failure: None }),
-            (Phase::Staged, Some(SelfTest::Failed { cause })) => {
-                self.waits.push(Wait::SelfTest { failure: Some(cause.clone()) });
-            }
-            (Phase::Canary, _) => self.wait_for_probes(rotation, world, now),
-            (Phase::Untrusting, _) if rotation.mode == Mode::Planned => {
+        match rotation.phase {
+            // After a restore nothing may be staged in secret any more: then it is tested while both are distributed.
+            Phase::Staged | Phase::Distributing => self.wait_for_what_is_staged(rotation, world, now),
+            Phase::Canary => self.wait_for_probes(rotation, world, now),
+            Phase::Untrusting if rotation.mode == Mode::Planned => {
                 self.wait_until(rotation.since.plus(rotation.choices.soak_seconds), "the soak time", now);
             }
-            (
-                Phase::Stable
-                | Phase::Staged
-                | Phase::Distributing
-                | Phase::Active
-                | Phase::Untrusting
-                | Phase::Retired,
-                _,
-            ) => {}
+            Phase::Stable | Phase::Active | Phase::Untrusting | Phase::Retired => {}
+        }
+    }
+
+    fn wait_for_what_is_staged(&mut self, rotation: &Rotation, world: &World, now: Timestamp) {
+        let missing = work::missing_bridges(rotation, &world.facts, now);
+        for (root, by) in missing.filter(|_| !rotation.choices.unbridged) {
+            self.waits.push(Wait::Bridge { root: root.clone(), by: by.clone() });
+        }
+        match &rotation.self_test {
+            None => self.waits.push(Wait::SelfTest { failure: None }),
+            Some(SelfTest::Failed { cause }) => {
+                self.waits.push(Wait::SelfTest { failure: Some(cause.clone()) });
+            }
+            Some(SelfTest::Passed) => {}
+        }
+    }
+
+    /// Without a bridge whoever joins with the bundle of a server that has not seen the newest breaks once the other root
+    /// signs: such an issuance must have ended, and its holder be known, before the gate says who has acknowledged.
+    fn wait_for_what_is_issued_meanwhile(&mut self, rotation: &Rotation, world: &World, now: Timestamp) {
+        let (root, other) = match (rotation.phase, rotation.heading) {
+            (Phase::Distributing, Heading::Forward) => (&rotation.new, &rotation.old),
+            (Phase::Active, Heading::Back) => (&rotation.old, &rotation.new),
+            _ => return,
+        };
+        let Some(published) = rotation.published.filter(|_| rotation.mode != Mode::Expired) else { return };
+        if !world.facts.is_bridged(root, other, now) {
+            let settled = published.at.plus(rotation.choices.settle_seconds);
+            self.wait_until(settled, "issuances under way with the bundle before", now);
         }
     }
 
@@ -433,6 +476,26 @@ fn digest_of(lines: impl Iterator<Item = String>) -> Digest {
     digest.as_ref().try_into().map_or(Digest::ZERO, Digest::from_bytes)
 }
 
+impl Names {
+    /// What is kept of `names`.
+    pub(super) fn of(names: &[String]) -> Self {
+        Self {
+            count: u32::try_from(names.len()).unwrap_or(u32::MAX),
+            digest: digest_of(names.iter().cloned()),
+            first: names.iter().take(BLOCKERS_NAMED).cloned().collect(),
+        }
+    }
+}
+
+impl Loss {
+    /// What is kept of it once `by` has accepted it in `rotation`.
+    pub(super) fn accepted(&self, rotation: &Rotation, by: &str, now: Timestamp) -> Accepted {
+        let Names { count, first, .. } = Names::of(&self.subscribers);
+        let (digest, workloads) = (self.digest, self.workloads);
+        Accepted { digest, count, workloads, first, from: rotation.phase, at: now, by: by.to_owned() }
+    }
+}
+
 impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name)?;
@@ -466,6 +529,9 @@ impl fmt::Display for Wait {
         match self {
             Self::SelfTest { failure: None } => f.write_str("the self-test of the new root"),
             Self::SelfTest { failure: Some(cause) } => write!(f, "the self-test failed: {cause}"),
+            Self::Bridge { root, by } => {
+                write!(f, "the certificate of {root} by {by}, which a server that has the key of {by} makes")
+            }
             Self::Until { at, what } => write!(f, "{what}, until {at}"),
             Self::Probe { direction } => write!(f, "a first probe: {direction}"),
             Self::ProbeFailed { direction, at, cause } => {

@@ -27,6 +27,8 @@ pub struct Plan {
     pub renewals_per_second: u32,
     /// Seconds that it takes at least.
     pub seconds: i64,
+    /// Whether this server can make the cross-certificates, so that nobody breaks who has only one of the roots.
+    pub bridge: bool,
     /// When the last of those who are away stops mattering; `None`: somebody never does, or nobody is away.
     pub latest: Option<Timestamp>,
 }
@@ -79,6 +81,8 @@ pub fn plan(world: &World, mode: Mode, choices: &Choices, now: Timestamp) -> Pla
         renewals,
         renewals_per_second: u32::try_from(per_second).unwrap_or(u32::MAX),
         seconds,
+        bridge: mode != Mode::Expired
+            && world.facts.active_root().is_some_and(|old| world.facts.keys.contains(old)),
         latest: ends.and_then(|ends| ends.into_iter().max()),
         absent,
     }

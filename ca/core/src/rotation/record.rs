@@ -1,7 +1,8 @@
 //! What is stored of a rotation, and what its phase demands of the world.
 //!
 //! Laws: unknown fields are ignored (schema N and N−1). Which roots are trusted and which one signs depends on the phase
-//! alone, and on the outcome once it has ended. Not here: how it changes (the parent).
+//! alone, and on the outcome once it has ended. The record stays small however many subscribers there are: of lists that
+//! grow with them it keeps a number, a digest and the first few names. Not here: how it changes (the parent).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -119,6 +120,9 @@ pub struct Choices {
     pub window_seconds: i64,
     /// Renewals a second at most.
     pub renewals_per_second: u32,
+    /// Whether to go without cross-certificates where no server has the old root's key: then the gates alone keep every
+    /// pair.
+    pub unbridged: bool,
 }
 
 impl Default for Choices {
@@ -132,6 +136,7 @@ impl Default for Choices {
             longest_seconds: NODE_MAX_TTL.seconds(),
             window_seconds: ROTATION_WINDOW_SECONDS,
             renewals_per_second: ROTATION_RENEWALS_PER_SECOND,
+            unbridged: false,
         }
     }
 }
@@ -147,6 +152,36 @@ pub struct Exemption {
     pub approver: String,
     /// Until when it holds (inclusive).
     pub expires_at: Timestamp,
+}
+
+/// A list of subscribers that may be too long to be stored.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Names {
+    /// How many.
+    pub count: u32,
+    /// SHA-256 over all of them, in order, a line each.
+    pub digest: Digest,
+    /// The first of them.
+    pub first: Vec<String>,
+}
+
+/// A loss that an administrator accepted: those break, and nobody waits for them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Which: the digest of [`super::gate::Loss`], as it was named.
+    pub digest: Digest,
+    /// How many subscribers.
+    pub count: u32,
+    /// How many certificates they present.
+    pub workloads: u32,
+    /// The first of them, in order of names.
+    pub first: Vec<String>,
+    /// The phase that was left with it.
+    pub from: Phase,
+    /// When.
+    pub at: Timestamp,
+    /// By whom.
+    pub by: String,
 }
 
 /// What the self-test of a new root found.
@@ -176,7 +211,9 @@ pub struct Passage {
     /// How many they were.
     pub count: u32,
     /// Who was exempted and would have held it up.
-    pub exempted: Vec<String>,
+    pub exempted: Names,
+    /// The loss with which it was left, if it was with one.
+    pub accepted: Option<Accepted>,
     /// What probes had found: how many, and failures.
     pub probes: (u32, u32),
 }
@@ -216,9 +253,13 @@ pub struct Rotation {
     pub self_test: Option<SelfTest>,
     /// Who does not hold up gates.
     pub exemptions: Vec<Exemption>,
-    /// When the store was last put back from a backup, also before it began: then nobody knows how far it had come, old
-    /// chains carry their cross-certificate too, and the ledger may not know every certificate.
+    /// The last loss that was accepted.
+    pub accepted: Option<Accepted>,
+    /// When the store was last put back from a backup, also before it began: then the ledger may not know every certificate.
     pub restored: Option<Timestamp>,
+    /// Whether the store was put back while it was under way: then nobody knows how far it had come, and old chains carry
+    /// their cross-certificate too.
+    pub rewound: bool,
     /// How the last phase was left.
     pub last: Option<Passage>,
 }
@@ -257,8 +298,8 @@ impl Rotation {
 
     /// The record once the first bundle of this phase is published, to be stored in the same transaction as the bundle.
     #[must_use]
-    pub fn with_published(&self, sequence: u64, now: Timestamp) -> Self {
-        self.changed(|next| next.published = Some(Published { sequence, at: now }))
+    pub fn with_published(&self, sequence: u64, digest: Digest, now: Timestamp) -> Self {
+        self.changed(|next| next.published = Some(Published { sequence, digest, at: now }))
     }
 
     /// Whether `subscriber` holds up no gate at `now`.

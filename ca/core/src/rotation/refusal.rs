@@ -6,7 +6,7 @@ use rhizome_id::{AuthorityId, RotationName, Timestamp};
 
 use super::Phase;
 use super::gate::{Gate, Loss};
-use crate::limits::BLOCKERS_NAMED;
+use crate::limits::{BLOCKERS_NAMED, ROTATION_SKEW_SECONDS};
 
 /// Why a command was refused; nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,12 +50,24 @@ pub enum Refusal {
         end: Timestamp,
     },
     /// The old root has not expired.
-    #[error("root {root} is valid until {end}; the mode for expired roots is not for it")]
+    #[error(
+        "root {root} is valid until {end}, and for slow clocks {ROTATION_SKEW_SECONDS} s longer; the mode for expired roots is \
+         not for it"
+    )]
     NotExpired {
         /// Which.
         root: AuthorityId,
         /// Its last second.
         end: Timestamp,
+    },
+    /// The key that must certify the new root is not here.
+    #[error(
+        "this server has not the key of {root} and cannot cross-certify the new root with it; start at one that has it, or \
+         choose to go without"
+    )]
+    NoBridge {
+        /// Whose key.
+        root: AuthorityId,
     },
     /// A choice makes no sense.
     #[error("{what}")]
@@ -93,8 +105,16 @@ pub enum Refusal {
         /// Where it stands.
         phase: Phase,
     },
+    /// The old root ends before everybody can be back.
+    #[error("root {root} ends at {end}, too soon for everybody to come back to it")]
+    TooLate {
+        /// Which.
+        root: AuthorityId,
+        /// Its last second.
+        end: Timestamp,
+    },
     /// The old root was given up for good.
-    #[error("root {root} is in wrong hands and signs no more: there is no way back to it")]
+    #[error("root {root} is in wrong hands and may have been given up: there is no way back to it")]
     Tainted {
         /// Which.
         root: AuthorityId,
@@ -112,11 +132,13 @@ impl Refusal {
             Self::NameTaken { .. } => "rotation_name_taken",
             Self::Expired { .. } => "rotation_root_expired",
             Self::NotExpired { .. } => "rotation_root_not_expired",
+            Self::NoBridge { .. } => "rotation_no_bridge",
             Self::BadChoice { .. } => "rotation_bad_choice",
             Self::BadExemption { .. } => "rotation_bad_exemption",
             Self::Blocked { .. } => "rotation_blocked",
             Self::NeedsConsent { .. } => "rotation_needs_consent",
             Self::Irreversible { .. } => "rotation_irreversible",
+            Self::TooLate { .. } => "rotation_too_late",
             Self::Tainted { .. } => "rotation_tainted",
         }
     }

@@ -170,9 +170,11 @@ pub(super) fn due(rotation: &Rotation, facts: &Facts, now: Timestamp) -> Option<
         (Phase::Retired, _) => publish(rotation, facts)
             .or_else(|| sign(rotation, facts, now))
             .or_else(|| bury(&rotation.old, &rotation.new, facts, Reason::Retiring)),
-        (Phase::Distributing | Phase::Canary | Phase::Active | Phase::Untrusting, _) => {
-            publish(rotation, facts).or_else(|| sign(rotation, facts, now))
-        }
+        (Phase::Distributing | Phase::Canary | Phase::Active, _) => publish(rotation, facts)
+            .or_else(|| bridge(rotation, facts, now))
+            .or_else(|| test(rotation))
+            .or_else(|| sign(rotation, facts, now)),
+        (Phase::Untrusting, _) => publish(rotation, facts).or_else(|| sign(rotation, facts, now)),
     }
 }
 
@@ -198,36 +200,42 @@ fn sweep(rotation: &Rotation, facts: &Facts) -> Option<Effect> {
 }
 
 fn stage(rotation: &Rotation, facts: &Facts, now: Timestamp) -> Option<Effect> {
-    let Rotation { old, new, .. } = rotation;
+    let Rotation { new, .. } = rotation;
     let reason = Reason::Staging;
-    let Some(root) = facts.roots.get(new) else {
+    if !facts.roots.contains_key(new) {
         return Some(if facts.keys.contains(new) {
             Effect::SelfSign { root: new.clone(), reason }
         } else {
             Effect::MakeKey { root: new.clone(), reason }
         });
-    };
-    // Before the old root expires: afterwards it is impossible. A root whose key lies elsewhere cannot sign here.
-    let can_sign = |id: &AuthorityId| {
-        facts.keys.contains(id) && facts.roots.get(id).is_some_and(|it| it.not_after >= now && !it.tainted)
-    };
-    if rotation.mode != Mode::Expired && can_sign(old) && can_sign(new) {
-        if root.cross.is_none() {
-            return Some(Effect::CrossCertify {
-                root: new.clone(),
-                by: old.clone(),
-                reason: Reason::Bridging,
-            });
-        }
-        if facts.roots.get(old).is_some_and(|it| it.cross.is_none()) {
-            return Some(Effect::CrossCertify {
-                root: old.clone(),
-                by: new.clone(),
-                reason: Reason::Bridging,
-            });
-        }
     }
-    rotation.self_test.is_none().then(|| Effect::SelfTest { root: new.clone(), reason })
+    bridge(rotation, facts, now).or_else(|| test(rotation))
+}
+
+/// The cross-certificates that are still to be made, and by whom, before the old root expires: afterwards it is impossible.
+pub(super) fn missing_bridges<'r>(
+    rotation: &'r Rotation,
+    facts: &'r Facts,
+    now: Timestamp,
+) -> impl Iterator<Item = (&'r AuthorityId, &'r AuthorityId)> {
+    let Rotation { old, new, .. } = rotation;
+    let lives = |id: &AuthorityId| facts.roots.get(id).is_some_and(|it| it.not_after >= now && !it.tainted);
+    let possible = rotation.mode != Mode::Expired && lives(old) && lives(new);
+    let bare = |id: &AuthorityId| facts.roots.get(id).is_some_and(|it| it.cross.is_none());
+    [(new, old), (old, new)].into_iter().filter(move |(root, _)| possible && bare(root))
+}
+
+/// Makes one, where the key is that signs.
+fn bridge(rotation: &Rotation, facts: &Facts, now: Timestamp) -> Option<Effect> {
+    let (root, by) = missing_bridges(rotation, facts, now).find(|(_, by)| facts.keys.contains(*by))?;
+    Some(Effect::CrossCertify { root: root.clone(), by: by.clone(), reason: Reason::Bridging })
+}
+
+/// Staged in secret, or, after a restore, while both are distributed.
+fn test(rotation: &Rotation) -> Option<Effect> {
+    let untested = rotation.self_test.is_none() && rotation.heading == Heading::Forward;
+    let root = rotation.new.clone();
+    untested.then_some(Effect::SelfTest { root, reason: Reason::Staging })
 }
 
 fn publish(rotation: &Rotation, facts: &Facts) -> Option<Effect> {
@@ -239,7 +247,7 @@ fn publish(rotation: &Rotation, facts: &Facts) -> Option<Effect> {
         return None;
     }
     let reason = match (rotation.phase, rotation.heading) {
-        _ if rotation.restored.is_some() => Reason::Restored,
+        _ if rotation.rewound => Reason::Restored,
         (_, Heading::Back) => Reason::Aborting,
         (Phase::Untrusting | Phase::Retired, _) => Reason::Untrusting,
         (Phase::Stable | Phase::Staged | Phase::Distributing | Phase::Canary | Phase::Active, _) => {
@@ -267,7 +275,7 @@ fn sign(rotation: &Rotation, facts: &Facts, now: Timestamp) -> Option<Effect> {
     if (signs == new || canary) && rotation.phase != Phase::Retired && !bridged(new) {
         return Some(Effect::Carry { root: new.clone(), reason: Reason::Bridging });
     }
-    let unsure = rotation.heading == Heading::Back || rotation.restored.is_some();
+    let unsure = rotation.heading == Heading::Back || rotation.rewound;
     if signs == old && unsure && !bridged(old) {
         return Some(Effect::Carry { root: old.clone(), reason: Reason::Bridging });
     }

@@ -256,7 +256,8 @@ impl Model {
                     events.push(Event::Probe(false));
                 }
             }
-            if bounds.mode == Mode::Compromised && self.phase() == Phase::Active {
+            if bounds.mode == Mode::Compromised && matches!(self.phase(), Phase::Distributing | Phase::Active)
+            {
                 events.push(Event::AcceptLoss);
             }
         }
@@ -397,7 +398,9 @@ impl Model {
                 let begins = self.store.rotation.as_ref().is_some_and(|it| it.phase == Phase::Distributing)
                     && matches!(next.phase, Phase::Canary | Phase::Active)
                     && next.heading == Heading::Forward;
-                let excused = |number: usize| next.exempts(NAMES[number], now());
+                let given_up = self.store.given_up.clone();
+                let excused =
+                    |number: usize| next.exempts(NAMES[number], now()) || given_up.contains(NAMES[number]);
                 let have = |(number, sub): (usize, &Sub)| {
                     sub.leaf.is_none() || sub.trusts.contains(&next.new) || excused(number)
                 };
@@ -428,8 +431,10 @@ impl Model {
 
     fn command(&mut self, bounds: &Bounds, order: Order) -> Option<()> {
         let world = self.world(bounds.broken);
-        let input = Input::Command { by: "admin:alice", seen: None, order, world: &world };
-        let moved = step(self.store.rotation.as_ref(), input, now()).ok()?.moved?;
+        let rotation = self.store.rotation.as_ref();
+        let seen = rotation.map(|it| (&it.name, it.version));
+        let input = Input::Command { by: "admin:alice", seen, order, world: &world };
+        let moved = step(rotation, input, now()).ok()?.moved?;
         let store = Arc::make_mut(&mut self.store);
         let seen = store.seen();
         store.store(&seen, plain(*moved)).ok()
@@ -438,8 +443,10 @@ impl Model {
     fn accept_loss(&mut self, bounds: &Bounds) -> Option<()> {
         let world = self.world(bounds.broken);
         let gate = rhizome_core::rotation::gate::of(self.store.rotation.as_ref()?, &world, now());
-        let accept = Some(gate.loss()?.digest);
-        self.command(bounds, Order::Advance { accept })
+        let loss = gate.loss()?;
+        self.command(bounds, Order::Advance { accept: Some(loss.digest) })?;
+        Arc::make_mut(&mut self.store).given_up.extend(loss.subscribers);
+        Some(())
     }
 
     fn subscriber(&mut self, event: &Event) -> Option<()> {
@@ -524,8 +531,7 @@ impl Model {
             })
             .collect();
         let rotation = self.store.rotation.as_ref();
-        let exempted = rotation.into_iter().flat_map(|it| &it.exemptions);
-        let excused: BTreeSet<&str> = exempted.map(|it| it.subscriber.as_str()).collect();
+        let excused = self.store.excused();
         invariants::every_live_leaf_reaches_an_unexpired_root_in_every_live_subscribers_bundle(
             &leaves, &verifiers, &excused,
         )?;
@@ -583,6 +589,7 @@ fn start(bounds: &Bounds) -> Order {
             canary: bounds.canary.then_some(Canary { share, window_seconds: 0 }),
             soak_seconds: 0,
             settle_seconds: 0,
+            unbridged: !bounds.bridge,
             ..Choices::default()
         },
     }

@@ -399,7 +399,12 @@ impl Sim {
             self.decide(0);
             match &self.servers[0].pending {
                 None => break,
-                Some(Pending::Move(_, next)) if next.phase != self.place().0 => break,
+                // What was staged is distributed at once; otherwise no phase is left before the doors open.
+                Some(Pending::Move(_, next))
+                    if next.phase != self.place().0 && self.place().0 != Phase::Staged =>
+                {
+                    break;
+                }
                 Some(_) => self.perform(0),
             };
         }
@@ -446,7 +451,8 @@ impl Sim {
         };
         let (store, _) = self.servers[server].view.clone().unwrap();
         let world = self.world(&store, self.clock(server));
-        let input = Input::Command { by: "admin:alice", seen: None, order, world: &world };
+        let seen = store.rotation.as_ref().map(|it| (&it.name, it.version));
+        let input = Input::Command { by: "admin:alice", seen, order, world: &world };
         match step(store.rotation.as_ref(), input, self.clock(server)).map(|it| it.moved) {
             Ok(Some(next)) => match self.store(&store.seen(), *next) {
                 Ok(()) => what,
@@ -469,8 +475,7 @@ impl Sim {
         });
         let verifiers: Vec<Verifier> = verifiers.collect();
         let rotation = self.db.store.rotation.as_ref();
-        let exempted = rotation.into_iter().flat_map(|it| &it.exemptions);
-        let excused: BTreeSet<&str> = exempted.map(|it| it.subscriber.as_str()).collect();
+        let excused = self.db.store.excused();
         invariants::every_live_leaf_reaches_an_unexpired_root_in_every_live_subscribers_bundle(
             &leaves, &verifiers, &excused,
         )?;

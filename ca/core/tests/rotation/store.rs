@@ -24,6 +24,8 @@ pub(crate) struct Store {
     /// Every root that was given up, and every one that passed `distributing`: for the invariants.
     pub(crate) tainted: BTreeSet<AuthorityId>,
     pub(crate) passed: BTreeSet<AuthorityId>,
+    /// Whose loss was accepted: they may break.
+    pub(crate) given_up: BTreeSet<String>,
     /// Every root that was recorded, with the rotation it was made for.
     pub(crate) made: BTreeSet<(RotationName, AuthorityId)>,
 }
@@ -64,6 +66,7 @@ impl Store {
             rotation: None,
             tainted: BTreeSet::new(),
             passed: anchors.clone(),
+            given_up: BTreeSet::new(),
             made: BTreeSet::new(),
             facts: Facts {
                 keys: anchors.clone(),
@@ -78,6 +81,12 @@ impl Store {
 
     pub(crate) fn seen(&self) -> Seen {
         self.rotation.as_ref().map(|it| (it.name.clone(), it.version))
+    }
+
+    /// Whom an administrator exempted or gave up.
+    pub(crate) fn excused(&self) -> BTreeSet<&str> {
+        let exempted = self.rotation.iter().flat_map(|it| &it.exemptions).map(|it| it.subscriber.as_str());
+        exempted.chain(self.given_up.iter().map(String::as_str)).collect()
     }
 
     /// Stores the record that a step moved to.
@@ -166,7 +175,8 @@ impl Store {
         let bundle = &mut self.facts.bundle;
         bundle.sequence = sequence;
         bundle.digest = digest(sequence, &bundle.anchors);
-        self.rotation = self.rotation.as_ref().map(|it| it.with_published(sequence, now));
+        let digest = bundle.digest;
+        self.rotation = self.rotation.as_ref().map(|it| it.with_published(sequence, digest, now));
     }
 
     /// What the authority machine does for a replica: its issuer follows the active root. `root` is the one that it saw.
