@@ -69,6 +69,21 @@ pub mod node {
     }
 }
 
+/// What the Rhizome of a cluster asks of the root's.
+pub mod upstream {
+    /// Version 1.
+    pub mod v1 {
+        #![expect(
+            clippy::allow_attributes_without_reason,
+            clippy::as_conversions,
+            clippy::too_many_lines,
+            unused_qualifications,
+            reason = "generated code"
+        )]
+        include!("gen/rhizome.upstream.v1.rs");
+    }
+}
+
 /// Administration.
 pub mod admin {
     /// Version 1.

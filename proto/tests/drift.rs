@@ -110,6 +110,7 @@ fn the_descriptor_set_decodes_and_names_every_service() {
             "rhizome.admin.v1.AuthorityService",
             "rhizome.admin.v1.BundleAdminService",
             "rhizome.admin.v1.CertificateAdminService",
+            "rhizome.admin.v1.ClusterService",
             "rhizome.admin.v1.ExplainService",
             "rhizome.admin.v1.FederationService",
             "rhizome.admin.v1.LedgerService",
@@ -121,6 +122,7 @@ fn the_descriptor_set_decodes_and_names_every_service() {
             "rhizome.ca.v1.CertificateService",
             "rhizome.ca.v1.JwtService",
             "rhizome.node.v1.NodeService",
+            "rhizome.upstream.v1.UpstreamService",
         ]
     );
 }

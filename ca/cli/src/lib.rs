@@ -12,6 +12,7 @@ mod backup;
 mod bundle;
 mod cert;
 mod check;
+mod cluster;
 mod exit;
 mod explain;
 mod federation;
@@ -37,6 +38,7 @@ pub use backup::BackupVerb;
 pub use bundle::{BundleFormat, BundleVerb, CrlFormat, FetchBundle, FetchCrls};
 pub use cert::{CertVerb, ListCertificates, RevocationTarget, RevokeCertificates, ShowCertificate};
 pub use check::CheckVerb;
+pub use cluster::{AddCluster, ClusterVerb, ScopeArguments};
 pub use exit::{EXIT_CODES_HELP, Exit, Failure};
 pub use explain::{CallerArgument, Explain};
 pub use federation::{AddRelationship, FederationVerb, ProfileArgument};
@@ -83,6 +85,9 @@ pub enum Verb {
     /// See and fetch the trust bundle
     #[command(subcommand)]
     Bundle(BundleVerb),
+    /// Manage clusters with a Rhizome of their own below this one
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
     /// Manage federation: foreign trust domains whose bundles this authority fetches
     #[command(subcommand)]
     Federation(FederationVerb),
@@ -117,6 +122,7 @@ async fn dispatch(verb: Verb, session: &mut Session<'_, '_>) -> Result<Exit, Fai
         Verb::Admin(verb) => admin::run(verb, session).await,
         Verb::Authority(verb) => authority::run(verb, session).await,
         Verb::Bundle(verb) => bundle::run(verb, session).await,
+        Verb::Cluster(verb) => cluster::run(verb, session).await,
         Verb::Federation(verb) => federation::run(verb, session).await,
         Verb::Ledger(verb) => ledger::run(verb, session).await,
         Verb::Backup(wish) => backup::run(wish, session).await,

@@ -46,6 +46,10 @@ pub enum Kind {
     ForeignBundle,
     /// Which foreign bundles a node has in force.
     ForeignHolder,
+    /// A cluster that may have an intermediate for a Rhizome of its own.
+    Cluster,
+    /// What is known of such a cluster.
+    ClusterReport,
     /// A single setting of this authority, such as its trust domain.
     Setting,
     /// A private key, sealed. Its own ring reads and writes it, and nobody else.
@@ -54,7 +58,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which a store is loaded.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Setting,
         Self::Authority,
         Self::JwtAuthority,
@@ -71,6 +75,8 @@ impl Kind {
         Self::Federation,
         Self::ForeignBundle,
         Self::ForeignHolder,
+        Self::Cluster,
+        Self::ClusterReport,
     ];
 
     /// The stable name under which stores file it.
@@ -92,6 +98,8 @@ impl Kind {
             Self::Federation => "federation",
             Self::ForeignBundle => "foreign_bundle",
             Self::ForeignHolder => "foreign_holder",
+            Self::Cluster => "cluster",
+            Self::ClusterReport => "cluster_report",
         }
     }
 

@@ -262,6 +262,16 @@ impl Head {
     }
 }
 
+#[cfg(test)]
+impl Head {
+    /// Links a body that this release cannot read.
+    pub(crate) fn link_raw_for_tests(self, body: &str) -> Record {
+        let position = Position(self.position.0.saturating_add(1));
+        let hash = chain_hash(&self.hash, position, None, body);
+        Record { position, previous: self.hash, hash, counter: None, body: body.into() }
+    }
+}
+
 fn chain_hash(previous: &Digest, position: Position, counter: Option<SerialCounter>, body: &str) -> Digest {
     let mut context = Context::new(&SHA256);
     context.update(b"rhizome.ledger.v1\0");
@@ -387,6 +397,11 @@ impl Default for Verifier {
 }
 
 impl Verifier {
+    /// Continues a walk that has come to `head`.
+    pub const fn after(head: Head) -> Self {
+        Self { head }
+    }
+
     /// Checks the next record.
     ///
     /// # Errors

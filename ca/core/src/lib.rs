@@ -16,6 +16,7 @@ pub mod caller;
 pub mod changes;
 pub mod clock;
 pub mod clock_guard;
+pub mod clusters;
 pub mod crl;
 pub mod documents;
 pub mod entropy;

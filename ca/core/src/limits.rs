@@ -59,6 +59,30 @@ pub const FEDERATION_JITTER_FRACTION: i64 = 5;
 /// polls a bundle as its hint says has it, too.
 pub const FEDERATION_OLD_AFTER_HINTS: i64 = 3;
 
+/// Clusters with a Rhizome of their own below one root: each is a label of metrics, and a report every half minute.
+pub const CLUSTERS: usize = 256;
+/// Namespaces of a cluster's scope: as many as a join token may name.
+pub const CLUSTER_NAMESPACES: usize = 256;
+/// Other identities of a cluster's scope: each is looked at for every certificate of the cluster.
+pub const CLUSTER_IDENTITIES: usize = 64;
+/// Alarms about one cluster that are kept in full, and written to the ledger for one report; the ledger keeps all that
+/// were written.
+pub const CLUSTER_ALARMS_KEPT: usize = 16;
+/// How far a cluster's intermediate is backdated, at most a tenth of its life: ten minutes, by which its clock may be slow.
+pub const CLUSTER_BACKDATE_SECONDS: i64 = 600;
+/// How long a report that says nothing new is not written.
+pub const CLUSTER_SAME_SECONDS: i64 = 30;
+/// A cluster that has not reported for so long is not connected: four of its reports.
+pub const CLUSTER_SILENT_SECONDS: i64 = 120;
+/// Lifetime of a cluster's intermediate when nothing else is said: a week. It is renewed at half of that, so the root may
+/// be away for half a week, and what was withdrawn ends within a week.
+pub const CLUSTER_INTERMEDIATE_TTL: Ttl = Ttl::hours(7 * 24);
+/// Shortest lifetime of a cluster's intermediate: renewing it at half of that must outlast a restart of the root.
+pub const CLUSTER_INTERMEDIATE_MIN_TTL: Ttl = Ttl::minutes(2);
+/// Longest lifetime of a cluster's intermediate: nothing can take one back before its end, so it is no longer than that
+/// of an issuer.
+pub const CLUSTER_INTERMEDIATE_MAX_TTL: Ttl = Ttl::hours(90 * 24);
+
 /// Bytes of a rule's comment: a sentence or two, and a ticket's address.
 pub const RULE_COMMENT_BYTES: usize = 1024;
 

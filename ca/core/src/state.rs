@@ -29,10 +29,12 @@ use crate::rules::{Rule, RuleSet};
 use crate::tokens::JoinToken;
 
 mod bundle_record;
+mod clusters;
 mod foreign;
 mod jwt;
 
 pub use bundle_record::BundleRecord;
+use clusters::Clusters;
 pub use foreign::Foreign;
 use foreign::Foreigners;
 use jwt::jwt_key_of;
@@ -162,6 +164,7 @@ pub struct State {
     subscribers: OrdMap<String, Versioned<Arc<Subscriber>>>,
     renewals: OrdMap<String, Versioned<Arc<RenewalOrder>>>,
     foreigners: Foreigners,
+    clusters: Clusters,
     tombstones: OrdMap<DocumentKey, Version>,
     /// What followers must hear, by the order in which this process took it in.
     journal: OrdMap<u64, DocumentKey>,
@@ -211,6 +214,7 @@ impl State {
             subscribers: OrdMap::new(),
             renewals: OrdMap::new(),
             foreigners: Foreigners::default(),
+            clusters: Clusters::default(),
             tombstones: OrdMap::new(),
             journal: OrdMap::new(),
             taken_in: 0,
@@ -270,6 +274,7 @@ impl State {
             Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => {
                 is_news = self.foreigners.put(document)?;
             }
+            Kind::Cluster | Kind::ClusterReport => self.clusters.put(document)?,
             // Tokens are looked up where they are redeemed, once each; settings are read at start; keys by their ring.
             Kind::Token | Kind::Setting | Kind::Key => {}
         }
@@ -337,6 +342,7 @@ impl State {
             Kind::Subscriber => drop(self.subscribers.remove(id)),
             Kind::Renewal => drop(self.renewals.remove(id)),
             Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => self.foreigners.delete(key),
+            Kind::Cluster | Kind::ClusterReport => self.clusters.delete(key),
             Kind::Token | Kind::Setting | Kind::Key => {}
         }
         if !matches!(key.kind, Kind::Token | Kind::Setting | Kind::Key) {
@@ -361,6 +367,7 @@ impl State {
             }
             Kind::Federation | Kind::ForeignBundle => true,
             Kind::JwtAuthority | Kind::Node | Kind::Admin | Kind::Subscriber | Kind::ForeignHolder => false,
+            Kind::Cluster | Kind::ClusterReport => false,
             Kind::Token | Kind::Setting | Kind::Key => false,
         };
         if !told || !is_news {
@@ -445,6 +452,7 @@ impl State {
             Kind::Subscriber => self.subscribers.get(id).map(|it| it.version),
             Kind::Renewal => self.renewals.get(id).map(|it| it.version),
             Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => self.foreigners.version_of(key),
+            Kind::Cluster | Kind::ClusterReport => self.clusters.version_of(key),
             Kind::Token | Kind::Setting | Kind::Key => None,
         };
         living.max(self.tombstones.get(key).copied())

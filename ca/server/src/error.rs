@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use rhizome_core::caller::Role;
+use rhizome_core::clusters::ClusterRefusal;
 use rhizome_core::issuance::IssuanceError;
 use rhizome_core::issuance::jwt::TokenIssuanceError;
 use rhizome_core::nodes::RenewError;
@@ -118,6 +119,12 @@ pub enum AuthError {
         /// Why it was banned.
         reason: String,
     },
+    /// The certificate was issued by another Rhizome of this trust domain, which speaks for its own callers alone.
+    #[error("the client certificate of {id} was not issued by an issuer of this authority")]
+    ForeignIssuer {
+        /// Its SPIFFE ID.
+        id: String,
+    },
     /// The node has renewed twice since: whoever presents this holds an old copy.
     #[error("{who} presented certificate {serial}, which it has long replaced; its key may have been copied")]
     Superseded {
@@ -166,6 +173,15 @@ pub enum ApiError {
     BannedNode {
         /// The node.
         id: String,
+    },
+    /// A cluster's Rhizome asks for what the cluster may not have.
+    #[error("refused: {0}")]
+    Cluster(#[from] ClusterRefusal),
+    /// A node that is no cluster's Rhizome asks for what only those may.
+    #[error("{who} is not the Rhizome of a cluster")]
+    NotACluster {
+        /// The principal.
+        who: String,
     },
     /// The caller's role is too low, or it is no administrator.
     #[error("{caller} may not call {method}; it needs {needed}")]

@@ -13,7 +13,9 @@ use std::task::{Context, Poll};
 
 use futures::future::{Either, Ready, ready};
 use rhizome_core::attributes::Attributes;
+use rhizome_core::authority::Authority;
 use rhizome_core::caller::{AttestedCaller, Principal, Role, Scope, principal_of};
+use rhizome_core::documents::Versioned;
 use rhizome_core::nodes::{NodeRecord, NodeState};
 use rhizome_core::state::State;
 use rhizome_id::{Serial, Timestamp};
@@ -215,6 +217,13 @@ fn certified(state: &State, certificate: &PeerCertificate, now: Timestamp) -> Re
         && judged.revision == revision
     {
         return Ok(Arc::clone(&judged.caller));
+    }
+    // Whoever has an intermediate below our root could write any name into a certificate: ours are those that our own
+    // issuers signed.
+    let ours =
+        |it: &Versioned<Arc<Authority>>| it.value.certificate.public_key().digest() == certificate.issuer_key;
+    if !state.authorities().values().any(ours) {
+        return Err(AuthError::ForeignIssuer { id: id.to_string() });
     }
     let principal = principal_of(id, state.trust_domain());
     let principal = principal.ok_or_else(|| AuthError::NotAPrincipal { id: id.to_string() })?;

@@ -64,6 +64,7 @@ impl Ca {
             let fetched_at = foreign.fetch.succeeded_at.map_or(0, Timestamp::unix);
             metrics.federation_holds(&foreign.trust_domain, sequence, fetched_at);
         }
+        metrics.show_clusters(state.cluster_reports().values().map(|it| &*it.value));
         metrics.root_expiry.set(self.first_root_expiry().map_or(0, Timestamp::unix));
     }
 

@@ -1,7 +1,7 @@
 //! Housekeeping: documents that have stopped mattering are forgotten, so that the state stays as large as what lives.
 //!
 //! Laws: only what time has made meaningless goes: revocations of certificates that have expired, join tokens that
-//! have expired, orders to renew whose window has ended, acknowledgements of nodes that are gone, issuers (with their lists) and JWT keys of replicas that are gone, in the records and in the
+//! have expired, orders to renew whose window has ended, acknowledgements of nodes that are gone, clusters that were removed, issuers (with their lists) and JWT keys of replicas that are gone, in the records and in the
 //! bundle. The ledger keeps all of it for ever. Each deletion requires the document to be as it was read. While the
 //! clock is in doubt, or has not been steady for hours, nothing goes: a clock that is wrong must not make the authority
 //! forget what it revoked.
@@ -16,6 +16,7 @@ use rhizome_core::tokens::JoinToken;
 use rhizome_id::{ReplicaName, Timestamp};
 
 use crate::ca::Ca;
+use crate::clusters;
 use crate::error::ApiError;
 
 /// How often it looks.
@@ -96,7 +97,13 @@ impl Ca {
             .values()
             .filter(|it| it.value.order.deadline < before)
             .map(|it| (it.value.key(), it.version));
-        let ended = revocations.chain(subscribers).chain(holders).chain(issuers);
+        let clusters = state.clusters().values().filter(|it| clusters::is_over(&it.value, before));
+        let clusters = clusters.flat_map(|it| {
+            let report = state.cluster_reports().get(&it.value.name);
+            let report = report.map(|report| (report.value.key(), report.version));
+            report.into_iter().chain([(it.value.key(), it.version)])
+        });
+        let ended = revocations.chain(clusters).chain(subscribers).chain(holders).chain(issuers);
         ended.chain(foreign).chain(renewals).collect()
     }
 

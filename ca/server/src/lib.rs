@@ -10,6 +10,7 @@ mod api;
 mod ca;
 mod checks;
 mod clock;
+mod clusters;
 mod connection;
 mod crl;
 mod error;

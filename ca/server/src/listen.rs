@@ -175,12 +175,12 @@ async fn handshake(
 
 fn certificate_of(peer: VerifiedPeer, domain: &TrustDomain) -> Option<PeerCertificate> {
     // Every certificate of this authority has a serial of our shape; another issuer's below the same root (a cluster's
-    // own Rhizome) has one too. Anything else is not a caller of ours.
+    // own Rhizome) has one too, and is told apart by its key for every request.
     let serial = Serial::from_bytes(&peer.serial).ok()?;
     let name = principal_of(&peer.spiffe_id, domain)
         .map_or_else(|| format!("workload:{}", peer.spiffe_id), |principal| principal.to_string());
-    let VerifiedPeer { spiffe_id, not_after, .. } = peer;
-    Some(PeerCertificate { spiffe_id, serial, not_after, name, judged: ArcSwapOption::empty() })
+    let VerifiedPeer { spiffe_id, not_after, issuer_key_digest: issuer_key, .. } = peer;
+    Some(PeerCertificate { spiffe_id, serial, not_after, issuer_key, name, judged: ArcSwapOption::empty() })
 }
 
 /// Serves a stream of connections until the server stops and open calls are done, or the drain deadline has passed.

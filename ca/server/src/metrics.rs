@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use rhizome_core::clusters::ClusterReport;
 use rhizome_core::ledger::Profile;
 use rhizome_id::TrustDomain;
 
@@ -34,6 +35,12 @@ struct ByFetch {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByDomain {
     trust_domain: String,
+}
+
+/// A cluster with a Rhizome of its own, of which there are 256 at most.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCluster {
+    cluster: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -80,6 +87,9 @@ pub(crate) struct Metrics {
     federation_fetches: Family<ByFetch, Counter>,
     federation_sequence: Family<ByDomain, Gauge<u64, AtomicU64>>,
     federation_fetched_at: Family<ByDomain, Gauge>,
+    cluster_alarms: Family<ByCluster, Gauge<u64, AtomicU64>>,
+    cluster_reported_at: Family<ByCluster, Gauge>,
+    cluster_behind: Family<ByCluster, Gauge<u64, AtomicU64>>,
     endpoint_documents: Family<ByDocument, Counter>,
     pub(crate) endpoint_refused: Counter,
     pub(crate) endpoint_failed: Counter,
@@ -118,6 +128,9 @@ impl Metrics {
             federation_fetches: Family::default(),
             federation_sequence: Family::default(),
             federation_fetched_at: Family::default(),
+            cluster_alarms: Family::default(),
+            cluster_reported_at: Family::default(),
+            cluster_behind: Family::default(),
             endpoint_documents: Family::default(),
             endpoint_refused: Counter::default(),
             endpoint_failed: Counter::default(),
@@ -125,6 +138,7 @@ impl Metrics {
         metrics.register();
         metrics.register_crls();
         metrics.register_federation();
+        metrics.register_clusters();
         metrics
     }
 
@@ -204,6 +218,30 @@ impl Metrics {
         it.register("federation_endpoint_refused", help, self.endpoint_refused.clone());
         let help = "Connections to the bundle endpoint that failed";
         it.register("federation_endpoint_failures", help, self.endpoint_failed.clone());
+    }
+
+    fn register_clusters(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let it = &mut *registry;
+        let help = "Alarms ever raised about a cluster: what it issued outside its scope, or a ledger that was rewritten";
+        it.register("cluster_alarms", help, self.cluster_alarms.clone());
+        let help = "Unix time of the last report of a cluster's Rhizome; 0: never";
+        it.register("cluster_reported_timestamp_seconds", help, self.cluster_reported_at.clone());
+        let help = "Subscribers in a cluster that have not acknowledged the published bundle";
+        it.register("cluster_subscribers_behind", help, self.cluster_behind.clone());
+    }
+
+    /// Shows what is known of the clusters, and nothing of others.
+    pub(crate) fn show_clusters<'a>(&self, reports: impl Iterator<Item = &'a ClusterReport>) {
+        self.cluster_alarms.clear();
+        self.cluster_reported_at.clear();
+        self.cluster_behind.clear();
+        for report in reports {
+            let label = ByCluster { cluster: report.cluster.to_string() };
+            self.cluster_alarms.get_or_create(&label).set(report.alarms);
+            self.cluster_reported_at.get_or_create(&label).set(report.at.unix());
+            self.cluster_behind.get_or_create(&label).set(report.reported.behind_count);
+        }
     }
 
     /// Counts a fetch of the bundle of `domain`; `outcome` is one of a closed set of words.

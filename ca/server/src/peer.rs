@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use rhizome_core::caller::AttestedCaller;
-use rhizome_id::{Serial, SpiffeId, Timestamp};
+use rhizome_id::{Digest, Serial, SpiffeId, Timestamp};
 
 /// The other end of a connection.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub(crate) struct PeerCertificate {
     pub(crate) spiffe_id: SpiffeId,
     pub(crate) serial: Serial,
     pub(crate) not_after: Timestamp,
+    /// SHA-256 of the key that its signature was verified with.
+    pub(crate) issuer_key: Digest,
     /// The audit text of its principal, made once for each connection: the key of its token bucket.
     pub(crate) name: String,
     /// Who that is, as the state last looked at knew it: asked again only when the state has changed.

@@ -29,6 +29,13 @@ pub const METHODS: &[(&str, Needed)] = &[
     ("/rhizome.admin.v1.CertificateAdminService/GetCertificate", VIEWER),
     ("/rhizome.admin.v1.CertificateAdminService/ListCertificates", VIEWER),
     ("/rhizome.admin.v1.CertificateAdminService/RevokeCertificates", OPERATOR),
+    ("/rhizome.admin.v1.ClusterService/AddCluster", SECURITY),
+    ("/rhizome.admin.v1.ClusterService/GetCluster", VIEWER),
+    ("/rhizome.admin.v1.ClusterService/ListClusters", VIEWER),
+    ("/rhizome.admin.v1.ClusterService/RemoveCluster", SECURITY),
+    ("/rhizome.admin.v1.ClusterService/ResumeCluster", SECURITY),
+    ("/rhizome.admin.v1.ClusterService/SetClusterScope", SECURITY),
+    ("/rhizome.admin.v1.ClusterService/SuspendCluster", SECURITY),
     ("/rhizome.admin.v1.ExplainService/Explain", VIEWER),
     ("/rhizome.admin.v1.FederationService/CreateRelationship", SECURITY),
     ("/rhizome.admin.v1.FederationService/DeleteRelationship", SECURITY),
@@ -62,6 +69,8 @@ pub const METHODS: &[(&str, Needed)] = &[
     ("/rhizome.node.v1.NodeService/Attest", Nobody),
     ("/rhizome.node.v1.NodeService/Renew", Node),
     ("/rhizome.node.v1.NodeService/Sync", Node),
+    ("/rhizome.upstream.v1.UpstreamService/Report", Node),
+    ("/rhizome.upstream.v1.UpstreamService/SignIntermediate", Node),
 ];
 
 /// The method at `path` and what a caller of it needs; `None` when there is no such method.

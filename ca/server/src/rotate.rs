@@ -421,18 +421,27 @@ impl Ca {
         Ok(id)
     }
 
+    /// A name nobody had before.
+    pub(crate) fn new_authority_name(
+        &self,
+        kind: AuthorityKind,
+        now: Timestamp,
+    ) -> Result<AuthorityId, ApiError> {
+        let mut random = [0; 4];
+        self.ports.entropy.fill(&mut random).map_err(|_opaque| IssueError::NoEntropy)?;
+        let date: String = now.to_string().chars().filter(char::is_ascii_digit).take(8).collect();
+        let text = format!("{kind}-{date}-{}", hex::encode(random));
+        text.parse().map_err(|cause| ApiError::Bug(format!("{cause}")))
+    }
+
     /// A name nobody had before, and a key of that name. The name is also the certificate's subject, or the `kid`.
     pub(crate) async fn new_key(
         &self,
         kind: AuthorityKind,
         now: Timestamp,
     ) -> Result<(AuthorityId, KeyInfo), ApiError> {
-        let mut random = [0; 4];
-        self.ports.entropy.fill(&mut random).map_err(|_opaque| IssueError::NoEntropy)?;
-        let date: String = now.to_string().chars().filter(char::is_ascii_digit).take(8).collect();
-        let text = format!("{kind}-{date}-{}", hex::encode(random));
-        let bug = |cause: rhizome_id::NameError| ApiError::Bug(cause.to_string());
-        let (id, key): (AuthorityId, KeyId) = (text.parse().map_err(bug)?, text.parse().map_err(bug)?);
+        let id = self.new_authority_name(kind, now)?;
+        let key: KeyId = id.as_str().parse().map_err(|cause| ApiError::Bug(format!("{cause}")))?;
         let purpose = match kind {
             AuthorityKind::Root => KeyPurpose::Root,
             AuthorityKind::Issuer => KeyPurpose::Issuer,
@@ -516,8 +525,18 @@ impl Ca {
         right: Right,
         now: Timestamp,
     ) -> Result<Recorded<Certificate>, IssueError> {
-        let transaction = right.around(Transaction::named("issue authority")).record(prepared.entry(now));
-        let committed = self.commit(transaction).await?;
+        let transaction = right.around(Transaction::named("issue authority"));
+        self.certify_alongside(prepared, transaction, now).await
+    }
+
+    /// The same, together with what must become true in the transaction of the entry.
+    pub(crate) async fn certify_alongside(
+        self: &Arc<Self>,
+        prepared: Prepared,
+        alongside: Transaction,
+        now: Timestamp,
+    ) -> Result<Recorded<Certificate>, IssueError> {
+        let committed = self.commit(alongside.record(prepared.entry(now))).await?;
         let receipt = committed.receipts.last().ok_or(IssuanceError::WrongReceipt)?;
         let intent = prepared.recorded(receipt)?;
         let signature = self.ports.keys.sign(intent.key(), &intent.to_be_signed()).await?;

@@ -75,6 +75,12 @@ pub(crate) fn public(error: &ApiError) -> Public {
         ApiError::BannedNode { .. } => {
             Public::new(Code::PermissionDenied, "node_banned", "this node is banned; ask an administrator")
         }
+        ApiError::Cluster(refused) => Public::new(Code::PermissionDenied, refused.code(), error.to_string()),
+        ApiError::NotACluster { .. } => Public::new(
+            Code::PermissionDenied,
+            "not_a_cluster",
+            "only the Rhizome of a cluster may call this; join with what `rhizome cluster add` printed",
+        ),
         ApiError::Forbidden { .. } => Public::new(Code::PermissionDenied, "forbidden", error.to_string()),
         ApiError::Limited { retry_after, .. } => {
             let message = format!("too many requests; retry after {} ms", retry_after.as_millis());
@@ -238,6 +244,7 @@ pub(crate) fn refusal<B: Default>(error: ApiError) -> tonic::codegen::http::Resp
 #[cfg(test)]
 mod tests {
     use rhizome_core::caller::Role;
+    use rhizome_core::clusters::ClusterRefusal;
     use rhizome_core::documents::{DocumentKey, Kind};
     use rhizome_core::nodes::RenewError;
     use rhizome_core::policy::{Denial, DenialReason};
@@ -255,6 +262,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let key = DocumentKey::new(Kind::Rule, "web");
         let text = || "detail for the log".to_owned();
+        let cluster = || "east".parse().unwrap();
         let serial = |digit: &str| format!("4{}", digit.repeat(39)).parse().unwrap();
         vec![
             IssueError::Csr(CsrError::BadSignature).into(),
@@ -302,6 +310,9 @@ mod tests {
             ApiError::NoSuchToken { id: "ab".to_owned() },
             RenewError::Stale { node: "n".to_owned(), presented: serial("1"), newest: serial("2") }.into(),
             ApiError::BannedNode { id: "a/join_token/b".to_owned() },
+            ClusterRefusal::Suspended { name: cluster(), at, reason: "audit".to_owned() }.into(),
+            ClusterRefusal::TooLong { name: cluster(), asked: 7_200, allowed: 3_600 }.into(),
+            ApiError::NotACluster { who: "node:a/join_token/b".to_owned() },
             ApiError::Forbidden {
                 caller: "admin:alice".to_owned(),
                 method: "/rhizome.admin.v1.RuleService/PutRule".to_owned(),

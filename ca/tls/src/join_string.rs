@@ -9,7 +9,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rhizome_id::{Digest, TrustDomain};
+use rhizome_id::{ClusterName, Digest, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 /// Longest join string, in bytes: 8 addresses, 8 pins and a token take less than 4 KiB.
@@ -37,6 +37,9 @@ pub struct JoinString {
     trust_domain: TrustDomain,
     root_sha256: Vec<Digest>,
     token: String,
+    /// For the Rhizome of this cluster. Absent: for a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterName>,
 }
 
 /// Why a text is not a join string, or parts do not make one.
@@ -66,6 +69,15 @@ pub enum JoinStringError {
     /// No pinned root, or too many.
     #[error("a join string pins 1 to 8 roots; this pins {0}")]
     Roots(usize),
+    /// It is for the Rhizome of a cluster, and a node read it.
+    #[error(
+        "this join string is for the Rhizome of cluster {0}: it belongs into `authority.upstream` of that server's \
+         configuration; `rhizome token create` makes one for a node"
+    )]
+    ForCluster(ClusterName),
+    /// It is for a node, and the Rhizome of a cluster read it.
+    #[error("this join string is for a node; `rhizome cluster add` makes one for the Rhizome of a cluster")]
+    ForNode,
     /// The token is empty, too long, or has bytes outside printable ASCII.
     #[error("the token in the join string is not valid")]
     Token,
@@ -82,16 +94,40 @@ impl JoinString {
         root_sha256: Vec<Digest>,
         token: String,
     ) -> Result<Self, JoinStringError> {
-        let join = Self { addresses, trust_domain, root_sha256, token };
+        let join = Self { addresses, trust_domain, root_sha256, token, cluster: None };
         join.validate()?;
         Ok(join)
     }
 
-    /// Reads a join string; white space around it is ignored.
+    /// The same for the Rhizome of `cluster`: nodes refuse it.
+    #[must_use]
+    pub fn for_cluster(self, cluster: ClusterName) -> Self {
+        Self { cluster: Some(cluster), ..self }
+    }
+
+    /// Reads a node's join string; white space around it is ignored.
     ///
     /// # Errors
     /// [`JoinStringError`], which never repeats the token.
     pub fn decode(text: &str) -> Result<Self, JoinStringError> {
+        let join = Self::read(text)?;
+        match &join.cluster {
+            Some(cluster) => Err(JoinStringError::ForCluster(cluster.clone())),
+            None => Ok(join),
+        }
+    }
+
+    /// Reads the join string of a cluster's Rhizome, and says which cluster.
+    ///
+    /// # Errors
+    /// [`JoinStringError`], which never repeats the token.
+    pub fn decode_for_cluster(text: &str) -> Result<(Self, ClusterName), JoinStringError> {
+        let join = Self::read(text)?;
+        let cluster = join.cluster.clone().ok_or(JoinStringError::ForNode)?;
+        Ok((join, cluster))
+    }
+
+    fn read(text: &str) -> Result<Self, JoinStringError> {
         let text = text.trim();
         if text.len() > MAX_BYTES {
             return Err(JoinStringError::TooLong { length: text.len() });
@@ -182,12 +218,13 @@ pub fn is_address(text: &str) -> bool {
 
 impl fmt::Debug for JoinString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { addresses, trust_domain, root_sha256, token: _secret } = self;
+        let Self { addresses, trust_domain, root_sha256, token: _secret, cluster } = self;
         f.debug_struct("JoinString")
             .field("addresses", addresses)
             .field("trust_domain", trust_domain)
             .field("root_sha256", root_sha256)
             .field("token", &"…")
+            .field("cluster", cluster)
             .finish()
     }
 }
@@ -210,6 +247,16 @@ mod tests {
 
     fn encoded(json: &str) -> String {
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(json))
+    }
+
+    #[test]
+    fn a_join_string_of_a_cluster_is_for_its_rhizome_alone_and_one_of_a_node_for_a_node() {
+        let text = sample().for_cluster("east".parse().unwrap()).encode().unwrap();
+        assert_eq!(JoinString::decode(&text), Err(JoinStringError::ForCluster("east".parse().unwrap())));
+        let (join, cluster) = JoinString::decode_for_cluster(&text).unwrap();
+        assert_eq!((join.token(), cluster.as_str()), (sample().token(), "east"));
+        let node = sample().encode().unwrap();
+        assert_eq!(JoinString::decode_for_cluster(&node), Err(JoinStringError::ForNode));
     }
 
     #[test]

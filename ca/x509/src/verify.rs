@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rhizome_id::{Digest, SpiffeId, SpiffeIdError, Timestamp, TrustDomain};
 use rustls_pki_types::{CertificateDer, Der, TrustAnchor, UnixTime};
-use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage};
+use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
@@ -47,6 +47,8 @@ pub struct VerifiedPeer {
     pub public_key_digest: Digest,
     /// SHA-256 of its certificate.
     pub fingerprint: Digest,
+    /// SHA-256 of the SubjectPublicKeyInfo that its signature was verified with: who issued it.
+    pub issuer_key_digest: Digest,
 }
 
 /// The anchors of a bundle, ready to verify with. Made once per bundle and shared.
@@ -133,10 +135,10 @@ pub fn verify_peer(
         PeerUsage::Client => KeyUsage::client_auth(),
         PeerUsage::Server => KeyUsage::server_auth(),
     };
-    EndEntityCert::try_from(&leaf_der)
+    let issuer_key_digest = EndEntityCert::try_from(&leaf_der)
         .and_then(|end| {
             end.verify_for_usage(ALL_VERIFICATION_ALGS, &live, &intermediates, at, usage, None, None)
-                .map(|_path| ())
+                .map(|path| issuer_key(&path))
         })
         .map_err(PeerError::of_path)?;
 
@@ -147,7 +149,16 @@ pub fn verify_peer(
         not_after: inspect::instant(parsed.validity().not_after),
         public_key_digest: public_key.digest(),
         fingerprint: der::sha256(leaf),
+        issuer_key_digest,
     })
+}
+
+/// SHA-256 of the key that the leaf's signature was verified with.
+fn issuer_key(path: &VerifiedPath<'_>) -> Digest {
+    match path.intermediate_certificates().next() {
+        Some(issuer) => der::sha256(&issuer.subject_public_key_info()),
+        None => der::sha256(&der::encode(der::SEQUENCE, &[path.anchor().subject_public_key_info.as_ref()])),
+    }
 }
 
 /// X509-SVID §5.2 with §2, §4.1 and §4.3: one URI name, a SPIFFE ID with a path; not a CA; key usage as it must be.

@@ -2447,6 +2447,1113 @@ pub mod certificate_admin_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// What a cluster's Rhizome may issue.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClusterScope {
+    /// True: identities `spiffe://TD/ns/NAMESPACE/…` of every namespace.
+    #[prost(bool, tag = "1")]
+    pub all_namespaces: bool,
+    /// Otherwise of these namespaces only. At most 256.
+    #[prost(string, repeated, tag = "2")]
+    pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Other identities: `spiffe://TD/PATH`, or `spiffe://TD/PATH/*` for everything below a path. At most 64.
+    #[prost(string, repeated, tag = "3")]
+    pub identities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The longest lifetime of a workload's certificate, in seconds. 0: a day.
+    #[prost(int64, tag = "4")]
+    pub max_ttl_seconds: i64,
+    /// The longest lifetime of its intermediates, in seconds: at least twice the above. 0: a week.
+    #[prost(int64, tag = "5")]
+    pub intermediate_ttl_seconds: i64,
+}
+/// An intermediate that a cluster's Rhizome was granted.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrantedIntermediate {
+    /// Its name, which is part of its subject.
+    #[prost(string, tag = "1")]
+    pub authority_id: ::prost::alloc::string::String,
+    /// The root that signed it.
+    #[prost(string, tag = "2")]
+    pub root_id: ::prost::alloc::string::String,
+    /// Its serial number: 40 lower-case hexadecimal digits.
+    #[prost(string, tag = "3")]
+    pub serial: ::prost::alloc::string::String,
+    /// When it was granted.
+    #[prost(message, optional, tag = "4")]
+    pub granted_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Its last second.
+    #[prost(message, optional, tag = "5")]
+    pub not_after: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many certificates were issued under it, as far as the cluster's ledger was read.
+    #[prost(uint64, tag = "6")]
+    pub issued_count: u64,
+    /// The last second of the last of those. Absent: there is none.
+    #[prost(message, optional, tag = "7")]
+    pub issued_until: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Something that a cluster's ledger gave rise to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClusterAlarm {
+    /// A stable word: `outside_scope`, `ledger_rewritten` or `ledger_unreadable`.
+    #[prost(string, tag = "1")]
+    pub code: ::prost::alloc::string::String,
+    /// About what: an identity, or a record of the cluster's ledger.
+    #[prost(string, tag = "2")]
+    pub subject: ::prost::alloc::string::String,
+    /// For people.
+    #[prost(string, tag = "3")]
+    pub detail: ::prost::alloc::string::String,
+    /// The position in the cluster's ledger.
+    #[prost(uint64, tag = "4")]
+    pub position: u64,
+    /// When it was found.
+    #[prost(message, optional, tag = "5")]
+    pub found_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// How many subscribers of one kind there are in a cluster.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClusterCount {
+    /// The kind: `agent` or `replica`.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// How many live.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
+/// A cluster with a Rhizome of its own.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Cluster {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// How it stands.
+    #[prost(enumeration = "ClusterState", tag = "2")]
+    pub state: i32,
+    /// What it may issue.
+    #[prost(message, optional, tag = "3")]
+    pub scope: ::core::option::Option<ClusterScope>,
+    /// The node as which its Rhizome calls: `CLUSTER/METHOD/NAME`.
+    #[prost(string, tag = "4")]
+    pub node_id: ::prost::alloc::string::String,
+    /// Who added it, as in the audit log.
+    #[prost(string, tag = "5")]
+    pub created_by: ::prost::alloc::string::String,
+    /// When it was added.
+    #[prost(message, optional, tag = "6")]
+    pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it was suspended or removed. Absent: neither.
+    #[prost(message, optional, tag = "7")]
+    pub ended_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who did that. Empty: nobody.
+    #[prost(string, tag = "8")]
+    pub ended_by: ::prost::alloc::string::String,
+    /// Why.
+    #[prost(string, tag = "9")]
+    pub end_reason: ::prost::alloc::string::String,
+    /// Its intermediates that may still be valid, oldest first.
+    #[prost(message, repeated, tag = "10")]
+    pub intermediates: ::prost::alloc::vec::Vec<GrantedIntermediate>,
+    /// When its Rhizome reported last. Absent: never.
+    #[prost(message, optional, tag = "11")]
+    pub reported_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Whether it reported within the last two minutes.
+    #[prost(bool, tag = "12")]
+    pub connected: bool,
+    /// Its release, as it says.
+    #[prost(string, tag = "13")]
+    pub version: ::prost::alloc::string::String,
+    /// The lowest bundle sequence that anybody below it has in force. 0: not known.
+    #[prost(uint64, tag = "14")]
+    pub bundle_sequence: u64,
+    /// Living subscribers by kind.
+    #[prost(message, repeated, tag = "15")]
+    pub counts: ::prost::alloc::vec::Vec<ClusterCount>,
+    /// How many of them have not said that they have the published bundle in force.
+    #[prost(uint64, tag = "16")]
+    pub behind_count: u64,
+    /// Names of some of those.
+    #[prost(string, repeated, tag = "17")]
+    pub behind: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The record of its ledger up to which the chain was followed and judged.
+    #[prost(uint64, tag = "18")]
+    pub ledger_read_to: u64,
+    /// The hash of that record: 32 raw bytes. Empty: none was read.
+    #[prost(bytes = "bytes", tag = "19")]
+    pub ledger_hash: ::prost::bytes::Bytes,
+    /// The last record of its ledger, as it says.
+    #[prost(uint64, tag = "20")]
+    pub ledger_last: u64,
+    /// Alarms ever raised about it.
+    #[prost(uint64, tag = "21")]
+    pub alarm_count: u64,
+    /// The newest alarms, oldest first; at most 16.
+    #[prost(message, repeated, tag = "22")]
+    pub alarms: ::prost::alloc::vec::Vec<ClusterAlarm>,
+}
+/// Adds a cluster.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddClusterRequest {
+    /// Its name: 1 to 128 bytes of A-Z, a-z, 0-9, `_`, `.` and `-`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What it may issue. Absent: refused.
+    #[prost(message, optional, tag = "2")]
+    pub scope: ::core::option::Option<ClusterScope>,
+    /// How long the join token can be used, in seconds. 0: the server's default.
+    #[prost(int64, tag = "3")]
+    pub token_ttl_seconds: i64,
+}
+/// The cluster, with all that its Rhizome needs to join.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AddClusterResponse {
+    /// The cluster.
+    #[prost(message, optional, tag = "1")]
+    pub cluster: ::core::option::Option<Cluster>,
+    /// The secret of the join token: base64url without padding of 32 bytes. Shown once.
+    #[prost(string, tag = "2")]
+    pub secret: ::prost::alloc::string::String,
+    /// First second at which the token is no longer accepted.
+    #[prost(message, optional, tag = "3")]
+    pub token_expires_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// The trust domain, without `spiffe://`.
+    #[prost(string, tag = "4")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Where the server can be reached, `host:port` each. At most 8.
+    #[prost(string, repeated, tag = "5")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// SHA-256 fingerprints of the current roots, 32 raw bytes each: what the cluster's Rhizome pins.
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub root_digests: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+/// Asks for all clusters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListClustersRequest {}
+/// All clusters.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListClustersResponse {
+    /// By name.
+    #[prost(message, repeated, tag = "1")]
+    pub clusters: ::prost::alloc::vec::Vec<Cluster>,
+}
+/// Asks for one cluster.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetClusterRequest {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// The cluster.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetClusterResponse {
+    /// As it stands.
+    #[prost(message, optional, tag = "1")]
+    pub cluster: ::core::option::Option<Cluster>,
+}
+/// Replaces a cluster's scope.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetClusterScopeRequest {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// All that it may issue from now on. Absent: refused.
+    #[prost(message, optional, tag = "2")]
+    pub scope: ::core::option::Option<ClusterScope>,
+    /// Why, in at most 1024 bytes; stands in the ledger.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The cluster with its new scope.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetClusterScopeResponse {
+    /// As it stands.
+    #[prost(message, optional, tag = "1")]
+    pub cluster: ::core::option::Option<Cluster>,
+}
+/// Suspends a cluster.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SuspendClusterRequest {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Why, in at most 1024 bytes; stands in the ledger.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The suspended cluster.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SuspendClusterResponse {
+    /// As it stands.
+    #[prost(message, optional, tag = "1")]
+    pub cluster: ::core::option::Option<Cluster>,
+}
+/// Lets a cluster in again.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeClusterRequest {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Why, in at most 1024 bytes; stands in the ledger.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The cluster that may go on.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResumeClusterResponse {
+    /// As it stands.
+    #[prost(message, optional, tag = "1")]
+    pub cluster: ::core::option::Option<Cluster>,
+}
+/// Removes a cluster.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveClusterRequest {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Why, in at most 1024 bytes; stands in the ledger.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The removed cluster.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RemoveClusterResponse {
+    /// As it was left.
+    #[prost(message, optional, tag = "1")]
+    pub cluster: ::core::option::Option<Cluster>,
+}
+/// How it stands with a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ClusterState {
+    /// Never sent.
+    Unspecified = 0,
+    /// Its Rhizome has not joined yet.
+    Awaited = 1,
+    /// It may have intermediates.
+    Active = 2,
+    /// It was suspended.
+    Suspended = 3,
+    /// It was removed; something of what it was granted may still be valid.
+    Removed = 4,
+}
+impl ClusterState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CLUSTER_STATE_UNSPECIFIED",
+            Self::Awaited => "CLUSTER_STATE_AWAITED",
+            Self::Active => "CLUSTER_STATE_ACTIVE",
+            Self::Suspended => "CLUSTER_STATE_SUSPENDED",
+            Self::Removed => "CLUSTER_STATE_REMOVED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CLUSTER_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CLUSTER_STATE_AWAITED" => Some(Self::Awaited),
+            "CLUSTER_STATE_ACTIVE" => Some(Self::Active),
+            "CLUSTER_STATE_SUSPENDED" => Some(Self::Suspended),
+            "CLUSTER_STATE_REMOVED" => Some(Self::Removed),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod cluster_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Clusters with a Rhizome of their own below this one: what each may issue, and how it stands there.
+    #[derive(Debug, Clone)]
+    pub struct ClusterServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl ClusterServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> ClusterServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ClusterServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ClusterServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Adds a cluster, and makes the one-time join token for its Rhizome. The secret is in this answer and nowhere else.
+        pub async fn add_cluster(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AddClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddClusterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.ClusterService/AddCluster",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.ClusterService", "AddCluster"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists clusters by name; there are 256 at most.
+        pub async fn list_clusters(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListClustersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListClustersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.ClusterService/ListClusters",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.ClusterService", "ListClusters"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Answers with one cluster.
+        pub async fn get_cluster(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetClusterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.ClusterService/GetCluster",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.ClusterService", "GetCluster"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Replaces what a cluster may issue. What was issued before is valid until its end; the cluster's next intermediate,
+        /// and every certificate read from its ledger from now on, is judged by the new scope.
+        pub async fn set_cluster_scope(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetClusterScopeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetClusterScopeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.ClusterService/SetClusterScope",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.ClusterService", "SetClusterScope"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Suspends a cluster: it gets no intermediate, no bundle and no answer until it is let in again. What it holds is valid
+        /// until its end.
+        pub async fn suspend_cluster(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SuspendClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SuspendClusterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.ClusterService/SuspendCluster",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.ClusterService", "SuspendCluster"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lets a suspended cluster in again.
+        pub async fn resume_cluster(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumeClusterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.ClusterService/ResumeCluster",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.ClusterService", "ResumeCluster"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a cluster for good. It is listed until nothing of what it was granted is valid; its name can be added again,
+        /// with a new join token.
+        pub async fn remove_cluster(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveClusterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.ClusterService/RemoveCluster",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.ClusterService", "RemoveCluster"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod cluster_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ClusterServiceServer.
+    #[async_trait]
+    pub trait ClusterService: std::marker::Send + std::marker::Sync + 'static {
+        /// Adds a cluster, and makes the one-time join token for its Rhizome. The secret is in this answer and nowhere else.
+        async fn add_cluster(
+            &self,
+            request: tonic::Request<super::AddClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddClusterResponse>,
+            tonic::Status,
+        >;
+        /// Lists clusters by name; there are 256 at most.
+        async fn list_clusters(
+            &self,
+            request: tonic::Request<super::ListClustersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListClustersResponse>,
+            tonic::Status,
+        >;
+        /// Answers with one cluster.
+        async fn get_cluster(
+            &self,
+            request: tonic::Request<super::GetClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetClusterResponse>,
+            tonic::Status,
+        >;
+        /// Replaces what a cluster may issue. What was issued before is valid until its end; the cluster's next intermediate,
+        /// and every certificate read from its ledger from now on, is judged by the new scope.
+        async fn set_cluster_scope(
+            &self,
+            request: tonic::Request<super::SetClusterScopeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetClusterScopeResponse>,
+            tonic::Status,
+        >;
+        /// Suspends a cluster: it gets no intermediate, no bundle and no answer until it is let in again. What it holds is valid
+        /// until its end.
+        async fn suspend_cluster(
+            &self,
+            request: tonic::Request<super::SuspendClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SuspendClusterResponse>,
+            tonic::Status,
+        >;
+        /// Lets a suspended cluster in again.
+        async fn resume_cluster(
+            &self,
+            request: tonic::Request<super::ResumeClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumeClusterResponse>,
+            tonic::Status,
+        >;
+        /// Removes a cluster for good. It is listed until nothing of what it was granted is valid; its name can be added again,
+        /// with a new join token.
+        async fn remove_cluster(
+            &self,
+            request: tonic::Request<super::RemoveClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveClusterResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Clusters with a Rhizome of their own below this one: what each may issue, and how it stands there.
+    #[derive(Debug)]
+    pub struct ClusterServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ClusterServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ClusterServiceServer<T>
+    where
+        T: ClusterService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/rhizome.admin.v1.ClusterService/AddCluster" => {
+                    #[allow(non_camel_case_types)]
+                    struct AddClusterSvc<T: ClusterService>(pub Arc<T>);
+                    impl<
+                        T: ClusterService,
+                    > tonic::server::UnaryService<super::AddClusterRequest>
+                    for AddClusterSvc<T> {
+                        type Response = super::AddClusterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AddClusterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ClusterService>::add_cluster(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AddClusterSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.ClusterService/ListClusters" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListClustersSvc<T: ClusterService>(pub Arc<T>);
+                    impl<
+                        T: ClusterService,
+                    > tonic::server::UnaryService<super::ListClustersRequest>
+                    for ListClustersSvc<T> {
+                        type Response = super::ListClustersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListClustersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ClusterService>::list_clusters(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListClustersSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.ClusterService/GetCluster" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetClusterSvc<T: ClusterService>(pub Arc<T>);
+                    impl<
+                        T: ClusterService,
+                    > tonic::server::UnaryService<super::GetClusterRequest>
+                    for GetClusterSvc<T> {
+                        type Response = super::GetClusterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetClusterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ClusterService>::get_cluster(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetClusterSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.ClusterService/SetClusterScope" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetClusterScopeSvc<T: ClusterService>(pub Arc<T>);
+                    impl<
+                        T: ClusterService,
+                    > tonic::server::UnaryService<super::SetClusterScopeRequest>
+                    for SetClusterScopeSvc<T> {
+                        type Response = super::SetClusterScopeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetClusterScopeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ClusterService>::set_cluster_scope(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetClusterScopeSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.ClusterService/SuspendCluster" => {
+                    #[allow(non_camel_case_types)]
+                    struct SuspendClusterSvc<T: ClusterService>(pub Arc<T>);
+                    impl<
+                        T: ClusterService,
+                    > tonic::server::UnaryService<super::SuspendClusterRequest>
+                    for SuspendClusterSvc<T> {
+                        type Response = super::SuspendClusterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SuspendClusterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ClusterService>::suspend_cluster(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SuspendClusterSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.ClusterService/ResumeCluster" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeClusterSvc<T: ClusterService>(pub Arc<T>);
+                    impl<
+                        T: ClusterService,
+                    > tonic::server::UnaryService<super::ResumeClusterRequest>
+                    for ResumeClusterSvc<T> {
+                        type Response = super::ResumeClusterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumeClusterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ClusterService>::resume_cluster(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeClusterSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.ClusterService/RemoveCluster" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveClusterSvc<T: ClusterService>(pub Arc<T>);
+                    impl<
+                        T: ClusterService,
+                    > tonic::server::UnaryService<super::RemoveClusterRequest>
+                    for RemoveClusterSvc<T> {
+                        type Response = super::RemoveClusterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveClusterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ClusterService>::remove_cluster(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveClusterSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ClusterServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "rhizome.admin.v1.ClusterService";
+    impl<T> tonic::server::NamedService for ClusterServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 /// A request as it might be made.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExplainRequest {

@@ -10,6 +10,7 @@ use rhizome_proto::ca::v1::bundle_service_server::BundleServiceServer;
 use rhizome_proto::ca::v1::certificate_service_server::CertificateServiceServer;
 use rhizome_proto::ca::v1::jwt_service_server::JwtServiceServer;
 use rhizome_proto::node::v1::node_service_server::NodeServiceServer;
+use rhizome_proto::upstream::v1::upstream_service_server::UpstreamServiceServer;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
@@ -24,9 +25,12 @@ mod health;
 mod jwt;
 mod nodes;
 mod sync;
+pub(crate) mod upstream;
 
 /// A request of the CSR API: a CSR of at most 16 KiB, attributes, names.
 const CSR_MESSAGE_BYTES: usize = 64 * 1024;
+/// A report of a cluster's Rhizome: 1 MiB of its ledger, and what stands around it.
+const REPORT_MESSAGE_BYTES: usize = (1024 + 128) * 1024;
 /// A message of an administrator: a rule and its conditions.
 pub(crate) const ADMIN_MESSAGE_BYTES: usize = 1024 * 1024;
 
@@ -42,6 +46,9 @@ pub(crate) fn routes(ca: &Arc<Ca>) -> Routes {
             .add_service(JwtServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
             .add_service(BundleServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
             .add_service(NodeServiceServer::new(api.clone()).max_decoding_message_size(CSR_MESSAGE_BYTES))
+            .add_service(
+                UpstreamServiceServer::new(api.clone()).max_decoding_message_size(REPORT_MESSAGE_BYTES),
+            )
             .add_service(HealthServer::new(api.clone()));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);

@@ -119,6 +119,10 @@ impl Ca {
             return Err(ApiError::BannedNode { id: node_id });
         }
         let after = redemption.token;
+        // A cluster that was suspended or removed before its Rhizome joined.
+        if let Some(cluster) = state.cluster_of_node(&token.cluster, &token.node) {
+            cluster.value.check_active()?;
+        }
         let alongside = |issuance: &Issuance| {
             let record = first_record(&token, issuance, now);
             let node_key = record.key();

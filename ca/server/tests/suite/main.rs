@@ -9,6 +9,7 @@
 mod admins;
 mod authorities;
 mod clock;
+mod clusters;
 mod explain;
 mod faults;
 mod federation;

@@ -8,6 +8,7 @@ use rhizome_proto::admin::v1::admin_identity_service_server::AdminIdentityServic
 use rhizome_proto::admin::v1::authority_service_server::AuthorityServiceServer;
 use rhizome_proto::admin::v1::bundle_admin_service_server::BundleAdminServiceServer;
 use rhizome_proto::admin::v1::certificate_admin_service_server::CertificateAdminServiceServer;
+use rhizome_proto::admin::v1::cluster_service_server::ClusterServiceServer;
 use rhizome_proto::admin::v1::explain_service_server::ExplainServiceServer;
 use rhizome_proto::admin::v1::federation_service_server::FederationServiceServer;
 use rhizome_proto::admin::v1::ledger_service_server::LedgerServiceServer;
@@ -25,6 +26,7 @@ mod admins;
 mod authorities;
 mod bundle;
 mod certificates;
+mod clusters;
 mod ending;
 mod explain;
 mod federation;
@@ -57,6 +59,7 @@ pub(super) fn add_to(routes: Routes, api: &Api) -> Routes {
         .add_service(
             CertificateAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES),
         )
+        .add_service(ClusterServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(ExplainServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(
             FederationServiceServer::new(api.clone()).max_decoding_message_size(BUNDLE_MESSAGE_BYTES),

@@ -103,6 +103,7 @@ impl Ca {
             Some(node) => node,
             None => convert::read("node", &format!("node-{}", JoinToken::id_of(&secret)))?,
         };
+        self.refuse_clusters_own(&cluster, &node)?;
         self.refuse_banned(&cluster, &node)?;
         let now = self.now()?;
         let expires_at = now.plus(ttl.seconds());
@@ -126,6 +127,18 @@ impl Ca {
                 .map(|it| convert::digest(&it.fingerprint()))
                 .collect(),
         })
+    }
+
+    /// Whoever joins as the node of a cluster's Rhizome gets intermediates: that is decided with role `security`.
+    fn refuse_clusters_own(&self, cluster: &ClusterName, node: &NodeName) -> Result<(), ApiError> {
+        match self.state().cluster_of_node(cluster, node) {
+            Some(_) => Err(ApiError::Conflict {
+                what: "node",
+                name: format!("{cluster}/{node}"),
+                problem: "is the Rhizome of a cluster; `rhizome cluster remove` and `cluster add` give it a new token",
+            }),
+            None => Ok(()),
+        }
     }
 
     /// A token for a banned node could never be redeemed; better said now, to whoever can do something about it.

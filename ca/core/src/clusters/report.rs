@@ -1,0 +1,245 @@
+//! What is known of a cluster: what its Rhizome said last, and what its ledger showed.
+
+use std::collections::BTreeMap;
+
+use rhizome_id::{AuthorityId, ClusterName, Digest, Timestamp, TrustDomain};
+use serde::{Deserialize, Serialize};
+
+use super::{Alarm, Cluster, ClusterState, continue_ledger, outside_scope};
+use crate::documents::{Kind, Stored};
+use crate::ledger::{Event, Fault, Head, Position, Record};
+use crate::limits::{
+    CLUSTER_ALARMS_KEPT, CLUSTER_SAME_SECONDS, CLUSTER_SILENT_SECONDS, ROTATION_SKEW_SECONDS,
+};
+use crate::rotation::evidence::{Held, Presented, Subscriber, SubscriberKind};
+
+/// What a cluster's Rhizome says of everything below it. Replaces what it said before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reported {
+    /// The lowest bundle that anybody below it has in force; `None`: it has none itself.
+    #[serde(default)]
+    pub holds: Option<HeldBelow>,
+    /// Living subscribers by kind: `agent`, `replica`.
+    #[serde(default)]
+    pub counts: BTreeMap<String, u64>,
+    /// How many of them have not said that they have the published bundle in force.
+    #[serde(default)]
+    pub behind_count: u64,
+    /// Names of some of those.
+    #[serde(default)]
+    pub behind: Vec<String>,
+    /// Its release.
+    #[serde(default)]
+    pub version: String,
+    /// The last record of its ledger, as it says.
+    #[serde(default)]
+    pub last_record: u64,
+}
+
+/// A bundle that everybody below a cluster's Rhizome has at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBelow {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+/// Certificates below one intermediate, as the cluster's ledger has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedIssuer {
+    /// How many were issued.
+    pub count: u64,
+    /// The last second of the last of them.
+    pub until: Timestamp,
+}
+
+/// What is known of a cluster, as a document. Written with every report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterReport {
+    /// Which cluster.
+    pub cluster: ClusterName,
+    /// When it reported last.
+    pub at: Timestamp,
+    /// What it said.
+    pub reported: Reported,
+    /// Since when it holds what it says.
+    pub held_since: Timestamp,
+    /// The record of its ledger up to which the chain was followed; 0: none.
+    pub read_to: u64,
+    /// The hash of that record: what its ledger cannot go back behind unseen.
+    pub read_hash: Digest,
+    /// What it issued, by intermediate. Those whose certificates have all expired are forgotten.
+    #[serde(default)]
+    pub issued: BTreeMap<AuthorityId, ServedIssuer>,
+    /// Alarms ever raised about it.
+    #[serde(default)]
+    pub alarms: u64,
+    /// The newest of them, oldest first.
+    #[serde(default)]
+    pub recent: Vec<Alarm>,
+}
+
+impl Stored for ClusterReport {
+    const KIND: Kind = Kind::ClusterReport;
+
+    fn id(&self) -> String {
+        self.cluster.to_string()
+    }
+}
+
+impl ClusterReport {
+    /// Nothing heard yet.
+    pub fn empty(cluster: ClusterName) -> Self {
+        Self {
+            cluster,
+            at: Timestamp::EPOCH,
+            reported: Reported::default(),
+            held_since: Timestamp::EPOCH,
+            read_to: 0,
+            read_hash: Digest::ZERO,
+            issued: BTreeMap::new(),
+            alarms: 0,
+            recent: Vec::new(),
+        }
+    }
+
+    /// Up to where its ledger was followed.
+    pub const fn cursor(&self) -> Head {
+        Head { position: Position(self.read_to), hash: self.read_hash }
+    }
+
+    /// The document after a report, with the alarms that it gives rise to and that were not just raised. When the records
+    /// do not follow what was read before, that is an alarm, and the ledger is read anew from its first record.
+    ///
+    /// # Errors
+    /// [`Fault`] when the records are no ledger at all: they do not hold together from their first one.
+    pub fn after(
+        &self,
+        reported: Reported,
+        records: &[Record],
+        cluster: &Cluster,
+        domain: &TrustDomain,
+        now: Timestamp,
+    ) -> Result<(Self, Vec<Alarm>), Fault> {
+        let same = reported.holds == self.reported.holds;
+        let held_since = if same { self.held_since } else { now };
+        let mut next = Self { at: now, held_since, reported, ..self.clone() };
+        let found = match continue_ledger(self.cursor(), records) {
+            Ok(continued) => {
+                (next.read_to, next.read_hash) = (continued.head.position.0, continued.head.hash);
+                next.take_in(continued.events, cluster, domain, now)
+            }
+            Err(fault) if self.read_to == 0 => return Err(fault),
+            Err(fault) => {
+                (next.read_to, next.read_hash) = (0, Digest::ZERO);
+                next.issued.clear();
+                vec![Alarm::rewritten(&fault, now)]
+            }
+        };
+        next.issued.retain(|_, served| now.since(served.until) <= ROTATION_SKEW_SECONDS);
+        let new = next.raise(found);
+        Ok((next, new))
+    }
+
+    fn take_in(
+        &mut self,
+        events: Vec<(Position, Result<Event, String>)>,
+        cluster: &Cluster,
+        domain: &TrustDomain,
+        now: Timestamp,
+    ) -> Vec<Alarm> {
+        let mut found = Vec::new();
+        for (position, event) in events {
+            let event = match event {
+                Ok(event) => event,
+                Err(cause) => {
+                    found.push(Alarm::unreadable(position, &cause, now));
+                    continue;
+                }
+            };
+            if let Some(outside) = outside_scope(cluster, domain, &event, now) {
+                found.push(Alarm::outside(&outside, position, now));
+            }
+            if let Event::Issued(issuance) = event {
+                let served = self.issued.entry(issuance.issuer);
+                let served = served.or_insert(ServedIssuer { count: 0, until: issuance.not_after });
+                served.count = served.count.saturating_add(1);
+                served.until = served.until.max(issuance.not_after);
+            }
+        }
+        found
+    }
+
+    /// Counts all, keeps and gives back those that say something new.
+    fn raise(&mut self, found: Vec<Alarm>) -> Vec<Alarm> {
+        let mut new = Vec::new();
+        for alarm in found {
+            self.alarms = self.alarms.saturating_add(1);
+            if self.recent.iter().any(|known| known.repeats(&alarm)) {
+                continue;
+            }
+            self.recent.push(alarm.clone());
+            if new.len() < CLUSTER_ALARMS_KEPT {
+                new.push(alarm);
+            }
+        }
+        let extra = self.recent.len().saturating_sub(CLUSTER_ALARMS_KEPT);
+        self.recent.drain(..extra);
+        new
+    }
+
+    /// Whether a report of `reported` without records says nothing that is not known, so soon that it need not be written.
+    pub fn is_told(&self, reported: &Reported, now: Timestamp) -> bool {
+        let soon = (0..CLUSTER_SAME_SECONDS).contains(&now.since(self.at));
+        soon && self.reported == *reported
+    }
+
+    /// Whether its Rhizome was heard of lately.
+    pub fn is_heard(&self, now: Timestamp) -> bool {
+        now.since(self.at) <= CLUSTER_SILENT_SECONDS
+    }
+}
+
+/// A cluster as the change of the root sees it: one subscriber that stands for everything below it. `None` when nothing
+/// that it was granted can still be valid: then nobody depends on it.
+pub fn subscriber(cluster: &Cluster, report: Option<&ClusterReport>, now: Timestamp) -> Option<Subscriber> {
+    let until = cluster.matters_until()?;
+    let reported = report.map(|it| &it.reported);
+    let mut presents: Vec<Presented> = Vec::new();
+    for (issuer, served) in report.into_iter().flat_map(|it| &it.issued) {
+        let Some(granted) = cluster.granted.iter().find(|it| it.id == *issuer) else { continue };
+        let count = u32::try_from(served.count).unwrap_or(u32::MAX);
+        match presents.iter_mut().find(|it| it.root == granted.root) {
+            Some(known) => {
+                known.count = known.count.saturating_add(count);
+                known.until = known.until.max(served.until);
+            }
+            None => presents.push(Presented { root: granted.root.clone(), count, until: served.until }),
+        }
+    }
+    let unread = report.is_none_or(|it| it.read_to < it.reported.last_record);
+    let mut behind = reported.map(|it| it.behind.clone()).unwrap_or_default();
+    if reported.is_some_and(|it| it.behind_count > 0) && behind.is_empty() {
+        behind.push(format!("nodes of {}", cluster.name));
+    }
+    if unread {
+        behind.push(format!("the ledger of {}, which is not read to its end", cluster.name));
+    }
+    let held = |report: &ClusterReport| {
+        let held = report.reported.holds?;
+        Some(Held { sequence: held.sequence, digest: Some(held.digest), at: report.held_since })
+    };
+    Some(Subscriber {
+        name: format!("cluster:{}", cluster.name),
+        kind: SubscriberKind::Subordinate,
+        cluster: cluster.name.to_string(),
+        holds: report.and_then(held),
+        workloads: presents.iter().map(|it| it.count).fold(0, u32::saturating_add),
+        presents,
+        until: Some(until),
+        last_contact: report.map(|it| it.at),
+        connected: cluster.state == ClusterState::Active && report.is_some_and(|it| it.is_heard(now)),
+        behind,
+    })
+}
