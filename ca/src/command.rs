@@ -11,16 +11,13 @@ use std::sync::Arc;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use rhizome_agent::program::{self, NotUnderstood, asks_for_json};
-use rhizome_cli::{Console, EXIT_CODES_HELP, Exit, Failure, Options, OutputFormat, complain};
+use rhizome_cli::{CONFIG, Console, EXIT_CODES_HELP, Exit, Failure, Options, OutputFormat, complain};
 use rhizome_core::ports::Clock as _;
 use rhizome_id::Timestamp;
 use rhizome_server::SystemClock;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{dev, restore, serve, store};
-
-/// Where the configuration is unless told otherwise.
-pub(crate) const CONFIG: &str = "/etc/rhizome/rhizome.yaml";
+use crate::{dev, offline_root, restore, serve, store};
 
 /// Threads for what the server does beside serving: rotation, sealing, metrics. Serving has threads of its own.
 const BACKGROUND_THREADS: usize = 2;
@@ -136,6 +133,10 @@ fn run(arguments: Arguments) -> Exit {
             }
         }
         Verb::Admin(command) => {
+            let command = match command.into_offline() {
+                Ok(verb) => return on(one(), output, offline_root::run(verb, output)),
+                Err(command) => *command,
+            };
             let terminal = io::stdout().is_terminal();
             let (mut out, mut err) = (io::stdout(), io::stderr());
             let mut console = Console { out: &mut out, err: &mut err, clock: clock(), terminal };

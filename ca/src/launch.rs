@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rhizome_cli::Exit;
-use rhizome_core::authority::RotationPolicy;
+use rhizome_core::authority::{FirstRoot, RotationPolicy};
 use rhizome_core::policy::{PolicyLimits, TtlLimits};
 use rhizome_core::ports::{KeyRingError, Store, StoreError};
 use rhizome_server::{
@@ -21,7 +21,7 @@ use rhizome_store::{
 };
 use rhizome_tls::WebRoots;
 
-use crate::config::{Config, DatabasePassword, Policy, Postgres, StoreChoice, secret_variable};
+use crate::config::{Config, DatabasePassword, Place, Policy, Postgres, StoreChoice, secret_variable};
 use crate::keyring::{KeysError, Secrets};
 
 /// The database's name below the data directory.
@@ -144,6 +144,15 @@ pub struct Launch {
 pub async fn open(config: &Config) -> Result<Launch, LaunchError> {
     check_data(&config.data)?;
     check_socket(&config.admin.socket)?;
+    open_without_server(config).await
+}
+
+/// As [`open`], for what is done while no server runs.
+///
+/// # Errors
+/// [`LaunchError`], with the remedy.
+pub async fn open_without_server(config: &Config) -> Result<Launch, LaunchError> {
+    check_data(&config.data)?;
     let secrets = Secrets::gather(config)?;
     let store = open_store(config).await?;
     let keys = secrets.open(config, Arc::clone(&store)).await?;
@@ -276,7 +285,7 @@ pub fn settings(config: &Config) -> Settings {
         store: _,
         admin,
         web,
-        keys: _,
+        keys,
         authority,
         policy,
         limits,
@@ -284,6 +293,7 @@ pub fn settings(config: &Config) -> Settings {
         federation,
         log: _,
     } = config.clone();
+    let root_is_offline = keys.root == Place::Offline;
     Settings {
         trust_domain,
         replica,
@@ -299,6 +309,7 @@ pub fn settings(config: &Config) -> Settings {
             root_ttl: authority.root_ttl,
             issuer_ttl: authority.issuer_ttl,
             jwt_key_ttl: authority.jwt_key_ttl,
+            first_root: if root_is_offline { FirstRoot::Await } else { FirstRoot::Make },
         },
         algorithm: authority.algorithm,
         refresh_hint,

@@ -9,6 +9,7 @@ pub mod dev;
 pub mod keyring;
 pub mod launch;
 pub mod logging;
+pub mod offline_root;
 pub mod restore;
 pub mod serve;
 pub mod store;

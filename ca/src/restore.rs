@@ -356,6 +356,9 @@ async fn missing_keys(config: &Config, database: &Path) -> Result<Vec<String>, S
     for document in authorities {
         let authority =
             document.read::<rhizome_core::authority::Authority>().map_err(|error| error.to_string())?.value;
+        if authority.custody == rhizome_core::authority::Custody::Elsewhere {
+            continue;
+        }
         if let Err(KeyRingError::NotFound { id }) = ring.key(&authority.key).await {
             missing.push(format!("{id} of {}", DocumentKey::new(Kind::Authority, authority.id.to_string())));
         }

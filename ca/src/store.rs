@@ -18,7 +18,6 @@ use rhizome_core::ports::{Clock as _, Store as _, StoreError};
 use rhizome_server::{Stopwatch, SystemClock};
 use rhizome_store::{Imported, Progress, SqliteStore, verify_ledger};
 
-use crate::command;
 use crate::config::{self, Config, ConfigError, Postgres, StoreChoice};
 use crate::launch::{self, LaunchError};
 use crate::restore::{self, RestoreError};
@@ -33,13 +32,13 @@ pub enum Verb {
     /// Move the state from the embedded database into the PostgreSQL that the configuration names, which must be empty
     Migrate {
         /// The configuration, which says where both are: `data` and `store`
-        #[arg(long, value_name = "FILE", default_value = command::CONFIG, value_hint = ValueHint::FilePath)]
+        #[arg(long, value_name = "FILE", default_value = rhizome_cli::CONFIG, value_hint = ValueHint::FilePath)]
         config: PathBuf,
     },
     /// After pg_restore: revoke outstanding join tokens and raise what must never go back, before any server starts
     MarkRestored {
         /// The configuration of a server
-        #[arg(long, value_name = "FILE", default_value = command::CONFIG, value_hint = ValueHint::FilePath)]
+        #[arg(long, value_name = "FILE", default_value = rhizome_cli::CONFIG, value_hint = ValueHint::FilePath)]
         config: PathBuf,
     },
 }
@@ -125,7 +124,9 @@ pub async fn run(verb: Verb, output: OutputFormat) -> Exit {
             Exit::Done
         }
         Err(StoreVerbError::Config(error)) => misconfigured(&error, output),
-        Err(error) => command::failed(output, &Failure::new(Exit::Failed, error.code(), error.to_string())),
+        Err(error) => {
+            crate::command::failed(output, &Failure::new(Exit::Failed, error.code(), error.to_string()))
+        }
     }
 }
 

@@ -21,9 +21,11 @@ mod issued;
 mod join;
 mod ledger;
 mod node;
+mod offline_root;
 mod output;
 mod pem;
 mod request;
+mod root;
 mod rule;
 mod rule_file;
 mod session;
@@ -44,16 +46,21 @@ pub use explain::{CallerArgument, Explain};
 pub use federation::{AddRelationship, FederationVerb, ProfileArgument};
 pub use ledger::{HeadArgument, LedgerVerb, ListEntries};
 pub use node::{JoinNode, ListNodes, NodeArgument, NodeVerb, RenewNodes, RenewalTarget};
+pub use offline_root::{CeremonyVerb, ImportAnswer, ImportRoot, OfflineVerb, SignRequest, WriteRequest};
 pub use output::{Clock, Console, OutputFormat, complain};
 pub use request::{AttributeArgument, RequestCertificate, Workload};
 pub use rhizome_tls::{
     JoinString, JoinStringError, MAX_ADDRESSES, MAX_JOIN_STRING_BYTES as MAX_BYTES, MAX_ROOTS,
 };
+pub use root::RootVerb;
 pub use rule::{Confirmation, PutRule, RuleVerb};
 pub use session::{DEFAULT_SERVER, DEFAULT_SOCKET, Options, ServerAddress, ServerArgument};
 pub use token::{CreateToken, ListTokens, TokenVerb};
 
 use session::Session;
+
+/// Where a server's configuration is unless told otherwise.
+pub const CONFIG: &str = "/etc/rhizome/rhizome.yaml";
 
 /// What an administrator, or a machine that joins, can ask for. The binary flattens this into its own verbs.
 #[derive(Subcommand, Clone, Debug)]
@@ -82,6 +89,9 @@ pub enum Verb {
     /// See, rotate and taint signing authorities
     #[command(subcommand)]
     Authority(AuthorityVerb),
+    /// Bring a root from elsewhere, or keep its key offline
+    #[command(subcommand)]
+    Root(Box<RootVerb>),
     /// See and fetch the trust bundle
     #[command(subcommand)]
     Bundle(BundleVerb),
@@ -96,6 +106,19 @@ pub enum Verb {
     Ledger(LedgerVerb),
     /// Write a consistent copy of the server's state to a file
     Backup(BackupVerb),
+}
+
+impl Verb {
+    /// What is done while no server runs, and so by whoever has the store and the keys; otherwise the verb itself.
+    ///
+    /// # Errors
+    /// The verb, when it is for a server.
+    pub fn into_offline(self) -> Result<OfflineVerb, Box<Self>> {
+        let Self::Root(root) = self else { return Err(Box::new(self)) };
+        match *root {
+            RootVerb::Offline(verb) => Ok(verb),
+        }
+    }
 }
 
 /// Runs one verb to its end; failures are told on the console, and the answer is how the process should end.
@@ -121,6 +144,7 @@ async fn dispatch(verb: Verb, session: &mut Session<'_, '_>) -> Result<Exit, Fai
         Verb::Cert(verb) => cert::run(verb, session).await,
         Verb::Admin(verb) => admin::run(verb, session).await,
         Verb::Authority(verb) => authority::run(verb, session).await,
+        Verb::Root(verb) => root::run(&verb),
         Verb::Bundle(verb) => bundle::run(verb, session).await,
         Verb::Cluster(verb) => cluster::run(verb, session).await,
         Verb::Federation(verb) => federation::run(verb, session).await,

@@ -6,7 +6,7 @@
 //! expired, and it signs when every live follower of the bundle has acknowledged it or was waited for long enough;
 //! `step` is a function of its arguments, and performing an effect twice, or crashing between any two, ends in the same
 //! state; a tainted authority never returns; time alone never makes, activates or ends a *root*, except the very first
-//! one: what verifiers trust changes by decision.
+//! one: what verifiers trust changes by decision; where the root's key is elsewhere, issuers are asked for and not made.
 //! Not here: keys, certificates and storage (effects; `rhizome_server::rotate` performs them), the acknowledged change
 //! of roots (`rotation`).
 //! Sources: ca/docs/ARCHITECTURE.md §8; spiffe/spire `pkg/server/ca/manager/slot.go` (thresholds); RFC 5280 §6.1.
@@ -15,7 +15,6 @@ use std::cmp::Reverse;
 use std::fmt;
 
 use rhizome_id::{AuthorityId, KeyId, ReplicaName, Timestamp, Ttl};
-use rhizome_x509::CaCertificate;
 
 use crate::limits::{
     ACKNOWLEDGE_PATIENCE_SECONDS, ACTIVATE_CAP_SECONDS, ACTIVATE_FRACTION, BACKDATE_FRACTION,
@@ -25,18 +24,9 @@ use crate::renewal::{Validity, validity};
 
 mod records;
 
-pub use records::{Authority, AuthorityKind, AuthorityState, JwtAuthority, Records};
-
-/// How long new authorities live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RotationPolicy {
-    /// Roots.
-    pub root_ttl: Ttl,
-    /// Issuers; never beyond their root.
-    pub issuer_ttl: Ttl,
-    /// Keys for JWT-SVIDs.
-    pub jwt_key_ttl: Ttl,
-}
+pub use records::{
+    Authority, AuthorityKind, AuthorityState, Custody, FirstRoot, JwtAuthority, Records, RotationPolicy,
+};
 
 /// Something to be done. Each is idempotent when performed as [`changes`] says: what was done already changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +39,12 @@ pub enum Effect {
     /// Make a key and an issuer for this replica under the active root with [`issuer_validity`], and store it as
     /// `Prepared`.
     MakeIssuer {
+        /// Why.
+        reason: Reason,
+    },
+    /// An issuer for this replica is due, and the active root's key is elsewhere: ask whoever has it. What comes from
+    /// there is stored as `Prepared`, as if it had been made here. Due until then, so nothing may wait for it.
+    AskForIssuer {
         /// Why.
         reason: Reason,
     },
@@ -222,9 +218,11 @@ pub fn root_validity(now: Timestamp, policy: &RotationPolicy) -> Option<Validity
     validity(now, policy.root_ttl, Timestamp::EPOCH, Timestamp::MAX)
 }
 
-/// The validity of an issuer made at `now` under `root`: within the root's. `None` when the root is not valid now.
-pub fn issuer_validity(root: &CaCertificate, now: Timestamp, policy: &RotationPolicy) -> Option<Validity> {
-    validity(now, policy.issuer_ttl, root.not_before(), root.not_after())
+/// The validity of an issuer made at `now` under `root`: within the root's and that of everything above it. `None` when
+/// they are not valid now.
+pub fn issuer_validity(root: &Authority, now: Timestamp, policy: &RotationPolicy) -> Option<Validity> {
+    let (from, until) = root.window();
+    validity(now, policy.issuer_ttl, from, until)
 }
 
 /// From when to when a JWT key made at `now` signs. It stands by itself: no certificate is above it.
@@ -235,7 +233,13 @@ pub fn jwt_validity(now: Timestamp, policy: &RotationPolicy) -> Option<Validity>
 impl Records {
     fn slots(&self) -> Vec<Slot<'_>> {
         let jwt = self.jwt.iter().map(|it| Slot::of_jwt(it, self.acknowledged));
-        self.certifying.iter().map(Slot::of).chain(jwt).collect()
+        let mut slots: Vec<_> = self.certifying.iter().map(Slot::of).chain(jwt).collect();
+        // Nothing made here outlives its root; what came from elsewhere may, and ends with it all the same.
+        for root in self.certifying.iter().filter(|it| it.kind == AuthorityKind::Root) {
+            let below = slots.iter_mut().filter(|slot| slot.issuer == Some(&root.id));
+            below.for_each(|slot| slot.not_after = slot.not_after.min(root.window().1));
+        }
+        slots
     }
 }
 
@@ -246,6 +250,7 @@ struct Slot<'a> {
     kind: AuthorityKind,
     replica: &'a ReplicaName,
     issuer: Option<&'a AuthorityId>,
+    custody: Custody,
     state: AuthorityState,
     not_before: Timestamp,
     not_after: Timestamp,
@@ -257,14 +262,16 @@ struct Slot<'a> {
 
 impl<'a> Slot<'a> {
     fn of(authority: &'a Authority) -> Self {
+        let (not_before, not_after) = authority.window();
         Slot {
             id: &authority.id,
             kind: authority.kind,
             replica: &authority.replica,
             issuer: authority.issuer.as_ref(),
+            custody: authority.custody,
             state: authority.state,
-            not_before: authority.certificate.not_before(),
-            not_after: authority.certificate.not_after(),
+            not_before,
+            not_after,
             prepared_at: authority.prepared_at,
             activated_at: authority.activated_at,
             // Its certificate goes out with everything that it signs.
@@ -278,6 +285,7 @@ impl<'a> Slot<'a> {
             kind: AuthorityKind::Jwt,
             replica: &authority.replica,
             issuer: None,
+            custody: Custody::Here,
             state: authority.state,
             not_before: authority.not_before,
             not_after: authority.jwt_key.not_after(),
@@ -325,7 +333,7 @@ fn plan_certifying(
     policy: &RotationPolicy,
     plan: &mut Plan,
 ) {
-    let root = plan_roots(slots, now, plan);
+    let root = plan_roots(slots, now, policy.first_root, plan);
     let line = Line { kind: AuthorityKind::Issuer, ttl: policy.issuer_ttl, ground: Ground::Root(root) };
     plan_line(slots, replica, &line, now, plan);
 }
@@ -365,6 +373,7 @@ enum Ground<'s, 'a> {
 impl Line<'_, '_> {
     const fn make(&self, reason: Reason) -> Effect {
         match self.ground {
+            Ground::Root(Some(Slot { custody: Custody::Elsewhere, .. })) => Effect::AskForIssuer { reason },
             Ground::Root(_) => Effect::MakeIssuer { reason },
             Ground::Itself => Effect::MakeJwtKey { reason },
         }
@@ -373,7 +382,12 @@ impl Line<'_, '_> {
 
 /// Roots: the first one is made and activated here; every other change of an active root is a decision (law). So an
 /// expired or tainted root stays where it is, and a clock that jumped does no harm that its return does not undo.
-fn plan_roots<'s, 'a>(slots: &'s [Slot<'a>], now: Timestamp, plan: &mut Plan) -> Option<&'s Slot<'a>> {
+fn plan_roots<'s, 'a>(
+    slots: &'s [Slot<'a>],
+    now: Timestamp,
+    first_root: FirstRoot,
+    plan: &mut Plan,
+) -> Option<&'s Slot<'a>> {
     let roots = || slots.iter().filter(|slot| slot.kind == AuthorityKind::Root);
     let active = roots()
         .filter(|slot| slot.state == AuthorityState::Active)
@@ -382,6 +396,7 @@ fn plan_roots<'s, 'a>(slots: &'s [Slot<'a>], now: Timestamp, plan: &mut Plan) ->
         let first = roots().min_by_key(|slot| (slot.prepared_at, slot.id));
         let never_active = roots().all(|slot| slot.state == AuthorityState::Prepared);
         match first {
+            None if first_root == FirstRoot::Await => {}
             None => plan.effects.push(Effect::MakeRoot { reason: Reason::FirstRoot }),
             Some(first) if never_active => {
                 plan.effects.push(Effect::Activate { id: first.id.clone(), reason: Reason::FirstRoot })
@@ -525,7 +540,9 @@ fn successor_due(active: &Slot<'_>, root: Option<&Slot<'_>>, ttl: Ttl) -> Option
     let ttl = ttl.seconds();
     let ahead = ttl.saturating_sub(BACKDATE_SECONDS.min(ttl / BACKDATE_FRACTION));
     let outlives_from = active.gone_at().minus(ahead.saturating_sub(1));
-    Some(prepare_at(active.not_before, active.not_after).max(outlives_from))
+    let others_choose_its_life = root.is_some_and(|root| root.custody == Custody::Elsewhere);
+    let prepare = prepare_at(active.not_before, active.not_after);
+    Some(if others_choose_its_life { prepare } else { prepare.max(outlives_from) })
 }
 
 fn activate(slot: &Slot<'_>, reason: Reason) -> Effect {
@@ -538,6 +555,7 @@ fn transitions<'a>(effect: &Effect, slots: &[Slot<'a>]) -> Vec<(&'a AuthorityId,
     match effect {
         Effect::MakeRoot { .. }
         | Effect::MakeIssuer { .. }
+        | Effect::AskForIssuer { .. }
         | Effect::MakeJwtKey { .. }
         | Effect::WakeAt(_) => Vec::new(),
         Effect::Activate { id, .. } => match find(id) {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use rhizome_id::{ReplicaNumber, Serial, SerialCounter};
 use rhizome_x509::{
-    IntermediateSpec, JwtKey, KeyAlgorithm, Linted, RequestKey, RootSpec, Signature, SigningAlgorithm,
-    prepare_intermediate, prepare_root,
+    CaCertificate, IntermediateSpec, JwtKey, KeyAlgorithm, Linted, RequestKey, RootSpec, Signature,
+    SigningAlgorithm, prepare_intermediate, prepare_root,
 };
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 
@@ -49,7 +49,11 @@ impl Shell {
                 self.make(Some(&root), now);
             }
             Effect::MakeJwtKey { .. } => self.make_jwt(now),
-            Effect::Activate { .. } | Effect::Retire { .. } | Effect::Forget { .. } | Effect::WakeAt(_) => {
+            Effect::AskForIssuer { .. }
+            | Effect::Activate { .. }
+            | Effect::Retire { .. }
+            | Effect::Forget { .. }
+            | Effect::WakeAt(_) => {
                 let done = changes(effect, &self.records, now);
                 self.apply(done);
                 let again = changes(effect, &self.records, now);
@@ -114,7 +118,7 @@ impl Shell {
         let trust_domain = "example.org".parse().unwrap();
         let life = match root {
             None => root_validity(now, &self.policy).unwrap(),
-            Some(root) => issuer_validity(&root.certificate, now, &self.policy).unwrap(),
+            Some(root) => issuer_validity(root, now, &self.policy).unwrap(),
         };
         let Validity { not_before, not_after, .. } = life;
         let linted = match root {
@@ -157,6 +161,8 @@ impl Shell {
             state: AuthorityState::Prepared,
             prepared_at: now,
             activated_at: None,
+            custody: Custody::Here,
+            above: Vec::new(),
         });
         self.keys.push((key, own));
     }
@@ -193,6 +199,7 @@ fn shell() -> Shell {
             root_ttl: Ttl::from_seconds(400 * DAY).unwrap(),
             issuer_ttl: Ttl::from_seconds(20 * DAY).unwrap(),
             jwt_key_ttl: Ttl::from_seconds(10 * DAY).unwrap(),
+            first_root: FirstRoot::Make,
         },
     }
 }
@@ -241,4 +248,48 @@ fn a_stored_authority_reads_back_and_ignores_fields_of_a_newer_schema() {
         let newer = json.replacen('{', r#"{"from_schema_n_plus_1":0,"#, 1);
         assert_eq!(&serde_json::from_str::<Authority>(&newer).unwrap(), authority);
     }
+}
+
+#[test]
+fn where_the_root_s_key_is_elsewhere_issuers_are_asked_for_and_taken_up_when_they_come() {
+    let mut shell = Shell {
+        records: Records::default(),
+        bundle: Vec::new(),
+        keys: Vec::new(),
+        made: 0,
+        policy: RotationPolicy {
+            root_ttl: Ttl::from_seconds(3650 * DAY).unwrap(),
+            issuer_ttl: Ttl::from_seconds(90 * DAY).unwrap(),
+            jwt_key_ttl: Ttl::hours(24 * 7),
+            first_root: FirstRoot::Await,
+        },
+    };
+    let start = Timestamp::from_unix(1_800_000_000);
+    let asks = |shell: &Shell, now| -> Vec<Reason> {
+        let steps = step(&shell.records, &replica(), now, &shell.policy);
+        assert!(!steps.iter().any(|it| matches!(it, Effect::MakeRoot { .. } | Effect::MakeIssuer { .. })));
+        let asked = |it: &Effect| if let Effect::AskForIssuer { reason } = it { Some(*reason) } else { None };
+        steps.iter().filter_map(asked).collect()
+    };
+    assert_eq!(step(&shell.records, &replica(), start, &shell.policy), [], "a root is waited for, not made");
+
+    shell.make(None, start);
+    shell.records.certifying[0].custody = Custody::Elsewhere;
+    let root = shell.records.certifying[0].id.clone();
+    shell.perform(&Effect::Activate { id: root, reason: Reason::FirstRoot }, start);
+    assert_eq!(asks(&shell, start), [Reason::NothingActive]);
+
+    let above = shell.active(AuthorityKind::Root).clone();
+    shell.make(Some(&above), start);
+    let first = shell.records.certifying.last().unwrap().clone();
+    shell.perform(&Effect::Activate { id: first.id, reason: Reason::NothingActive }, start);
+    let (from, until) = (first.certificate.not_before(), first.certificate.not_after());
+    assert_eq!(asks(&shell, prepare_at(from, until).minus(1)), []);
+    assert_eq!(asks(&shell, prepare_at(from, until)), [Reason::SuccessorDue], "30 days before the end");
+
+    shell.make(Some(&above), prepare_at(from, until));
+    assert_eq!(asks(&shell, prepare_at(from, until)), [], "it came");
+    let next = shell.records.certifying.last().unwrap().id.clone();
+    let due = Effect::Activate { id: next, reason: Reason::ActivationDue };
+    assert!(step(&shell.records, &replica(), activate_at(from, until), &shell.policy).contains(&due));
 }

@@ -19,6 +19,7 @@ fn policy(root_days: i64, issuer_seconds: i64) -> RotationPolicy {
         root_ttl: Ttl::from_seconds(root_days * DAY).unwrap(),
         issuer_ttl: Ttl::from_seconds(issuer_seconds).unwrap(),
         jwt_key_ttl: Ttl::hours(7 * 24),
+        first_root: FirstRoot::Make,
     }
 }
 
@@ -62,6 +63,7 @@ impl Stored {
             kind: self.kind,
             replica: &self.replica,
             issuer: self.issuer.as_ref(),
+            custody: Custody::Here,
             state: self.state,
             not_before: self.not_before,
             not_after: self.not_after,
@@ -130,7 +132,11 @@ impl World {
                 // In the same transaction.
                 self.bundle.push(self.stored.last().unwrap().id.clone());
             }
-            Effect::Activate { .. } | Effect::Retire { .. } | Effect::Forget { .. } | Effect::WakeAt(_) => {
+            Effect::AskForIssuer { .. }
+            | Effect::Activate { .. }
+            | Effect::Retire { .. }
+            | Effect::Forget { .. }
+            | Effect::WakeAt(_) => {
                 self.transit(effect, now);
             }
         }

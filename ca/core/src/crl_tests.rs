@@ -74,6 +74,8 @@ fn issuer(name: &str) -> (Authority, RequestKey) {
         state: AuthorityState::Prepared,
         prepared_at: at(0),
         activated_at: None,
+        custody: crate::authority::Custody::Here,
+        above: Vec::new(),
     };
     (authority, key)
 }

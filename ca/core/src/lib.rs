@@ -10,9 +10,11 @@
 //!
 //! Start with [`ports`], [`policy`] and [`issuance`]; then [`authority`] for what changes over the years.
 
+pub mod adoption;
 pub mod attributes;
 pub mod authority;
 pub mod caller;
+pub mod ceremony;
 pub mod changes;
 pub mod clock;
 pub mod clock_guard;

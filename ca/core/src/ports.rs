@@ -265,6 +265,23 @@ pub trait KeyRing: Send + Sync + 'static {
     /// [`KeyRingError`] when the ring cannot answer.
     async fn keys(&self) -> Result<Vec<KeyInfo>, KeyRingError>;
 
+    /// Takes a key in that was made elsewhere: PKCS#8 in DER, with the public key in it; durable when this returns. Only
+    /// when an authority is imported.
+    ///
+    /// # Errors
+    /// [`KeyRingError::Mismatch`] when a key is called so already, or the bytes are no key of `algorithm`;
+    /// [`KeyRingError::Unavailable`] from a ring that takes none.
+    async fn import(
+        &self,
+        id: &KeyId,
+        purpose: KeyPurpose,
+        algorithm: SigningAlgorithm,
+        pkcs8: &[u8],
+    ) -> Result<KeyInfo, KeyRingError> {
+        let _taken_by_nobody = (purpose, algorithm, pkcs8);
+        Err(KeyRingError::Unavailable { cause: format!("this key ring takes no keys from elsewhere ({id})") })
+    }
+
     /// Destroys the key called `id` for good; a key that is not there is destroyed already.
     ///
     /// # Errors

@@ -555,9 +555,9 @@ fn issuer_of(
     let broken = |cause: String| StateError::Authority { id: active.id.clone(), cause };
     let root = active.issuer.as_ref().and_then(|id| authorities.get(id));
     let Some(root) = root else { return Err(broken("the root that issued it is not stored".to_owned())) };
-    let chain = vec![active.certificate.clone()];
-    let issuer =
-        Issuer::new(chain, root.value.certificate.clone()).map_err(|cause| broken(cause.to_string()))?;
+    let chain = std::iter::once(&active.certificate).chain(&active.above).chain(root.value.served());
+    let issuer = Issuer::new(chain.cloned().collect(), root.value.anchor().clone())
+        .map_err(|cause| broken(cause.to_string()))?;
     Ok(Some(Arc::new(ActiveIssuer { id: active.id.clone(), key: active.key.clone(), issuer })))
 }
 

@@ -14,11 +14,12 @@ use rhizome_core::ports::{KeyInfo, KeyPurpose, KeyRing, KeyRingError, Store, Sto
 use rhizome_id::KeyId;
 use rhizome_jwt::TokenToBeSigned;
 use rhizome_x509::{Signature, SigningAlgorithm, ToBeSigned};
+use zeroize::Zeroizing;
 
 use crate::envelope::{Protection, Wiped};
 use crate::sealing::SealingKeys;
 use crate::shelf::Shelf;
-use crate::signer::{Signer, blocking, generate_pkcs8, unavailable};
+use crate::signer::{Signer, adopted, blocking, generate_pkcs8, mismatch, unavailable};
 
 /// Documents read in one go.
 const PAGE: usize = 200;
@@ -95,6 +96,26 @@ impl DatabaseKeyRing {
         }
     }
 
+    /// Writes a key where there is none; whoever was faster has its own there.
+    async fn write(
+        &self,
+        id: &KeyId,
+        make: impl FnOnce() -> Result<(Signer, Wiped), KeyRingError> + Send + 'static,
+    ) -> Result<(), KeyRingError> {
+        let (protection, name) = (Arc::clone(&self.protection), id.clone());
+        let body = blocking(move || {
+            let (signer, pkcs8) = make()?;
+            body(&name, &protection.close(signer.info(), &pkcs8)?)
+        })
+        .await?;
+        let mut transaction = Transaction::named("make a key").require_absent(document_key(id));
+        transaction.writes.push(Write::Put(document_key(id), body));
+        match self.store.commit(transaction).await {
+            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(cause) => Err(silent(&cause)),
+        }
+    }
+
     async fn get(&self, id: &KeyId) -> Result<Signer, KeyRingError> {
         self.find(id).await?.ok_or_else(|| KeyRingError::NotFound { id: id.clone() })
     }
@@ -127,24 +148,35 @@ impl KeyRing for DatabaseKeyRing {
             existing.expect(purpose, algorithm)?;
             return Ok(existing.info().clone());
         }
-        let (protection, name) = (Arc::clone(&self.protection), id.clone());
-        let body = blocking(move || {
+        let name = id.clone();
+        let made = move || {
             let pkcs8 = generate_pkcs8(algorithm).map_err(|defect| unavailable(&defect))?;
-            let signer = Signer::prove(name.clone(), purpose, algorithm, &pkcs8)
-                .map_err(|defect| unavailable(&defect))?;
-            body(&name, &protection.close(signer.info(), &pkcs8)?)
-        })
-        .await?;
-        let mut transaction = Transaction::named("make a key").require_absent(document_key(id));
-        transaction.writes.push(Write::Put(document_key(id), body));
-        match self.store.commit(transaction).await {
-            // Another replica was faster: its key is the key.
-            Ok(_) | Err(StoreError::Conflict { .. }) => {}
-            Err(cause) => return Err(silent(&cause)),
-        }
+            let signer =
+                Signer::prove(name, purpose, algorithm, &pkcs8).map_err(|defect| unavailable(&defect))?;
+            Ok((signer, pkcs8))
+        };
+        self.write(id, made).await?;
         // What is in the database is what every replica will see: prove that, not what was meant to be there.
         let written = self.get(id).await?;
         written.expect(purpose, algorithm)?;
+        Ok(written.info().clone())
+    }
+
+    async fn import(
+        &self,
+        id: &KeyId,
+        purpose: KeyPurpose,
+        algorithm: SigningAlgorithm,
+        pkcs8: &[u8],
+    ) -> Result<KeyInfo, KeyRingError> {
+        let existing = self.find(id).await?;
+        let signer = adopted(existing.as_ref().map(Signer::info), id, purpose, algorithm, pkcs8)?;
+        let (wanted, pkcs8) = (signer.info().public_key.clone(), Zeroizing::new(pkcs8.to_vec()));
+        self.write(id, move || Ok((signer, pkcs8))).await?;
+        let written = self.get(id).await?;
+        if written.info().public_key != wanted {
+            return Err(mismatch(written.info(), "another key got that name meanwhile".to_owned()));
+        }
         Ok(written.info().clone())
     }
 

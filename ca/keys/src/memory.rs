@@ -9,7 +9,7 @@ use rhizome_jwt::TokenToBeSigned;
 use rhizome_x509::{Signature, SigningAlgorithm, ToBeSigned};
 
 use crate::shelf::Shelf;
-use crate::signer::{Signer, generate_pkcs8, unavailable};
+use crate::signer::{Signer, adopted, generate_pkcs8, unavailable};
 
 /// A key ring in memory.
 #[derive(Debug, Default)]
@@ -67,6 +67,19 @@ impl KeyRing for MemoryKeyRing {
 
     async fn keys(&self) -> Result<Vec<KeyInfo>, KeyRingError> {
         Ok(self.shelf.infos())
+    }
+
+    async fn import(
+        &self,
+        id: &KeyId,
+        purpose: KeyPurpose,
+        algorithm: SigningAlgorithm,
+        pkcs8: &[u8],
+    ) -> Result<KeyInfo, KeyRingError> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let existing = self.shelf.find(id);
+        let existing = existing.as_ref().map(|existing| existing.info());
+        Ok(self.shelf.put(adopted(existing, id, purpose, algorithm, pkcs8)?))
     }
 
     async fn destroy(&self, id: &KeyId) -> Result<(), KeyRingError> {

@@ -96,6 +96,16 @@ impl KeyRing for RoutedKeyRing {
         Ok(all)
     }
 
+    async fn import(
+        &self,
+        id: &KeyId,
+        purpose: KeyPurpose,
+        algorithm: SigningAlgorithm,
+        pkcs8: &[u8],
+    ) -> Result<KeyInfo, KeyRingError> {
+        self.of(purpose).0.import(id, purpose, algorithm, pkcs8).await
+    }
+
     async fn destroy(&self, id: &KeyId) -> Result<(), KeyRingError> {
         self.holder(id).await?.destroy(id).await
     }

@@ -14,12 +14,13 @@ use rhizome_id::KeyId;
 use rhizome_jwt::TokenToBeSigned;
 use rhizome_x509::{Signature, SigningAlgorithm, ToBeSigned};
 use tokio::sync::Mutex;
+use zeroize::Zeroizing;
 
 use crate::envelope::Protection;
 use crate::files::{Directory, Exposure};
 use crate::sealing::SealingKeys;
 use crate::shelf::Shelf;
-use crate::signer::{Signer, blocking, generate_pkcs8, unavailable};
+use crate::signer::{Signer, adopted, blocking, generate_pkcs8, unavailable};
 
 /// A key ring in a directory: one file for each key, sealed under [`SealingKeys`]. One process uses it at a time.
 pub struct SealedFileKeyRing {
@@ -110,7 +111,24 @@ impl Inner {
         let pkcs8 = generate_pkcs8(algorithm).map_err(|defect| unavailable(&defect))?;
         let signer =
             Signer::prove(id.clone(), purpose, algorithm, &pkcs8).map_err(|defect| unavailable(&defect))?;
-        self.directory.write(id, &self.protection.close(signer.info(), &pkcs8)?)?;
+        self.keep(&signer, &pkcs8)
+    }
+
+    fn import(
+        &self,
+        id: &KeyId,
+        purpose: KeyPurpose,
+        algorithm: SigningAlgorithm,
+        pkcs8: &[u8],
+    ) -> Result<KeyInfo, KeyRingError> {
+        let existing = self.shelf.find(id);
+        let existing = existing.as_ref().map(|existing| existing.info());
+        self.keep(&adopted(existing, id, purpose, algorithm, pkcs8)?, pkcs8)
+    }
+
+    fn keep(&self, signer: &Signer, pkcs8: &[u8]) -> Result<KeyInfo, KeyRingError> {
+        let id = &signer.info().id;
+        self.directory.write(id, &self.protection.close(signer.info(), pkcs8)?)?;
         // What is on the disk is what the next start will see: prove that, not what was meant to be there.
         let reread = self.protection.open(id, &self.directory.read(id)?)?;
         Ok(self.shelf.put(reread))
@@ -148,6 +166,17 @@ impl KeyRing for SealedFileKeyRing {
 
     async fn keys(&self) -> Result<Vec<KeyInfo>, KeyRingError> {
         Ok(self.inner.shelf.infos())
+    }
+
+    async fn import(
+        &self,
+        id: &KeyId,
+        purpose: KeyPurpose,
+        algorithm: SigningAlgorithm,
+        pkcs8: &[u8],
+    ) -> Result<KeyInfo, KeyRingError> {
+        let (id, pkcs8) = (id.clone(), Zeroizing::new(pkcs8.to_vec()));
+        self.change(move |inner| inner.import(&id, purpose, algorithm, &pkcs8)).await
     }
 
     /// Removes the file and the key in memory. Overwriting the file first would prove nothing: journals, copy-on-write

@@ -45,6 +45,21 @@ pub(crate) fn generate_pkcs8(algorithm: SigningAlgorithm) -> Result<Zeroizing<Ve
     Ok(Zeroizing::new(document.as_ref().to_vec()))
 }
 
+/// A key from elsewhere, which must not be called as one that is there already.
+pub(crate) fn adopted(
+    existing: Option<&KeyInfo>,
+    id: &KeyId,
+    purpose: KeyPurpose,
+    algorithm: SigningAlgorithm,
+    pkcs8: &[u8],
+) -> Result<Signer, KeyRingError> {
+    if let Some(existing) = existing {
+        return Err(mismatch(existing, "a key of that name is there already".to_owned()));
+    }
+    Signer::prove(id.clone(), purpose, algorithm, pkcs8)
+        .map_err(|defect| KeyRingError::Mismatch { id: id.clone(), cause: defect.to_string() })
+}
+
 impl Signer {
     /// Takes up a private key in PKCS#8 DER and proves it.
     pub(crate) fn prove(

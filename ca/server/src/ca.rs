@@ -82,6 +82,8 @@ pub(crate) struct Ca {
     pub(crate) unplaced_keys: Mutex<Vec<(AuthorityId, KeyInfo)>>,
     /// Keys that nobody needs any more and that are still to be destroyed.
     pub(crate) spent_keys: Mutex<Vec<KeyId>>,
+    /// When people were last told that an issuer is to be brought, in Unix seconds.
+    pub(crate) asked_at: AtomicI64,
     /// A key made for JWT-SVIDs whose record may or may not be stored.
     pub(crate) spare_jwt_key: Mutex<Option<(AuthorityId, KeyInfo)>>,
     changes: watch::Sender<u64>,
@@ -132,6 +134,7 @@ impl Ca {
             rotating: tokio::sync::Mutex::default(),
             unplaced_keys: Mutex::default(),
             spent_keys: Mutex::default(),
+            asked_at: AtomicI64::new(i64::MIN),
             spare_jwt_key: Mutex::default(),
             state: ArcSwap::from_pointee(state),
             newest: AtomicI64::new(newest.unix()),

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState};
+use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Custody, Effect};
 use rhizome_core::federation::{self, Outlook};
 use rhizome_core::ports::KeyRingError;
 use rhizome_id::{AuthorityId, KeyId, Timestamp, TrustDomain, Ttl};
@@ -28,6 +28,7 @@ impl Ca {
         let within = within.map_or(SOON_SECONDS, Ttl::seconds);
         let mut checks = vec![self.check_ready(), self.check_clock(now), self.check_self()];
         checks.extend(self.check_authorities(now, within));
+        checks.extend(self.check_issuer_source(now));
         checks.push(self.check_jwt_key(now));
         checks.push(self.check_serving(now));
         checks.extend(self.check_keys(now).await);
@@ -77,9 +78,11 @@ impl Ca {
             .values()
             .map(|it| Arc::clone(&it.value))
             .filter(|it| it.state == AuthorityState::Active && self.concerns_us(it));
+        let brought = self.root_is_elsewhere();
         living
             .map(|it| {
-                let (from, until) = (it.certificate.not_before(), it.certificate.not_after());
+                // Of everything above it, too.
+                let (from, until) = it.window();
                 let left = until.since(now);
                 let (ok, remedy) = match it.kind {
                     AuthorityKind::Root => (
@@ -91,7 +94,11 @@ impl Ca {
                     ),
                     AuthorityKind::Issuer => (
                         now < authority::activate_at(from, until).plus(OVERDUE_SECONDS) && left > 0,
-                        "issuers rotate by themselves; this one is overdue: read the server's log".to_owned(),
+                        if brought {
+                            "bring another one: see `A root whose key is offline` in operations.md".to_owned()
+                        } else {
+                            "issuers rotate by themselves; this one is overdue: read the server's log".to_owned()
+                        },
                     ),
                     // Not among these: they have no certificate.
                     AuthorityKind::Jwt => (true, String::new()),
@@ -109,6 +116,36 @@ impl Ca {
     /// Roots are everybody's; an issuer is looked after, and its key held, by its own replica.
     fn concerns_us(&self, authority: &Authority) -> bool {
         authority.kind == AuthorityKind::Root || authority.replica == self.settings.replica
+    }
+
+    /// Whether the active root's key is elsewhere.
+    fn root_is_elsewhere(&self) -> bool {
+        let state = self.state();
+        let active = |it: &Authority| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active;
+        state.authorities().values().any(|it| active(&it.value) && it.value.custody == Custody::Elsewhere)
+    }
+
+    /// Where the root's key is elsewhere, issuers are brought by people: they hear of it from the moment on at which a
+    /// server with the key would make one, which is half of the issuer's life or 30 days before its end.
+    fn check_issuer_source(&self, now: Timestamp) -> Option<Check> {
+        let (state, replica) = (self.state(), &self.settings.replica);
+        self.root_is_elsewhere().then_some(())?;
+        let steps = authority::step(&state.authority_records(now), replica, now, &self.settings.rotation);
+        let due = steps.iter().any(|step| matches!(step, Effect::AskForIssuer { .. }));
+        let until = state.issuer().map(|it| it.issuer.not_after_limit());
+        let left = until.map_or_else(
+            || "there is no issuer".to_owned(),
+            |until| format!("the issuer is valid until {until}, {} left", in_words(until.since(now))),
+        );
+        let summary = if due {
+            format!("an issuer is due, and the root's key is elsewhere; {left}")
+        } else {
+            format!("no issuer is due; {left}")
+        };
+        let remedy = "`rhizome root ceremony request`, sign it on the machine that has the root's key, and import the \
+                      answer: see `A root whose key is offline` in operations.md";
+        let it = check("authority.issuer.request", CheckSeverity::Warning, !due, summary, remedy);
+        Some(Check { expires_at: until.map(convert::timestamp), ..it })
     }
 
     /// The key for JWT-SVIDs: there is one, it is not overdue, and the bundle has it.
@@ -162,7 +199,8 @@ impl Ca {
         let mut checks = Vec::new();
         let lists = |it: &Authority| it.kind == AuthorityKind::Issuer && it.certificate.not_after() >= now;
         let authorities = state.authorities().values().map(|it| &it.value).filter(|it| self.concerns_us(it));
-        for it in authorities.filter(|it| signs(it.state) || lists(it)) {
+        let here = authorities.filter(|it| it.custody == Custody::Here);
+        for it in here.filter(|it| signs(it.state) || lists(it)) {
             checks.push(self.check_key((it.kind, &it.id, &it.key), it.certificate.public_key()).await);
         }
         let jwt = state.jwt_authorities().values().map(|it| &it.value);

@@ -25,6 +25,7 @@ use rhizome_x509::{CaCertificate, IntermediateSpec, PublicKey, Signature, Signin
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
+use crate::rotate::can_sign_issuers;
 
 /// How often a request is tried again when the cluster's record changed at the same moment.
 const TRIES: usize = 4;
@@ -110,7 +111,8 @@ impl Ca {
         let Versioned { version, value: cluster } =
             state.cluster_of(caller.principal()).ok_or_else(nobody)?;
         let root = signing_root(&state).ok_or(ApiError::Issue(IssueError::NoAuthority))?;
-        let window = (root.certificate.not_before(), root.certificate.not_after());
+        can_sign_issuers(&root)?;
+        let window = root.window();
         let wish = IntermediateWish { public_key: public_key.digest(), ttl };
         let others = state.clusters().values().map(|it| &*it.value);
         let ours = state.authorities().values().map(|it| &*it.value);
@@ -149,7 +151,8 @@ impl Ca {
         let certificate = CaCertificate::parse(certificate.into_inner().der());
         let certificate = certificate.map_err(|bad| ApiError::Bug(bad.to_string()))?;
         tracing::info!(cluster = %cluster.name, authority = %id, not_after = %granted.not_after, "intermediate granted");
-        Ok(Intermediate { granted, chain: vec![certificate], root: root.certificate.clone() })
+        let chain = std::iter::once(certificate).chain(root.served().cloned()).collect();
+        Ok(Intermediate { granted, chain, root: root.anchor().clone() })
     }
 
     /// Takes a report in, and gives what is known of the cluster after it.

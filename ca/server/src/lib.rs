@@ -7,6 +7,7 @@
 
 mod acknowledge;
 mod api;
+mod authority_keys;
 mod ca;
 mod checks;
 mod clock;
@@ -23,6 +24,7 @@ mod issue;
 mod issue_token;
 mod listen;
 mod metrics;
+pub mod offline;
 mod outlet;
 mod peer;
 mod presence;

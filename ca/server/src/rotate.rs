@@ -7,10 +7,14 @@
 //! Not here: which key signs when (`rhizome_core::authority`), keys for tokens and the bundle that shows them
 //! (`rotate_jwt`), the acknowledged change of roots (ca/docs/ARCHITECTURE.md §8).
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Change, Effect, Records};
+use rhizome_core::authority::{
+    self, Authority, AuthorityKind, AuthorityState, Change, Custody, Effect, FirstRoot, Records,
+    RotationPolicy,
+};
 use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Version};
 use rhizome_core::issuance::{IssuanceError, Prepared, Recorded};
 use rhizome_core::limits::CLOCK_BEHIND_SECONDS;
@@ -20,11 +24,12 @@ use rhizome_core::replicas::Lease;
 use rhizome_core::rules::Rule;
 use rhizome_core::state::{BundleRecord, Identity};
 use rhizome_id::{AuthorityId, KeyId, Timestamp};
-use rhizome_x509::{CaCertificate, Certificate, IntermediateSpec, RootSpec};
+use rhizome_x509::{CaCertificate, Certificate, IntermediateSpec, RootSpec, SigningAlgorithm};
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::replicas::Right;
+use crate::settings::Settings;
 
 /// The longest sleep between two looks at the clock: a suspended machine or a stepped clock is noticed soon.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -32,6 +37,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// than it takes to find out that one is gone, and to take its place.
 const ROOT_PATIENCE: Duration = Duration::from_secs(60);
 const ROOT_GLANCE: Duration = Duration::from_millis(250);
+/// Between two times that people are told to bring an issuer.
+const ASK_EVERY_SECONDS: i64 = 86_400;
 /// Steps until the machine must have come to rest; the core proves that it does in far fewer.
 const MOST_STEPS: usize = 64;
 
@@ -46,7 +53,7 @@ impl Ca {
         self.bring_in_order().await
     }
 
-    async fn found_once(self: &Arc<Self>, again: bool) -> Result<(), ApiError> {
+    pub(crate) async fn found_once(self: &Arc<Self>, again: bool) -> Result<(), ApiError> {
         let identity =
             Identity { trust_domain: self.settings.trust_domain.clone(), founded_at: self.ports.clock.now() };
         let stored = self.ports.store.document(&identity.key()).await?;
@@ -82,12 +89,13 @@ impl Ca {
     }
 
     /// Brings authorities in order for the first time. The root is made by the replica that has the lease; the others
-    /// wait for it.
+    /// wait for it. Nobody waits for what people have to bring.
     async fn have_authorities(self: &Arc<Self>) -> Result<(), ApiError> {
         let mut waited = Duration::ZERO;
         self.stand().await?;
         loop {
             self.keep_authorities().await?;
+            self.must_be_brought()?;
             if self.state().issuer().is_some() || self.right().is_some() || waited >= ROOT_PATIENCE {
                 return Ok(());
             }
@@ -98,6 +106,56 @@ impl Ca {
             waited += ROOT_GLANCE;
             self.stand().await?;
             self.catch_up().await?;
+        }
+    }
+
+    /// The right to do what only one replica may do, once nobody else has it.
+    ///
+    /// # Errors
+    /// A conflict about the lease when another replica keeps it.
+    pub(crate) async fn await_right(self: &Arc<Self>) -> Result<Right, ApiError> {
+        let mut waited = Duration::ZERO;
+        loop {
+            self.stand().await?;
+            self.catch_up().await?;
+            match self.right() {
+                Some(right) => return Ok(right),
+                None if waited >= ROOT_PATIENCE => {
+                    return Err(StoreError::Conflict { key: Lease::key() }.into());
+                }
+                None => tokio::time::sleep(ROOT_GLANCE).await,
+            }
+            waited += ROOT_GLANCE;
+        }
+    }
+
+    /// Errors when a root or an issuer is missing that no server makes, since the root's key is elsewhere.
+    fn must_be_brought(&self) -> Result<(), ApiError> {
+        let state = self.state();
+        let awaits = self.settings.rotation.first_root == FirstRoot::Await;
+        let is_here = |it: &Authority| it.kind == AuthorityKind::Root && it.custody == Custody::Here;
+        if let Some(here) = state.authorities().values().find(|it| awaits && is_here(&it.value)) {
+            return Err(ApiError::Conflict {
+                what: "root",
+                name: here.value.id.to_string(),
+                problem: "has its key here, and keys.root says `offline`: say where the key is, as before; a root's key cannot \
+                          be moved away yet",
+            });
+        }
+        if state.issuer().is_some() {
+            return Ok(());
+        }
+        let mut roots =
+            state.authorities().values().map(|it| &it.value).filter(|it| it.kind == AuthorityKind::Root);
+        match roots.find(|it| matches!(it.state, AuthorityState::Active | AuthorityState::Prepared)) {
+            None if awaits => Err(ApiError::Conflict {
+                what: "root",
+                name: self.settings.trust_domain.to_string(),
+                problem: "is not here yet, and its key is to stay elsewhere (keys.root: offline): bring its certificate \
+                          and an issuer's with `rhizome root ceremony`",
+            }),
+            Some(root) => can_sign_issuers(root),
+            None => Ok(()),
         }
     }
 
@@ -134,10 +192,12 @@ impl Ca {
             let now = self.now()?;
             let effects =
                 authority::step(&self.records(now), &self.settings.replica, now, &self.settings.rotation);
+            self.ask_people(&effects, now);
             // A key that is destroyed never comes back: the clock must have been steady for hours.
             let settled = self.clock.settled();
             let now_or_later = |effect: &Effect| match effect {
-                Effect::WakeAt(_) => false,
+                // Whoever is asked brings it: nothing here waits for it.
+                Effect::WakeAt(_) | Effect::AskForIssuer { .. } => false,
                 Effect::Forget { .. } => settled,
                 Effect::MakeRoot { .. }
                 | Effect::MakeIssuer { .. }
@@ -173,12 +233,32 @@ impl Ca {
         Err(ApiError::Bug("authorities do not come to rest".into()))
     }
 
+    /// Tells people, once a day, that an issuer is due which nobody here can make.
+    fn ask_people(&self, effects: &[Effect], now: Timestamp) {
+        let asked = effects.iter().find_map(|effect| {
+            if let Effect::AskForIssuer { reason } = effect { Some(reason) } else { None }
+        });
+        let Some(reason) = asked else { return };
+        let last = Timestamp::from_unix(self.asked_at.load(Ordering::Relaxed));
+        if now.since(last) < ASK_EVERY_SECONDS {
+            return;
+        }
+        self.asked_at.store(now.unix(), Ordering::Relaxed);
+        let until = self.state().issuer().map(|it| it.issuer.not_after_limit().to_string());
+        tracing::warn!(
+            %reason,
+            issuer_ends = until.unwrap_or_else(|| "there is none".to_owned()),
+            "an issuer is due, and the root's key is elsewhere: ask for one with `rhizome root ceremony request`"
+        );
+    }
+
     /// The clock came back from a step ahead in which the issuer or the JWT key was replaced: nothing can be issued below one
     /// that is not valid for months, so another one takes its place.
     async fn leave_the_future(self: &Arc<Self>) -> Result<(), ApiError> {
         let now = self.now()?;
+        let makes_issuers = self.active_root(now).is_some_and(|root| root.custody == Custody::Here);
         let valid_from = self.state().issuer().map(|it| it.issuer.certificate().not_before());
-        if valid_from.is_some_and(|from| from.since(now) > CLOCK_BEHIND_SECONDS) {
+        if makes_issuers && valid_from.is_some_and(|from| from.since(now) > CLOCK_BEHIND_SECONDS) {
             let reason = "the clock came back; the issuer is from the time before that";
             self.rotate_issuer_alone("server", reason).await?;
         }
@@ -191,7 +271,10 @@ impl Ca {
     fn concerns_root(&self, effect: &Effect) -> bool {
         match effect {
             Effect::MakeRoot { .. } => true,
-            Effect::MakeIssuer { .. } | Effect::MakeJwtKey { .. } | Effect::WakeAt(_) => false,
+            Effect::MakeIssuer { .. }
+            | Effect::AskForIssuer { .. }
+            | Effect::MakeJwtKey { .. }
+            | Effect::WakeAt(_) => false,
             Effect::Activate { id, .. } | Effect::Retire { id, .. } | Effect::Forget { id, .. } => {
                 let state = self.state();
                 state.authorities().get(id).is_some_and(|it| it.value.kind == AuthorityKind::Root)
@@ -203,7 +286,12 @@ impl Ca {
         self.state().authority_records(now)
     }
 
-    async fn perform(self: &Arc<Self>, effect: &Effect, now: Timestamp) -> Result<(), ApiError> {
+    fn active_root(&self, now: Timestamp) -> Option<Authority> {
+        let active = |it: &Authority| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active;
+        self.records(now).certifying.into_iter().find(active)
+    }
+
+    pub(crate) async fn perform(self: &Arc<Self>, effect: &Effect, now: Timestamp) -> Result<(), ApiError> {
         match effect {
             Effect::MakeRoot { reason } => self.make_root(now, &reason.to_string()).await,
             Effect::MakeIssuer { reason } => {
@@ -220,7 +308,7 @@ impl Ca {
             }
             Effect::Retire { id, reason } => self.apply(effect, now, "authority.retire", id, reason).await,
             Effect::Forget { id, reason } => self.apply(effect, now, "authority.forget", id, reason).await,
-            Effect::WakeAt(_) => Ok(()),
+            Effect::AskForIssuer { .. } | Effect::WakeAt(_) => Ok(()),
         }
     }
 
@@ -260,7 +348,7 @@ impl Ca {
             match change {
                 Change::Put(next) => {
                     if next.kind == AuthorityKind::Root && next.state == AuthorityState::Active {
-                        new_root = Some(next.certificate.clone());
+                        new_root = Some(next.anchor().clone());
                     }
                     transaction = transaction.require_unchanged(next.key(), version(&next.key())).put(&*next);
                 }
@@ -353,15 +441,29 @@ impl Ca {
     }
 
     async fn make_root(self: &Arc<Self>, now: Timestamp, reason: &str) -> Result<(), ApiError> {
+        let id = self.new_authority_name(AuthorityKind::Root, now)?;
+        let Settings { algorithm, rotation, .. } = self.settings;
+        self.make_root_called(&id, algorithm, now, &rotation, reason).await
+    }
+
+    /// Makes a root of that name, which no authority has, and stores it as prepared.
+    pub(crate) async fn make_root_called(
+        self: &Arc<Self>,
+        id: &AuthorityId,
+        algorithm: SigningAlgorithm,
+        now: Timestamp,
+        policy: &RotationPolicy,
+        reason: &str,
+    ) -> Result<(), ApiError> {
         // One right for all of it: a lease that was lost and had again in between counts for nothing.
         let right = self.right().ok_or_else(|| StoreError::Conflict { key: Lease::key() })?;
-        let validity = authority::root_validity(now, &self.settings.rotation);
+        let validity = authority::root_validity(now, policy);
         let validity = validity.ok_or_else(|| ApiError::Bug("a root cannot be valid now".into()))?;
-        let (id, key) = self.new_key(AuthorityKind::Root, now).await?;
+        let key = self.key_called(id, KeyPurpose::Root, algorithm).await?;
         let (serial, _) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
         let spec = RootSpec {
             trust_domain: &self.settings.trust_domain,
-            generation: &id,
+            generation: id,
             public_key: &key.public_key,
             algorithm: key.algorithm,
             serial,
@@ -374,8 +476,8 @@ impl Ca {
             Err(cause) => return Err(self.give_up(&key, cause).await),
         };
         let stored =
-            self.store_authority(right, AuthorityKind::Root, &id, &key, certificate, None, now, reason).await;
-        self.placed(stored, &id, &key).await
+            self.store_authority(right, AuthorityKind::Root, id, &key, certificate, None, now, reason).await;
+        self.placed(stored, id, &key).await
     }
 
     /// Makes an issuer under the active root and stores it as prepared.
@@ -384,10 +486,9 @@ impl Ca {
         now: Timestamp,
         reason: &str,
     ) -> Result<AuthorityId, ApiError> {
-        let active = |it: &Authority| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active;
-        let root = self.records(now).certifying.into_iter().find(active);
-        let root = root.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
-        let validity = authority::issuer_validity(&root.certificate, now, &self.settings.rotation);
+        let root = self.active_root(now).ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        can_sign_issuers(&root)?;
+        let validity = authority::issuer_validity(&root, now, &self.settings.rotation);
         let validity: Validity = validity.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         let (id, key) = self.new_key(AuthorityKind::Issuer, now).await?;
         let (serial, _) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
@@ -421,105 +522,8 @@ impl Ca {
         Ok(id)
     }
 
-    /// A name nobody had before.
-    pub(crate) fn new_authority_name(
-        &self,
-        kind: AuthorityKind,
-        now: Timestamp,
-    ) -> Result<AuthorityId, ApiError> {
-        let mut random = [0; 4];
-        self.ports.entropy.fill(&mut random).map_err(|_opaque| IssueError::NoEntropy)?;
-        let date: String = now.to_string().chars().filter(char::is_ascii_digit).take(8).collect();
-        let text = format!("{kind}-{date}-{}", hex::encode(random));
-        text.parse().map_err(|cause| ApiError::Bug(format!("{cause}")))
-    }
-
-    /// A name nobody had before, and a key of that name. The name is also the certificate's subject, or the `kid`.
-    pub(crate) async fn new_key(
-        &self,
-        kind: AuthorityKind,
-        now: Timestamp,
-    ) -> Result<(AuthorityId, KeyInfo), ApiError> {
-        let id = self.new_authority_name(kind, now)?;
-        let key: KeyId = id.as_str().parse().map_err(|cause| ApiError::Bug(format!("{cause}")))?;
-        let purpose = match kind {
-            AuthorityKind::Root => KeyPurpose::Root,
-            AuthorityKind::Issuer => KeyPurpose::Issuer,
-            AuthorityKind::Jwt => KeyPurpose::Jwt,
-        };
-        let key = self
-            .ports
-            .keys
-            .generate(&key, purpose, self.settings.algorithm)
-            .await
-            .map_err(IssueError::from)?;
-        Ok((id, key))
-    }
-
-    /// Destroys a key that no document names and none will: trying again makes another one.
-    async fn give_up(&self, key: &KeyInfo, cause: IssueError) -> ApiError {
-        self.forget_key(key).await;
-        cause.into()
-    }
-
-    /// Passes on what came of storing the record of `key`; where it is not stored, nobody will ever name the key.
-    async fn placed(
-        &self,
-        stored: Result<(), ApiError>,
-        id: &AuthorityId,
-        key: &KeyInfo,
-    ) -> Result<(), ApiError> {
-        match &stored {
-            Ok(()) => {}
-            // Whether the record is stored is not known: by the next try it is.
-            Err(ApiError::Store(StoreError::Unavailable { .. } | StoreError::Bug { .. })) => {
-                self.unplaced_keys().push((id.clone(), key.clone()));
-            }
-            Err(_nothing_happened) => self.forget_key(key).await,
-        }
-        stored
-    }
-
-    fn unplaced_keys(&self) -> MutexGuard<'_, Vec<(AuthorityId, KeyInfo)>> {
-        self.unplaced_keys.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Destroys keys whose records turn out not to be stored.
-    async fn settle_unplaced_keys(&self) {
-        let unplaced = std::mem::take(&mut *self.unplaced_keys());
-        for (id, key) in unplaced {
-            match self.ports.store.document(&DocumentKey::new(Kind::Authority, id.to_string())).await {
-                Ok(Some(_)) => {}
-                Ok(None) => self.forget_key(&key).await,
-                Err(_) => self.unplaced_keys().push((id, key)),
-            }
-        }
-    }
-
-    pub(crate) async fn forget_key(&self, key: &KeyInfo) {
-        self.spent_keys().push(key.id.clone());
-        self.destroy_spent_keys().await;
-    }
-
-    fn spent_keys(&self) -> MutexGuard<'_, Vec<KeyId>> {
-        self.spent_keys.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Destroys keys whose records are gone. One whose ring does not answer (a token that is pulled out) is tried again with
-    /// every look at the authorities; the records are gone first, so that nobody relies on a key that is being destroyed.
-    async fn destroy_spent_keys(&self) {
-        let spent = std::mem::take(&mut *self.spent_keys());
-        for key in spent {
-            if let Err(kept) = self.ports.keys.destroy(&key).await {
-                tracing::error!(%key, %kept, "a key that nobody needs could not be destroyed; trying again while this \
-                    server runs: before you stop it, let it reach the key ring, or destroy the key there by hand");
-                self.spent_keys().push(key);
-            }
-        }
-    }
-
     /// Records, then signs: the same order as for leaves.
-    async fn certify(
+    pub(crate) async fn certify(
         self: &Arc<Self>,
         prepared: Prepared,
         right: Right,
@@ -567,12 +571,26 @@ impl Ca {
             state: AuthorityState::Prepared,
             prepared_at: now,
             activated_at: None,
+            custody: Custody::Here,
+            above: Vec::new(),
         };
         let entry = self.changed("server", "authority.prepare", id.as_str(), reason);
         let transaction = right.around(Transaction::named("prepare authority")).require_absent(record.key());
         self.commit(transaction.put(&record).record(entry)).await?;
         tracing::info!(authority = %id, %kind, reason, "authority prepared");
         Ok(())
+    }
+}
+
+/// Errors when the root's key is elsewhere, and with it whoever can make an issuer.
+pub(crate) fn can_sign_issuers(root: &Authority) -> Result<(), ApiError> {
+    match root.custody {
+        Custody::Here => Ok(()),
+        Custody::Elsewhere => Err(ApiError::Conflict {
+            what: "root",
+            name: root.id.to_string(),
+            problem: "has its key elsewhere, so this server makes no issuers: bring one with `rhizome root ceremony`",
+        }),
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rhizome_core::authority::RotationPolicy;
+use rhizome_core::authority::{FirstRoot, RotationPolicy};
 use rhizome_core::caller::Role;
 use rhizome_core::limits;
 use rhizome_core::policy::PolicyLimits;
@@ -81,6 +81,7 @@ impl Settings {
                 root_ttl: limits::ROOT_TTL,
                 issuer_ttl: limits::ISSUER_TTL,
                 jwt_key_ttl: limits::JWT_KEY_TTL,
+                first_root: FirstRoot::Make,
             },
             algorithm: SigningAlgorithm::default(),
             refresh_hint: limits::BUNDLE_REFRESH_HINT,

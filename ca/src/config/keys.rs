@@ -36,6 +36,8 @@ pub enum Place {
     Database,
     /// In a PKCS#11 token.
     Token,
+    /// Not here at all: only a root's.
+    Offline,
 }
 
 /// Where a secret is read from.
@@ -62,10 +64,16 @@ pub struct Token {
 
 const PLACES: &[(&str, Place)] =
     &[("files", Place::Files), ("database", Place::Database), ("pkcs11", Place::Token)];
+const ROOT_PLACES: &[(&str, Place)] = &[
+    ("files", Place::Files),
+    ("database", Place::Database),
+    ("pkcs11", Place::Token),
+    ("offline", Place::Offline),
+];
 
 /// The section, and where it says that keys are not sealed.
 pub(super) fn read(mut section: Section<'_>) -> (Keys, Option<Position>) {
-    let root_field = section.value("root", values::one_of(PLACES));
+    let root_field = section.value("root", values::one_of(ROOT_PLACES));
     let issuers_field = section.value("issuers", values::one_of(PLACES));
     let sound = !root_field.is_faulty() && !issuers_field.is_faulty();
     let at_database = [&root_field, &issuers_field].into_iter().find_map(in_database);

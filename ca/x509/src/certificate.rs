@@ -200,8 +200,25 @@ impl CaCertificate {
         subject_der == issuer_der && extensions.issuer_key_identifier.as_ref().is_none_or(same_key)
     }
 
-    pub(crate) fn has_name_constraints(&self) -> bool {
+    /// Whether its keyUsage allows it to sign revocation lists (RFC 5280 §4.2.1.3, §6.3.3 (f)).
+    pub fn may_sign_crls(&self) -> bool {
+        self.0.extensions.signs_crls
+    }
+
+    /// Whether it has an extended key usage that lacks serverAuth or clientAuth: verifiers allow below it what it allows
+    /// itself (RFC 5280 §4.2.1.12 leaves that to them; OpenSSL, Go and webpki do it).
+    pub fn narrows_usages(&self) -> bool {
+        self.0.extensions.narrows_usages
+    }
+
+    /// Whether it constrains names: webpki and others refuse leaves with URI names under such a one.
+    pub fn has_name_constraints(&self) -> bool {
         self.0.extensions.name_constraints
+    }
+
+    /// Whether it was issued by `issuer`: names and key identifiers match, and the signature verifies.
+    pub fn is_issued_by(&self, issuer: &Self) -> bool {
+        self.check_issued_by(issuer).is_ok()
     }
 
     /// Names and key identifiers match, and the signature verifies with `issuer`'s key (RFC 5280 §6.1.3 (a)).
@@ -267,6 +284,8 @@ pub(crate) struct CaExtensions {
     issuer_key_identifier: Option<Vec<u8>>,
     spiffe_id: Option<SpiffeId>,
     name_constraints: bool,
+    signs_crls: bool,
+    narrows_usages: bool,
 }
 
 impl CaExtensions {
@@ -281,6 +300,9 @@ impl CaExtensions {
                 found.path_len = constraints.path_len_constraint;
             } else if let ParsedExtension::KeyUsage(usage) = parsed {
                 may_sign = usage.key_cert_sign();
+                found.signs_crls = usage.crl_sign();
+            } else if let ParsedExtension::ExtendedKeyUsage(usage) = parsed {
+                found.narrows_usages = !(usage.server_auth && usage.client_auth);
             } else if let ParsedExtension::SubjectKeyIdentifier(id) = parsed {
                 found.key_identifier = id.0.to_vec();
             } else if let ParsedExtension::AuthorityKeyIdentifier(id) = parsed {
@@ -289,7 +311,7 @@ impl CaExtensions {
                 found.spiffe_id = only_spiffe_id(&names.general_names);
             } else if let ParsedExtension::NameConstraints(_) = parsed {
                 found.name_constraints = true;
-            } else if extension.critical && !matches!(parsed, ParsedExtension::ExtendedKeyUsage(_)) {
+            } else if extension.critical {
                 return Err(CaCertificateError::UnknownCriticalExtension {
                     oid: extension.oid.to_id_string(),
                 });

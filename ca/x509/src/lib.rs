@@ -13,11 +13,13 @@
 //! VerifiedCsr::parse ─→ PublicKey ─→ prepare_leaf ─→ Linted ─→ to_be_signed ─→ (a key ring) ─→ seal ─→ Certificate
 //! ```
 
+mod authority_request;
 mod bundle;
 mod certificate;
 mod crl;
 mod csr;
 mod der;
+mod foreign;
 mod inspect;
 mod issuer;
 mod key;
@@ -32,6 +34,7 @@ mod tbs;
 mod testing;
 mod verify;
 
+pub use authority_request::AuthorityRequest;
 pub use bundle::{Bundle, BundleError, JwtKey, JwtKeyError, SpiffeDocument};
 pub use certificate::{CaCertificate, CaCertificateError, Certificate, MAX_CERTIFICATE_DER_BYTES};
 pub use crl::{
@@ -39,6 +42,7 @@ pub use crl::{
     issuers_under, prepare_crl,
 };
 pub use csr::{CsrError, MAX_CSR_DER_BYTES, PemError, VerifiedCsr};
+pub use foreign::{ForeignError, MAX_PEM_BYTES, ca_certificates_from_pem, ca_key_from_pem, check_signs};
 pub use inspect::{InspectError, LeafFacts, inspect, split_certificates};
 pub use issuer::{Issuer, IssuerError, MAX_CHAIN_ABOVE_LEAF};
 pub use key::{KeyAlgorithm, KeyError, PublicKey, SignatureError, SigningAlgorithm};

@@ -6,6 +6,7 @@
 use pem::{EncodeConfig, LineEnding, Pem};
 
 pub(crate) const CERTIFICATE: &str = "CERTIFICATE";
+pub(crate) const CERTIFICATE_REQUEST: &str = "CERTIFICATE REQUEST";
 pub(crate) const CRL: &str = "X509 CRL";
 
 pub(crate) fn encode(label: &str, der: &[u8]) -> String {

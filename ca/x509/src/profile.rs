@@ -282,13 +282,13 @@ fn set_authority_fields(
 }
 
 /// `O = <trust domain>, CN = Rhizome <role> <generation>`.
-struct AuthoritySubject {
+pub(crate) struct AuthoritySubject {
     organization: String,
     common_name: String,
 }
 
 impl AuthoritySubject {
-    fn new(trust_domain: &TrustDomain, role: &str, generation: &AuthorityId) -> Self {
+    pub(crate) fn new(trust_domain: &TrustDomain, role: &str, generation: &AuthorityId) -> Self {
         Self {
             organization: trust_domain.as_str().to_owned(),
             common_name: format!("Rhizome {role} {generation}"),
@@ -303,7 +303,7 @@ impl AuthoritySubject {
     }
 
     /// The same in DER, written by us: what the lint compares with.
-    fn der(&self) -> Vec<u8> {
+    pub(crate) fn der(&self) -> Vec<u8> {
         let attribute = |oid: &[u8], value: &str| {
             let (oid, value) =
                 (der::encode(der::OID, &[oid]), der::encode(der::UTF8_STRING, &[value.as_bytes()]));
@@ -325,7 +325,7 @@ pub(crate) fn date_time(instant: Timestamp) -> Result<OffsetDateTime, PrepareErr
         .map_err(|error| PrepareError::Encoder(error.to_string()))
 }
 
-fn check_key(key: &PublicKey, algorithm: SigningAlgorithm) -> Result<(), PrepareError> {
+pub(crate) fn check_key(key: &PublicKey, algorithm: SigningAlgorithm) -> Result<(), PrepareError> {
     if key.algorithm() == algorithm.key_algorithm() {
         Ok(())
     } else {

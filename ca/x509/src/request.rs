@@ -113,7 +113,7 @@ impl SigningKey for Requester<'_> {
     }
 }
 
-const fn signing_curve(algorithm: KeyAlgorithm) -> Option<&'static EcdsaSigningAlgorithm> {
+pub(crate) const fn signing_curve(algorithm: KeyAlgorithm) -> Option<&'static EcdsaSigningAlgorithm> {
     match algorithm {
         KeyAlgorithm::EcdsaP256 => Some(&ECDSA_P256_SHA256_ASN1_SIGNING),
         KeyAlgorithm::EcdsaP384 => Some(&ECDSA_P384_SHA384_ASN1_SIGNING),
@@ -125,7 +125,7 @@ const fn signing_curve(algorithm: KeyAlgorithm) -> Option<&'static EcdsaSigningA
     clippy::disallowed_methods,
     reason = "ring takes its own source only; a private key is no replayable value"
 )]
-fn system_random() -> SystemRandom {
+pub(crate) fn system_random() -> SystemRandom {
     SystemRandom::new()
 }
 

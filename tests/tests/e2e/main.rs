@@ -5,6 +5,8 @@
 //! Not here: rules about the source text (`tidy.rs`), tests that need one crate only (they sit in that crate).
 
 #[cfg(test)]
+mod adoption;
+#[cfg(test)]
 mod agent;
 #[cfg(test)]
 mod bad_csr;

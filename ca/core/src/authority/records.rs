@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use rhizome_id::{AuthorityId, KeyId, ReplicaName, Timestamp};
+use rhizome_id::{AuthorityId, KeyId, ReplicaName, Timestamp, Ttl};
 use rhizome_x509::{CaCertificate, JwtKey, SigningAlgorithm};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,40 @@ pub enum AuthorityState {
     Old,
     /// It must not be trusted any more. There is no way back.
     Tainted,
+}
+
+/// How long new authorities live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RotationPolicy {
+    /// Roots.
+    pub root_ttl: Ttl,
+    /// Issuers; never beyond their root.
+    pub issuer_ttl: Ttl,
+    /// Keys for JWT-SVIDs.
+    pub jwt_key_ttl: Ttl,
+    /// Where the very first root comes from.
+    pub first_root: FirstRoot,
+}
+
+/// Where the very first root comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirstRoot {
+    /// It is made here.
+    #[default]
+    Make,
+    /// It is brought here: its key is elsewhere.
+    Await,
+}
+
+/// Where the private key of an authority is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Custody {
+    /// In the key ring of these servers.
+    #[default]
+    Here,
+    /// Anywhere else: what it signs comes from there, and no server of ours can make it.
+    Elsewhere,
 }
 
 impl fmt::Display for AuthorityKind {
@@ -79,6 +113,33 @@ pub struct Authority {
     pub prepared_at: Timestamp,
     /// When it began to sign.
     pub activated_at: Option<Timestamp>,
+    /// Where its key is. Releases that do not know of this look for it in vain, and sign nothing with it.
+    #[serde(default)]
+    pub custody: Custody,
+    /// Of one that was imported: the certificates above it that are no authorities here, nearest first. A root's end with
+    /// the one that verifiers trust; an issuer's end below its root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub above: Vec<CaCertificate>,
+}
+
+impl Authority {
+    /// Of a root: what verifiers trust, which is its own certificate unless it was imported as an intermediate.
+    pub fn anchor(&self) -> &CaCertificate {
+        self.above.last().unwrap_or(&self.certificate)
+    }
+
+    /// Of a root: the certificates between its issuers and its anchor, nearest first; they are served with every leaf.
+    pub fn served(&self) -> impl Iterator<Item = &CaCertificate> {
+        let between = self.above.split_last().map(|(_anchor, between)| between);
+        between.map(|between| std::iter::once(&self.certificate).chain(between)).into_iter().flatten()
+    }
+
+    /// The first and the last second in which it and everything above it are valid.
+    pub fn window(&self) -> (Timestamp, Timestamp) {
+        let whole = || std::iter::once(&self.certificate).chain(&self.above);
+        let from = whole().map(CaCertificate::not_before).max().unwrap_or(Timestamp::MAX);
+        (from, whole().map(CaCertificate::not_after).min().unwrap_or(Timestamp::EPOCH))
+    }
 }
 
 /// A key that signs JWT-SVIDs, as it is stored. It has no certificate: verifiers know it from the bundle, in which it

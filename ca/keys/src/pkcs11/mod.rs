@@ -175,6 +175,22 @@ impl KeyRing for Pkcs11KeyRing {
         .await
     }
 
+    async fn import(
+        &self,
+        id: &KeyId,
+        purpose: KeyPurpose,
+        algorithm: SigningAlgorithm,
+        pkcs8: &[u8],
+    ) -> Result<KeyInfo, KeyRingError> {
+        let _not_sent = (algorithm, pkcs8);
+        let name = format!("rhizome:{}:NAME", purpose.as_str());
+        Err(unavailable(&format!(
+            "{} makes its keys itself; bring this one in with the tools of its maker, labelled `{name}` with NAME as \
+             identifier, and give --key-name NAME instead of the key ({id} was not written)",
+            self.token
+        )))
+    }
+
     async fn destroy(&self, id: &KeyId) -> Result<(), KeyRingError> {
         let id = id.clone();
         self.with(move |seat| seat.destroy(&id)).await

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, JwtAuthority};
+use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Custody, JwtAuthority};
 use rhizome_core::state::State;
 use rhizome_id::{AuthorityId, ReplicaName, Timestamp};
 use rhizome_proto::admin::v1 as wire;
@@ -158,7 +158,8 @@ impl Ca {
         let state = self.state();
         let root = active(&state, AuthorityKind::Root, None);
         let root = root.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
-        let validity = authority::issuer_validity(&root.certificate, now, &self.settings.rotation);
+        crate::rotate::can_sign_issuers(root)?;
+        let validity = authority::issuer_validity(root, now, &self.settings.rotation);
         let validity = validity.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         let mut steps = vec![
             format!("make a key and an issuer under root {}, valid until {}", root.id, validity.not_after),
@@ -254,7 +255,10 @@ fn shown(authority: &Authority, state: &State) -> wire::Authority {
         state: shown_state(authority.state).into(),
         replica: authority.replica.to_string(),
         key_id: authority.key.to_string(),
-        algorithm: authority.algorithm.to_string(),
+        algorithm: match authority.custody {
+            Custody::Here => authority.algorithm.to_string(),
+            Custody::Elsewhere => certificate.public_key().algorithm().to_string(),
+        },
         certificate_der: Bytes::copy_from_slice(certificate.der()),
         fingerprint: convert::digest(&certificate.fingerprint()),
         subject: certificate.subject().to_owned(),
