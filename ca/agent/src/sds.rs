@@ -29,12 +29,14 @@ mod secrets;
 mod sotw;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use delta::Delta;
 use protocol::{Heard, InForce, Proxy, Reply, check_names, check_type};
 use secrets::Catalogue;
 pub use secrets::{RootCovers, SdsSettings};
 use sotw::Sotw;
+pub(crate) use wire::SdsServer;
 
 /// The service.
 pub(crate) struct Sds(Arc<Doors>);

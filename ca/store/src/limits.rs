@@ -98,3 +98,5 @@ pub(crate) const BACKOFF_LONGEST: Duration = Duration::from_secs(5);
 /// Versions for which tombstones are kept: whoever is further behind reads everything anew, which is then no more work.
 #[cfg(feature = "postgres")]
 pub(crate) const TOMBSTONES_KEPT: u64 = 100_000;
+/// Versions after which a running server forgets tombstones again: a tenth more than is kept, at most.
+pub(crate) const FORGET_EACH: u64 = 10_000;

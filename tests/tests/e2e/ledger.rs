@@ -1,14 +1,16 @@
-//! The ledger of a stopped server, read from its file: what was promised to callers must stand there.
+//! The ledger of a stopped server, read from its store: what was promised to callers must stand there.
 //!
 //! Not here: the chain itself (`rhizome_core::ledger`), which is verified with the product's own walk.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use rhizome_core::ledger::{Event, Head, Issuance, Position};
-use rhizome_core::ports::Store as _;
+use rhizome_core::ports::Store;
 use rhizome_id::{Digest, SerialCounter};
-use rhizome_store::{Options, SqliteStore, verify_ledger};
+use rhizome_server::SystemEntropy;
+use rhizome_store::{Options, PostgresOptions, PostgresStore, SqliteStore, verify_ledger};
 
 use crate::client::Seen;
 
@@ -28,26 +30,42 @@ impl Ledger {
         runtime.block_on(async {
             let store = SqliteStore::open(database, Options::default()).unwrap();
             store.check_integrity().await.unwrap();
-            let head = verify_ledger(&store).await.unwrap();
-            let mut ledger = Self { head, issued: BTreeMap::new(), doubled: Vec::new(), hashes: Vec::new() };
-            loop {
-                let from = Position(u64::try_from(ledger.hashes.len()).unwrap() + 1);
-                let page = store.records(from, 1_000).await.unwrap();
-                if page.is_empty() {
-                    return ledger;
-                }
-                for record in page {
-                    ledger.hashes.push(record.hash);
-                    let (_, event) = record.read().unwrap();
-                    if let Event::Issued(issuance) = event {
-                        let counter = issuance.serial.counter();
-                        if ledger.issued.insert(counter, issuance).is_some() {
-                            ledger.doubled.push(counter);
-                        }
+            Self::of(&store).await
+        })
+    }
+
+    /// The same of a database in PostgreSQL, at this address.
+    pub(crate) fn read_postgres(address: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let options = PostgresOptions::new(address, Arc::new(SystemEntropy::default())).unwrap();
+            let opening = tokio::task::spawn_blocking(move || PostgresStore::open(options));
+            let store = opening.await.unwrap().unwrap();
+            store.check_integrity().await.unwrap();
+            Self::of(&store).await
+        })
+    }
+
+    async fn of(store: &impl Store) -> Self {
+        let head = verify_ledger(store).await.unwrap();
+        let mut ledger = Self { head, issued: BTreeMap::new(), doubled: Vec::new(), hashes: Vec::new() };
+        loop {
+            let from = Position(u64::try_from(ledger.hashes.len()).unwrap() + 1);
+            let page = store.records(from, 1_000).await.unwrap();
+            if page.is_empty() {
+                return ledger;
+            }
+            for record in page {
+                ledger.hashes.push(record.hash);
+                let (_, event) = record.read().unwrap();
+                if let Event::Issued(issuance) = event {
+                    let counter = issuance.serial.counter();
+                    if ledger.issued.insert(counter, issuance).is_some() {
+                        ledger.doubled.push(counter);
                     }
                 }
             }
-        })
+        }
     }
 
     /// Those of `seen` that do not stand in it exactly as they were seen.

@@ -45,6 +45,8 @@ mod process;
 #[cfg(test)]
 mod proxies;
 #[cfg(test)]
+mod replicas;
+#[cfg(test)]
 mod restore;
 #[cfg(test)]
 mod revocation_lists;

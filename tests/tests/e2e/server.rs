@@ -96,6 +96,13 @@ impl Home {
         self
     }
 
+    /// Under another name, for several servers over one database.
+    pub(crate) fn named(self, replica: &str) -> Self {
+        let text = fs::read_to_string(self.config()).unwrap();
+        fs::write(self.config(), text.replace("replica: r1", &format!("replica: {replica}"))).unwrap();
+        self
+    }
+
     /// For another trust domain.
     pub(crate) fn of(self, domain: &str) -> Self {
         let text = fs::read_to_string(self.config()).unwrap();

@@ -10,7 +10,6 @@ use std::io;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use futures::Stream;
 use futures::stream::unfold;
 use rhizome_core::ports::Clock;
@@ -26,7 +25,7 @@ use super::counted::Counted;
 use super::limits::Limits;
 use crate::attestation::{PeerError, PeerProcess, UnixAttestor, UnixSettings};
 use crate::holdings::Identities;
-use crate::sds::{Sds, SdsSettings};
+use crate::sds::{Sds, SdsServer, SdsSettings};
 use crate::spawn::Spawner;
 use crate::workload_api::{WorkloadApi, check_header};
 
@@ -45,8 +44,6 @@ const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
 static OLD_KERNEL: Once = Once::new();
 /// A request of the Workload API; the largest is a token to be validated.
 const WORKLOAD_MESSAGE_BYTES: usize = 64 * 1024;
-/// A request for secrets: names, and the node's metadata, of which some control planes write tens of kilobytes.
-const SDS_MESSAGE_BYTES: usize = 1024 * 1024;
 
 /// The services of the socket whose health is told, by their full names.
 pub const SERVICES: [&str; 2] = ["SpiffeWorkloadAPI", "envoy.service.secret.v3.SecretDiscoveryService"];
@@ -236,8 +233,7 @@ async fn tell_health(reporter: &tonic_health::server::HealthReporter, ready: boo
 async fn routes(doors: &Arc<Doors>) -> Routes {
     let workload_api = SpiffeWorkloadApiServer::new(WorkloadApi::new(Arc::clone(doors)))
         .max_decoding_message_size(WORKLOAD_MESSAGE_BYTES);
-    let sds = SecretDiscoveryServiceServer::new(Sds::new(Arc::clone(doors)))
-        .max_decoding_message_size(SDS_MESSAGE_BYTES);
+    let sds = SdsServer::new(Sds::new(Arc::clone(doors)));
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut ready = doors.identities.readiness();
     let is_ready = *ready.borrow_and_update();

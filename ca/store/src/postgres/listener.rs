@@ -1,4 +1,4 @@
-//! The listener: one session that hears when anybody has written documents.
+//! The listener: one session that hears when anybody has written documents, and forgets the tombstones of old ones.
 //!
 //! Laws: what is heard is only a reason to look; whoever was not heard is found by looking, so a lost notification
 //! costs time and nothing else. After the session was lost everybody looks. Not here: looking (`mod`).
@@ -15,18 +15,20 @@ use tokio_postgres::types::Type;
 use super::error::{translate, unavailable};
 use super::link::{Link, Session};
 use super::rows::{self, HEAD};
-use crate::limits::{RETRY_AFTER, STATEMENT_PATIENCE, TOMBSTONES_KEPT};
+use crate::limits::{FORGET_EACH, RETRY_AFTER, STATEMENT_PATIENCE, TOMBSTONES_KEPT};
 
 /// Between two sessions, so that a database that ends each one is not dialled without rest.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens until nobody waits any more. `newest` holds the newest version heard of.
 pub(super) async fn listen(link: Arc<Link>, newest: watch::Sender<u64>) {
+    // Whoever opened the store has just done it.
+    let mut forgot_at = None;
     while !newest.is_closed() {
         let (heard, mut notifications) = mpsc::channel(1);
         match begin(&link, heard).await {
             Ok(session) => {
-                if let Err(cause) = follow(&session, &newest, &mut notifications).await {
+                if let Err(cause) = follow(&session, &newest, &mut notifications, &mut forgot_at).await {
                     tracing::warn!(%cause, "cannot hear of other servers' changes; trying again");
                 }
                 sleep(PAUSE).await;
@@ -55,6 +57,7 @@ async fn follow(
     session: &Session,
     newest: &watch::Sender<u64>,
     notifications: &mut mpsc::Receiver<()>,
+    forgot_at: &mut Option<u64>,
 ) -> Result<(), StoreError> {
     loop {
         let asked = timeout(STATEMENT_PATIENCE, session.client.query_typed(HEAD, &[])).await;
@@ -66,6 +69,12 @@ async fn follow(
             *known = head.version.0;
             differs
         });
+        let last = *forgot_at.get_or_insert(head.version.0);
+        if head.version.0.saturating_sub(last) >= FORGET_EACH {
+            let forgotten = timeout(STATEMENT_PATIENCE, forget(session)).await.map_err(late)??;
+            tracing::info!(forgotten, "tombstones were forgotten");
+            *forgot_at = Some(head.version.0);
+        }
         tokio::select! {
             heard = notifications.recv() => if heard.is_none() {
                 return Ok(());

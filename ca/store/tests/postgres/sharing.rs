@@ -123,6 +123,28 @@ async fn a_server_hears_of_every_change_of_another_also_after_its_connections_we
 }
 
 #[tokio::test]
+async fn a_server_that_is_never_started_anew_forgets_tombstones_too() {
+    if !is_here() {
+        return;
+    }
+    let place = cluster().database();
+    let store = open(&place);
+    store.commit(writing("a", "1")).await.unwrap();
+    store.commit(Transaction::named("test").delete(key("a"))).await.unwrap();
+    let counted =
+        || cluster().sql(name_of(&place), "SELECT count(*) FROM rhizome.documents WHERE body IS NULL");
+    assert_eq!(counted(), "1");
+    let wait = async {
+        while counted() != "0" {
+            cluster().sql(name_of(&place), "UPDATE rhizome.head SET version = version + 200000");
+            store.commit(writing("b", "1")).await.unwrap();
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(60), wait).await.is_ok(), "it is kept for ever");
+    assert_eq!(store.changes(Version(1), 9).await, Ok(Changes::Forgotten));
+}
+
+#[tokio::test]
 async fn who_was_away_for_too_long_is_told_to_read_everything_anew() {
     if !is_here() {
         return;
