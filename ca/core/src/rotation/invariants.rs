@@ -155,21 +155,20 @@ pub fn a_tainted_authority_never_returns(
     }
 }
 
-/// I8: two replicas never both make a key for one rotation. `made` says for every root that was ever recorded which
-/// rotation it was made for.
+/// I8: two replicas never both make a key for one rotation. `made` says for every key that a root was ever recorded with,
+/// by its material and not only by its name, which rotation it was made for.
 ///
 /// # Errors
 /// The rotation that has two.
-pub fn two_replicas_never_both_make_a_key_for_one_rotation<'a>(
-    made: impl IntoIterator<Item = (&'a RotationName, &'a AuthorityId)>,
+pub fn two_replicas_never_both_make_a_key_for_one_rotation<'a, K: PartialEq + std::fmt::Debug>(
+    made: impl IntoIterator<Item = (&'a RotationName, K)>,
 ) -> Verdict {
-    let mut seen: BTreeMap<&RotationName, &AuthorityId> = BTreeMap::new();
-    for (rotation, root) in made {
-        if let Some(other) = seen.insert(rotation, root)
-            && other != root
-        {
-            return Err(format!("{rotation} has {other} and {root}"));
+    let mut seen: BTreeMap<&RotationName, K> = BTreeMap::new();
+    for (rotation, key) in made {
+        if let Some(other) = seen.get(rotation).filter(|it| **it != key) {
+            return Err(format!("{rotation} has {other:?} and {key:?}"));
         }
+        seen.insert(rotation, key);
     }
     Ok(())
 }

@@ -12,9 +12,12 @@
     reason = "tests fail by panicking, their helpers too; numbers of servers and agents are small and known"
 )]
 
+mod broken;
 mod model;
 mod parts;
 mod search;
 mod seeds;
 mod simulation;
 mod store;
+mod subs;
+mod verdicts;

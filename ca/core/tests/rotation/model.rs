@@ -1,34 +1,40 @@
 //! The model check: every order of events that two replicas, two clusters and their subscribers can meet, breadth first.
 //!
 //! What can happen: a replica looks, and performs what it decided, then or much later, or never (a crash between any two
-//! effects, a lost answer of the store); it takes over from the other at any moment. Bundles arrive late or not at all,
-//! acknowledgements and reports are lost or come late, answers to renewals are lost; subscribers expire and join;
-//! administrators start, abort and exempt at any moment.
-//! What is left out: time (soak and settling are 0; the simulation has them), and reports that arrive after a later
-//! renewal of the same subscriber (`settle_seconds` is there for them).
-//! Not here: the search itself, and its bounds (`search`).
+//! effects, a lost answer of the store); it takes over from the other at any moment; it has a key ring of its own, or shares
+//! one. Bundles arrive late or not at all, acknowledgements and reports are lost or come late, answers to renewals are lost;
+//! subscribers are out of reach, expire and join; one caller is two processes; somebody acknowledges what another history
+//! published; administrators start, abort, exempt and give up at any moment.
+//! What is left out: time (soak and settling are 0; the simulation has them), serials and lifetimes, and reports that arrive
+//! after a later renewal of the same subscriber (`settle_seconds` is there for them).
+//! Not here: the search itself, and its bounds (`search`); what events do to subscribers (`subs`).
 
-use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use rhizome_core::rotation::evidence::{
     Direction, Held, Presented, Probe, Subscriber, SubscriberKind, World,
 };
-use rhizome_core::rotation::invariants::{self, Leaf, Verdict, Verifier};
+use rhizome_core::rotation::gate::{self, Loss};
+use rhizome_core::rotation::invariants::{self, Leaf, Verifier};
 use rhizome_core::rotation::{
     Canary, Choices, Effect, Exemption, Heading, Input, Mode, Order, Phase, Rotation, SelfTest, Step, canary,
-    step,
+    holdings, step,
 };
 use rhizome_id::{AuthorityId, Timestamp};
 
-use crate::store::{Seen, Store, id};
+use crate::broken::{Broken, Found, Law, Names};
+use crate::store::{ROOT_END, Seen, Store, digest, id};
+use crate::subs::Sub;
 
 const NOW: i64 = 2_000_000_000;
-const NAMES: [&str; 3] = ["agent:a/1", "agent:b/1", "client:1"];
+const NAMES: [&str; 3] = ["agent:a/1", "agent:b/1", "agent:b/2"];
+/// The caller that is two processes.
+const CALLER: &str = "client:1";
 
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp::from_unix(NOW)
 }
 
@@ -38,20 +44,6 @@ pub(crate) enum Pending {
     Move(Seen, Box<Rotation>),
     Perform(Seen, Effect),
     Follow(AuthorityId),
-}
-
-/// A subscriber as it is, and as the store knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Sub {
-    /// The root of its certificate, and every root that its chain reaches; `None`: it is not there.
-    leaf: Option<(AuthorityId, BTreeSet<AuthorityId>)>,
-    sequence: u64,
-    trusts: BTreeSet<AuthorityId>,
-    /// Known: the bundle it acknowledged, and the roots of certificates that the ledger does not know to be gone.
-    acknowledged: Option<u64>,
-    recorded: BTreeSet<AuthorityId>,
-    /// An acknowledgement with its report, on its way.
-    on_its_way: Option<(u64, AuthorityId)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,8 +72,11 @@ pub(crate) enum Event {
     ReportIsLost(usize),
     Renew(usize, usize),
     RenewalAnswerIsLost(usize, usize),
+    OlderExpire(usize),
     Expire(usize),
     Join(usize, usize),
+    Leave(usize),
+    Return(usize),
     Probe(bool),
     Abort,
     Exempt(usize),
@@ -103,8 +98,11 @@ impl Event {
             Self::ReportIsLost(_) => "report lost",
             Self::Renew(..) => "renew",
             Self::RenewalAnswerIsLost(..) => "answer lost",
+            Self::OlderExpire(_) => "older expire",
             Self::Expire(_) => "expire",
             Self::Join(..) => "join",
+            Self::Leave(_) => "out of reach",
+            Self::Return(_) => "within reach",
             Self::Probe(true) => "probe passes",
             Self::Probe(false) => "probe fails",
             Self::Abort => "abort",
@@ -125,39 +123,45 @@ pub(crate) struct Bounds {
     pub(crate) canary: bool,
     /// Whether the old root's key is at hand, so that it can certify the new one.
     pub(crate) bridge: bool,
+    /// Whether the new root's key is at hand, so that it can certify the old one.
+    pub(crate) reverse: bool,
+    /// Key rings: one that is shared, or one each.
+    pub(crate) rings: usize,
+    /// Whether subscribers may be out of reach.
+    pub(crate) away: bool,
+    /// Whether all subscribers are processes of one caller without a stream.
+    pub(crate) one_shots: bool,
+    /// Whether the first subscriber has a bundle of another history.
+    pub(crate) forked: bool,
     pub(crate) depth: usize,
     pub(crate) states: usize,
     pub(crate) broken: Option<Broken>,
+    /// The one invariant that is asked; `None`: all of them.
+    pub(crate) only: Option<Law>,
 }
 
-/// Gates broken on purpose: what the machine is told is not what is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Broken {
-    /// Everybody has acknowledged, whether or not they did.
-    Acknowledgements,
-    /// Nobody presents anything old.
-    Presented,
+impl Bounds {
+    pub(crate) fn name(&self, number: usize) -> &'static str {
+        if self.one_shots { CALLER } else { NAMES[number] }
+    }
 }
 
 impl Model {
     pub(crate) fn new(bounds: &Bounds) -> Self {
-        let mut store = Store::founded("old", 2, now());
+        let mut store = Store::founded("old", 2, bounds.rings, now(), Timestamp::from_unix(ROOT_END));
         if !bounds.bridge {
-            store.facts.keys.clear();
+            store.rings.iter_mut().for_each(BTreeMap::clear);
         }
-        let old: BTreeSet<AuthorityId> = [id("old")].into();
-        let sub = Sub {
-            leaf: Some((id("old"), old.clone())),
-            sequence: 1,
-            trusts: old.clone(),
-            acknowledged: Some(1),
-            recorded: old,
-            on_its_way: None,
-        };
+        let mut subs = vec![Sub::founded(&id("old"), bounds.one_shots); bounds.subs];
+        if bounds.forked {
+            // Its bundle has the number that the rotation's first will have, and other anchors.
+            subs[0].sequence = 2;
+            subs[0].acknowledged = Some((2, digest(2, &subs[0].trusts)));
+        }
         Self {
             store: Arc::new(store),
             pending: [None, None],
-            subs: vec![sub; bounds.subs],
+            subs,
             unkind: bounds.unkind,
             aborts: bounds.aborts,
             exemptions: bounds.exemptions,
@@ -165,31 +169,14 @@ impl Model {
         }
     }
 
-    /// What the machine is shown.
-    fn world(&self, broken: Option<Broken>) -> World {
-        let far = now().plus(3_600);
-        let bundle = &self.store.facts.bundle;
-        let subscribers = self.subs.iter().enumerate().filter(|(_, sub)| !sub.recorded.is_empty());
-        let subscribers = subscribers.map(|(number, sub)| {
-            let acknowledged = match broken {
-                Some(Broken::Acknowledgements) => Some(bundle.sequence),
-                _ => sub.acknowledged,
-            };
-            let presents = |root: &AuthorityId| Presented { root: root.clone(), count: 1, until: far };
-            let shown = sub.recorded.iter().filter(|_| broken != Some(Broken::Presented));
-            Subscriber {
-                name: NAMES[number].to_owned(),
-                kind: SubscriberKind::Agent,
-                cluster: NAMES[number].to_owned(),
-                holds: acknowledged.map(|sequence| Held { sequence, digest: None, at: now() }),
-                presents: shown.map(presents).collect(),
-                until: Some(far),
-                last_contact: None,
-                connected: sub.on_its_way.is_some() || sub.leaf.is_some(),
-                behind: Vec::new(),
-                workloads: 1,
-            }
-        });
+    /// What the machine is shown at a replica.
+    fn world(&self, replica: usize, bounds: &Bounds) -> World {
+        let subscribers = if bounds.one_shots {
+            self.caller(bounds).into_iter().collect()
+        } else {
+            let known = self.subs.iter().enumerate().filter(|(_, sub)| !sub.recorded.is_empty());
+            known.map(|(number, sub)| agent(NAMES[number], sub)).collect()
+        };
         let probe = |direction, failed: bool| Probe {
             direction,
             at: now(),
@@ -200,15 +187,50 @@ impl Model {
             1 => vec![probe(Direction::NewToOld, false), probe(Direction::OldToNew, false)],
             _ => vec![probe(Direction::NewToOld, true)],
         };
-        World { facts: self.store.facts.clone(), subscribers: subscribers.collect(), probes }
+        let mut facts = self.store.facts(replica);
+        if !bounds.reverse {
+            facts.keys.retain(|it| it.as_str() != "new" || !facts.roots.contains_key(it));
+        }
+        let world = World { facts, subscribers, probes };
+        Broken::world(bounds.broken, self.store.rotation.as_ref(), world)
+    }
+
+    /// The caller that all subscribers are processes of, as the ledger shows it.
+    fn caller(&self, bounds: &Bounds) -> Option<Subscriber> {
+        let far = now().plus(3_600);
+        let issued: Vec<holdings::Issued> = self
+            .subs
+            .iter()
+            .flat_map(|it| &it.recorded)
+            .map(|(root, bundle)| holdings::Issued {
+                root: Some(root.clone()),
+                bundle: *bundle,
+                last_at: now(),
+                until: far,
+                count: 1,
+            })
+            .collect();
+        let newest = issued.iter().max_by_key(|it| it.bundle)?;
+        let choices = Choices::default();
+        let holds = match bounds.broken {
+            Some(Broken::CountsTheNewest) => Some(Held { sequence: newest.bundle, digest: None, at: now() }),
+            _ => holdings::lowest(&issued, now()),
+        };
+        Some(Subscriber {
+            kind: SubscriberKind::OneShot,
+            holds,
+            presents: holdings::presented(&issued, None, &self.store.facts.roots, &choices, now()),
+            connected: false,
+            ..agent(CALLER, &self.subs[0])
+        })
     }
 
     pub(crate) fn phase(&self) -> Phase {
         self.store.rotation.as_ref().map_or(Phase::Stable, |it| it.phase)
     }
 
-    fn look(&self, broken: Option<Broken>) -> Step {
-        step(self.store.rotation.as_ref(), Input::Look(&self.world(broken)), now()).unwrap()
+    fn look(&self, replica: usize, bounds: &Bounds) -> Step {
+        step(self.store.rotation.as_ref(), Input::Look(&self.world(replica, bounds)), now()).unwrap()
     }
 
     pub(crate) fn events(&self, bounds: &Bounds) -> Vec<Event> {
@@ -220,11 +242,6 @@ impl Model {
             events.push(Event::Start);
         }
         let active = self.store.facts.active_root();
-        let idle = |it: &Effect| matches!(it, Effect::OrderRenewals { .. } | Effect::WakeAt(_));
-        let looks = self.pending.iter().any(Option::is_none) && {
-            let step = self.look(bounds.broken);
-            step.moved.is_some() || !step.effects.iter().all(idle)
-        };
         for (replica, pending) in self.pending.iter().enumerate() {
             if pending.is_some() {
                 events.push(Event::Perform(replica));
@@ -233,7 +250,7 @@ impl Model {
                 }
                 continue;
             }
-            if looks {
+            if self.decide(replica, bounds).is_some() {
                 events.push(Event::Look(replica));
             }
             if self.store.issues_under(replica) != active && active.is_some() {
@@ -243,63 +260,27 @@ impl Model {
             }
         }
         for (number, sub) in self.subs.iter().enumerate() {
-            self.events_of(number, sub, &mut events);
+            sub.events(number, self, bounds, &mut events);
         }
-        let rotation = self.store.rotation.as_ref();
-        if rotation.is_some_and(|it| it.phase != Phase::Stable) {
-            if self.aborts > 0 {
-                events.push(Event::Abort);
-            }
-            if self.phase() == Phase::Canary && self.probed == 0 {
-                events.push(Event::Probe(true));
-                if self.unkind > 0 {
-                    events.push(Event::Probe(false));
-                }
-            }
-            if bounds.mode == Mode::Compromised && matches!(self.phase(), Phase::Distributing | Phase::Active)
-            {
-                events.push(Event::AcceptLoss);
-            }
+        if self.phase() != Phase::Stable {
+            self.words(bounds, &mut events);
         }
         events
     }
 
-    fn events_of(&self, number: usize, sub: &Sub, events: &mut Vec<Event>) {
-        let rotating = self.phase() != Phase::Stable;
-        if let Some((root, reaches)) = &sub.leaf {
-            if sub.sequence < self.store.facts.bundle.sequence {
-                events.push(Event::Deliver(number));
+    /// What administrators and probes can say.
+    fn words(&self, bounds: &Bounds, events: &mut Vec<Event>) {
+        if self.aborts > 0 {
+            events.push(Event::Abort);
+        }
+        if self.phase() == Phase::Canary && self.probed == 0 {
+            events.push(Event::Probe(true));
+            if self.unkind > 0 {
+                events.push(Event::Probe(false));
             }
-            match &sub.on_its_way {
-                None if sub.acknowledged != Some(sub.sequence) || sub.recorded.len() > 1 => {
-                    events.push(Event::Report(number));
-                }
-                None => {}
-                Some(_) => {
-                    events.push(Event::ReportArrives(number));
-                    if self.unkind > 0 {
-                        events.push(Event::ReportIsLost(number));
-                    }
-                }
-            }
-            for replica in 0..2 {
-                let other =
-                    |it: &AuthorityId| it != root || self.store.reaches(it).into_keys().ne(reaches.clone());
-                if self.store.issues_under(replica).is_some_and(other) {
-                    events.push(Event::Renew(number, replica));
-                    if self.unkind > 0 {
-                        events.push(Event::RenewalAnswerIsLost(number, replica));
-                    }
-                }
-            }
-            if self.unkind > 0 && rotating {
-                events.push(Event::Expire(number));
-            }
-            if self.exemptions > 0 && rotating {
-                events.push(Event::Exempt(number));
-            }
-        } else {
-            events.extend((0..2).map(|replica| Event::Join(number, replica)));
+        }
+        if bounds.mode == Mode::Compromised && self.loss(bounds).is_some() {
+            events.push(Event::AcceptLoss);
         }
     }
 
@@ -308,8 +289,8 @@ impl Model {
         let mut next = self.clone();
         match event {
             Event::Start => next.command(bounds, start(bounds))?,
-            Event::Look(replica) => next.pending[*replica] = Some(next.decide(bounds)?),
-            Event::Perform(replica) => next.perform(*replica),
+            Event::Look(replica) => next.pending[*replica] = Some(next.decide(*replica, bounds)?),
+            Event::Perform(replica) => next.perform(*replica, bounds),
             Event::Crash(replica) => {
                 next.pending[*replica] = None;
                 next.unkind -= 1;
@@ -332,39 +313,50 @@ impl Model {
             Event::Exempt(number) => {
                 next.exemptions -= 1;
                 let exemption = Exemption {
-                    subscriber: NAMES[*number].to_owned(),
+                    subscriber: bounds.name(*number).to_owned(),
                     reason: "it is being repaired".to_owned(),
                     approver: "admin:alice".to_owned(),
                     expires_at: now().plus(60),
                 };
                 next.command(bounds, Order::Exempt(exemption))?;
             }
-            Event::AcceptLoss => next.accept_loss(bounds)?,
-            Event::Deliver(_)
-            | Event::Report(_)
-            | Event::ReportArrives(_)
-            | Event::ReportIsLost(_)
-            | Event::Renew(..)
-            | Event::RenewalAnswerIsLost(..)
-            | Event::Expire(_)
-            | Event::Join(..) => next.subscriber(event)?,
+            Event::AcceptLoss => {
+                let loss = next.loss(bounds)?;
+                next.command(bounds, Order::Advance { accept: Some(loss.digest) })?;
+                Arc::make_mut(&mut next.store).given_up.extend(loss.subscribers);
+            }
+            Event::Deliver(number)
+            | Event::Report(number)
+            | Event::ReportArrives(number)
+            | Event::ReportIsLost(number)
+            | Event::Renew(number, _)
+            | Event::RenewalAnswerIsLost(number, _)
+            | Event::OlderExpire(number)
+            | Event::Expire(number)
+            | Event::Join(number, _)
+            | Event::Leave(number)
+            | Event::Return(number) => {
+                let store = Arc::clone(&next.store);
+                next.unkind -= u8::from(Sub::is_unkind(event));
+                next.subs[*number].meets(event, &store)?;
+            }
         }
-        next.forget_what_comes_to_nothing();
+        next.forget_what_comes_to_nothing(bounds);
         Some(next)
     }
 
     /// What a replica is still about to do, and what will be a conflict, is the same as nothing.
-    fn forget_what_comes_to_nothing(&mut self) {
+    fn forget_what_comes_to_nothing(&mut self, bounds: &Bounds) {
         let store = Arc::clone(&self.store);
-        for pending in &mut self.pending {
+        let blindly = bounds.broken == Some(Broken::FollowsBlindly);
+        for (replica, pending) in self.pending.iter_mut().enumerate() {
+            let ring = &store.rings[replica.min(bounds.rings - 1)];
             let comes_to_nothing = match pending {
                 None => false,
-                Some(Pending::Perform(_, Effect::MakeKey { root, .. })) => store.facts.keys.contains(root),
-                Some(Pending::Perform(_, Effect::DestroyKey { root, .. })) => {
-                    !store.facts.keys.contains(root)
-                }
+                Some(Pending::Perform(_, Effect::MakeKey { root, .. })) => ring.contains_key(root),
+                Some(Pending::Perform(_, Effect::DestroyKey { root, .. })) => !ring.contains_key(root),
                 Some(Pending::Move(seen, _) | Pending::Perform(seen, _)) => *seen != store.seen(),
-                Some(Pending::Follow(root)) => store.facts.active_root() != Some(&*root),
+                Some(Pending::Follow(root)) => store.facts.active_root() != Some(&*root) && !blindly,
             };
             if comes_to_nothing {
                 *pending = None;
@@ -375,37 +367,39 @@ impl Model {
     /// Whether it has ended, and nobody is about to do anything.
     fn is_over(&self) -> bool {
         let ended = self.store.rotation.as_ref().filter(|it| it.outcome.is_some());
-        let swept = ended.and_then(Rotation::dead).is_some_and(|it| !self.store.facts.keys.contains(it));
+        let swept = ended.and_then(Rotation::dead).is_some_and(|it| !self.store.has_key(it));
         swept && self.pending.iter().all(Option::is_none)
     }
 
-    pub(crate) fn decide(&self, bounds: &Bounds) -> Option<Pending> {
+    pub(crate) fn decide(&self, replica: usize, bounds: &Bounds) -> Option<Pending> {
         let seen = self.store.seen();
-        let Step { moved, effects } = self.look(bounds.broken);
+        let Step { moved, effects } = self.look(replica, bounds);
         if let Some(moved) = moved {
             return Some(Pending::Move(seen, moved));
         }
-        let effect = effects.into_iter().next()?;
+        let idle = |it: &Effect| matches!(it, Effect::OrderRenewals { .. } | Effect::WakeAt(_));
+        let mut effect = effects.into_iter().find(|it| !idle(it))?;
+        if bounds.broken == Some(Broken::CarriesLate)
+            && let (Effect::Carry { reason, .. }, Some(rotation)) = (&effect, &self.store.rotation)
+            && self.store.facts.active_root() != Some(rotation.signs())
+        {
+            effect = Effect::Activate { root: rotation.signs().clone(), reason: *reason };
+        }
         Some(Pending::Perform(seen, effect))
     }
 
     /// A conflict leaves everything as it is: the replica looks again.
-    fn perform(&mut self, replica: usize) {
+    fn perform(&mut self, replica: usize, bounds: &Bounds) {
         let pending = self.pending[replica].take();
+        let end = Timestamp::from_unix(ROOT_END);
         let outcome = match pending {
             None => Ok(()),
             Some(Pending::Move(seen, next)) => {
                 let begins = self.store.rotation.as_ref().is_some_and(|it| it.phase == Phase::Distributing)
                     && matches!(next.phase, Phase::Canary | Phase::Active)
                     && next.heading == Heading::Forward;
-                let given_up = self.store.given_up.clone();
-                let excused =
-                    |number: usize| next.exempts(NAMES[number], now()) || given_up.contains(NAMES[number]);
-                let have = |(number, sub): (usize, &Sub)| {
-                    sub.leaf.is_none() || sub.trusts.contains(&next.new) || excused(number)
-                };
                 // What truly is, not what the machine was told.
-                let passed = begins && self.subs.iter().enumerate().all(have);
+                let passed = begins && self.has_passed(&next, bounds);
                 let (store, root) = (Arc::make_mut(&mut self.store), next.new.clone());
                 let outcome = store.store(&seen, plain(*next));
                 if passed && outcome.is_ok() {
@@ -421,136 +415,109 @@ impl Model {
                 moved.map_or(Ok(()), |moved| store.store(&store.seen(), *moved))
             }
             Some(Pending::Perform(seen, effect)) => {
-                Arc::make_mut(&mut self.store).perform(&seen, &effect, now())
+                let store = Arc::make_mut(&mut self.store);
+                store.perform(replica, &seen, &effect, now(), bounds.broken)
             }
-            Some(Pending::Follow(root)) => Arc::make_mut(&mut self.store).follow(replica, &root, now()),
+            Some(Pending::Follow(root)) => {
+                Arc::make_mut(&mut self.store).follow(replica, &root, now(), end, bounds.broken)
+            }
         };
         // Somebody else was faster: nothing happened.
         drop(outcome);
     }
 
+    /// Whether everybody who is to be waited for has the new root.
+    fn has_passed(&self, rotation: &Rotation, bounds: &Bounds) -> bool {
+        let excused = |name| rotation.exempts(name, now()) || self.store.given_up.contains(name);
+        // Those out of reach when it was decided are not waited for then; they may be back by now.
+        let compromised = bounds.mode == Mode::Compromised;
+        self.subs.iter().enumerate().all(|(number, sub)| {
+            let has = sub.leaf.is_none() || sub.trusts.contains(&rotation.new);
+            has || compromised || excused(bounds.name(number))
+        })
+    }
+
     fn command(&mut self, bounds: &Bounds, order: Order) -> Option<()> {
-        let world = self.world(bounds.broken);
-        let rotation = self.store.rotation.as_ref();
-        let seen = rotation.map(|it| (&it.name, it.version));
+        let mut world = self.world(0, bounds);
+        let mut told = self.store.rotation.clone();
+        Broken::forgives(bounds.broken, &mut world, told.as_mut());
+        let seen = told.as_ref().map(|it| (&it.name, it.version));
         let input = Input::Command { by: "admin:alice", seen, order, world: &world };
-        let moved = step(rotation, input, now()).ok()?.moved?;
+        let moved = step(told.as_ref(), input, now()).ok()?.moved?;
+        let passed = self.phase() == Phase::Distributing
+            && moved.phase != Phase::Distributing
+            && moved.heading == Heading::Forward;
         let store = Arc::make_mut(&mut self.store);
         let seen = store.seen();
+        if passed {
+            store.passed.insert(moved.new.clone());
+        }
         store.store(&seen, plain(*moved)).ok()
     }
 
-    fn accept_loss(&mut self, bounds: &Bounds) -> Option<()> {
-        let world = self.world(bounds.broken);
-        let gate = rhizome_core::rotation::gate::of(self.store.rotation.as_ref()?, &world, now());
-        let loss = gate.loss()?;
-        self.command(bounds, Order::Advance { accept: Some(loss.digest) })?;
-        Arc::make_mut(&mut self.store).given_up.extend(loss.subscribers);
-        Some(())
+    fn loss(&self, bounds: &Bounds) -> Option<Loss> {
+        gate::of(self.store.rotation.as_ref()?, &self.world(0, bounds), now()).loss()
     }
 
-    fn subscriber(&mut self, event: &Event) -> Option<()> {
-        let store = Arc::clone(&self.store);
-        let bundle = &store.facts.bundle;
-        let leaf = |replica: usize| {
-            let root = store.issues_under(replica)?.clone();
-            let reaches = store.reaches(&root).into_keys().collect();
-            Some((root, reaches))
-        };
-        match event {
-            Event::Deliver(number) => self.subs[*number].takes(bundle.sequence, &bundle.anchors),
-            Event::Report(number) => {
-                let sub = &mut self.subs[*number];
-                sub.on_its_way = sub.leaf.as_ref().map(|(root, _)| (sub.sequence, root.clone()));
-            }
-            Event::ReportArrives(number) => {
-                let sub = &mut self.subs[*number];
-                let (sequence, root) = sub.on_its_way.take()?;
-                sub.acknowledged = Some(sequence);
-                sub.recorded = [root].into();
-            }
-            Event::ReportIsLost(number) => {
-                self.subs[*number].on_its_way = None;
-                self.unkind -= 1;
-            }
-            Event::Renew(number, replica) => {
-                let (leaf, sub) = (leaf(*replica)?, &mut self.subs[*number]);
-                sub.recorded.insert(leaf.0.clone());
-                sub.leaf = Some(leaf);
-                sub.on_its_way = None;
-                sub.takes(bundle.sequence, &bundle.anchors);
-            }
-            Event::RenewalAnswerIsLost(number, replica) => {
-                let (leaf, sub) = (leaf(*replica)?, &mut self.subs[*number]);
-                sub.recorded.insert(leaf.0);
-                sub.on_its_way = None;
-                self.unkind -= 1;
-            }
-            Event::Expire(number) => {
-                let sub = &mut self.subs[*number];
-                sub.leaf = None;
-                sub.recorded.clear();
-                sub.on_its_way = None;
-                self.unkind -= 1;
-            }
-            Event::Join(number, replica) => {
-                let (leaf, sub) = (leaf(*replica)?, &mut self.subs[*number]);
-                sub.recorded = [leaf.0.clone()].into();
-                sub.leaf = Some(leaf);
-                // In one answer.
-                sub.sequence = bundle.sequence;
-                sub.trusts.clone_from(&bundle.anchors);
-                sub.acknowledged = None;
-            }
-            _ => return None,
-        }
-        Some(())
-    }
-
-    pub(crate) fn check(&self) -> Verdict {
-        let end = Timestamp::from_unix(crate::store::ROOT_END);
+    /// Asks every invariant, or the one that is chosen; `asked` counts how often one had something to say.
+    pub(crate) fn check(&self, bounds: &Bounds, asked: &mut BTreeMap<Law, usize>) -> Found {
+        let end = Timestamp::from_unix(ROOT_END);
         let present =
-            self.subs.iter().zip(NAMES).filter_map(|(sub, name)| Some((sub, name, sub.leaf.as_ref()?)));
+            self.subs.iter().enumerate().filter_map(|(at, sub)| Some((sub, at, sub.leaf.as_ref()?)));
         let leaves: Vec<Leaf> = present
             .clone()
-            .map(|(_, name, (root, reaches))| Leaf {
-                holder: name.to_owned(),
+            .map(|(_, at, leaf)| Leaf {
+                holder: bounds.name(at).to_owned(),
                 serial: 0,
                 not_after: now().plus(3_600),
-                root: root.clone(),
-                reaches: reaches.iter().map(|it| (it.clone(), end)).collect(),
+                root: leaf.root.clone(),
+                reaches: leaf.reaches.iter().map(|it| (it.clone(), end)).collect(),
                 chain_ends: vec![end],
             })
             .collect();
         let verifiers: Vec<Verifier> = present
-            .map(|(sub, name, _)| Verifier {
-                name: name.to_owned(),
+            .map(|(sub, at, _)| Verifier {
+                name: bounds.name(at).to_owned(),
                 trusts: sub.trusts.clone(),
                 sequence: sub.sequence,
                 clock: now(),
             })
             .collect();
-        let rotation = self.store.rotation.as_ref();
-        let excused = self.store.excused();
-        invariants::every_live_leaf_reaches_an_unexpired_root_in_every_live_subscribers_bundle(
-            &leaves, &verifiers, &excused,
-        )?;
-        let facts = &self.store.facts;
-        invariants::nothing_signs_before_its_root_passed_distributing(&leaves, &self.store.passed)?;
-        let active = facts.roots.iter().filter(|(_, it)| it.active).map(|_| "root");
-        let issuers = facts.issuers.iter().filter(|it| it.active).map(|it| it.replica.as_str());
-        invariants::at_most_one_authority_of_a_kind_is_active(active.chain(issuers))?;
-        invariants::a_tainted_authority_never_returns(&self.store.tainted, facts.active_root())?;
-        let made = self.store.made.iter().map(|(rotation, root)| (rotation, root));
-        invariants::two_replicas_never_both_make_a_key_for_one_rotation(made)?;
-        if let Some(rotation) = rotation {
-            invariants::abort_restores_trust_byte_for_byte(
-                rotation,
-                &rotation.before,
-                &facts.bundle.anchors,
-            )?;
-        }
-        Ok(())
+        let (rotation, facts) = (self.store.rotation.as_ref(), &self.store.facts);
+        let mut ask = |law: Law, says_something: bool, verdict: &dyn Fn() -> invariants::Verdict| {
+            if bounds.only.is_some_and(|only| only != law) || !says_something {
+                return Ok(());
+            }
+            *asked.entry(law).or_default() += 1;
+            verdict().of(law)
+        };
+        ask(Law::I1, !leaves.is_empty(), &|| {
+            invariants::every_live_leaf_reaches_an_unexpired_root_in_every_live_subscribers_bundle(
+                &leaves,
+                &verifiers,
+                &self.store.excused(),
+            )
+        })?;
+        ask(Law::I2, !leaves.is_empty(), &|| {
+            invariants::nothing_signs_before_its_root_passed_distributing(&leaves, &self.store.passed)
+        })?;
+        ask(Law::I3, true, &|| {
+            let active = facts.roots.values().filter(|it| it.active).map(|_| "root");
+            let issuers = facts.issuers.iter().filter(|it| it.active).map(|it| it.replica.as_str());
+            invariants::at_most_one_authority_of_a_kind_is_active(active.chain(issuers))
+        })?;
+        ask(Law::I7, !self.store.tainted.is_empty(), &|| {
+            invariants::a_tainted_authority_never_returns(&self.store.tainted, facts.active_root())
+        })?;
+        ask(Law::I8, !self.store.made.is_empty(), &|| {
+            let made = self.store.made.iter().map(|(rotation, root, key)| (rotation, (root, *key)));
+            invariants::two_replicas_never_both_make_a_key_for_one_rotation(made)
+        })?;
+        let ended = rotation.filter(|it| it.outcome.is_some());
+        ask(Law::I10, ended.is_some(), &|| {
+            let (before, now) = (&self.store.before, self.store.anchors());
+            ended.map_or(Ok(()), |it| invariants::abort_restores_trust_byte_for_byte(it, before, &now))
+        })
     }
 
     pub(crate) fn fingerprint(&self) -> u128 {
@@ -565,18 +532,29 @@ impl Model {
     }
 }
 
-impl Sub {
-    fn takes(&mut self, sequence: u64, anchors: &BTreeSet<AuthorityId>) {
-        if sequence > self.sequence {
-            self.sequence = sequence;
-            self.trusts.clone_from(anchors);
-        }
+/// An agent as the store knows it.
+fn agent(name: &str, sub: &Sub) -> Subscriber {
+    let far = now().plus(3_600);
+    let roots: BTreeSet<&AuthorityId> = sub.recorded.iter().map(|(root, _)| root).collect();
+    let presents = |root: &AuthorityId| Presented { root: root.clone(), count: 1, until: far };
+    let held = |(sequence, digest)| Held { sequence, digest: Some(digest), at: now() };
+    Subscriber {
+        name: name.to_owned(),
+        kind: SubscriberKind::Agent,
+        cluster: name.split('/').next().unwrap_or_default().to_owned(),
+        holds: sub.acknowledged.map(held),
+        presents: roots.into_iter().map(presents).collect(),
+        until: Some(far),
+        last_contact: None,
+        connected: !sub.away,
+        behind: Vec::new(),
+        workloads: 1,
     }
 }
 
 /// The record without its memory of the way, which makes no difference to what comes.
 fn plain(rotation: Rotation) -> Rotation {
-    Rotation { last: None, ..rotation }
+    Rotation { last: None, accepted: None, ..rotation }
 }
 
 fn start(bounds: &Bounds) -> Order {

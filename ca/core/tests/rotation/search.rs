@@ -2,13 +2,15 @@
 //!
 //! Bounded are the unkind events on one path and, as a guard, depth and states; `RHIZOME_MODEL=deep` asks for more of them
 //! (use a release build). Each test prints how deep it went, how many states it saw, whether they were all that there are
-//! within the bounds, and which events it met in which phase.
+//! within the bounds, which events it met in which phase, and which invariants never had anything to say there.
+//! Laws: each thing that is broken on purpose is caught by the invariant that is named for it, with no other one asked.
 
 use std::collections::{BTreeMap, HashSet};
 
 use rhizome_core::rotation::{Mode, Outcome, Phase, invariants};
 
-use crate::model::{Bounds, Broken, Event, Model};
+use crate::broken::{Broken, Found as Verdict, Law, Names};
+use crate::model::{Bounds, Event, Model};
 
 /// What a search found.
 #[derive(Debug, Default)]
@@ -20,7 +22,8 @@ struct Found {
     whole: bool,
     covered: BTreeMap<(Phase, &'static str), usize>,
     outcomes: BTreeMap<Option<Outcome>, usize>,
-    violation: Option<(String, Vec<Event>)>,
+    asked: BTreeMap<Law, usize>,
+    violation: Option<(Law, String, Vec<Event>)>,
 }
 
 fn search(bounds: &Bounds) -> Found {
@@ -42,10 +45,8 @@ fn search(bounds: &Bounds) -> Found {
                 }
                 trail.push((Some(at), Some(event)));
                 let number = trail.len() - 1;
-                let lower = next.store.facts.bundle.sequence < model.store.facts.bundle.sequence;
-                let verdict = if lower { Err("the bundle's sequence fell".to_owned()) } else { next.check() };
-                if let Err(cause) = verdict {
-                    found.violation = Some((cause, path(&trail, number)));
+                if let Err((law, cause)) = verdict(&model, &next, bounds, &mut found.asked) {
+                    found.violation = Some((law, cause, path(&trail, number)));
                     found.states = seen.len();
                     return found;
                 }
@@ -67,6 +68,17 @@ fn search(bounds: &Bounds) -> Found {
     found
 }
 
+/// Asks what two states after one another must keep, and then what each must.
+fn verdict(before: &Model, after: &Model, bounds: &Bounds, asked: &mut BTreeMap<Law, usize>) -> Verdict {
+    let sequence = |model: &Model| model.store.facts.bundle.sequence;
+    if sequence(before) != sequence(after) && bounds.only.is_none_or(|it| it == Law::I9) {
+        *asked.entry(Law::I9).or_default() += 1;
+        let (before, after) = (sequence(before), sequence(after));
+        invariants::bundle_sequences_only_grow("the authority", before, after).of(Law::I9)?;
+    }
+    after.check(bounds, asked)
+}
+
 fn path(trail: &[(Option<usize>, Option<Event>)], mut at: usize) -> Vec<Event> {
     let mut events = Vec::new();
     while let (Some(before), Some(event)) = &trail[at] {
@@ -81,6 +93,8 @@ fn print(name: &str, found: &Found) {
     let Found { states, transitions, depth, whole, .. } = found;
     println!("{name}: {states} states, {transitions} transitions, depth {depth}, whole: {whole}");
     println!("  ends: {:?}", found.outcomes);
+    let never: Vec<Law> = Law::ALL.into_iter().filter(|it| !found.asked.contains_key(it)).collect();
+    println!("  asked: {:?}, never asked: {never:?}", found.asked);
     for phase in Phase::ALL {
         let row = found.covered.iter().filter(|((at, _), _)| *at == phase);
         let row: Vec<String> = row.map(|((_, event), count)| format!("{event} {count}")).collect();
@@ -96,10 +110,18 @@ const QUICK: Bounds = Bounds {
     mode: Mode::Planned,
     canary: false,
     bridge: true,
+    reverse: true,
+    rings: 1,
+    away: false,
+    one_shots: false,
+    forked: false,
     depth: 200,
     states: 400_000,
     broken: None,
+    only: None,
 };
+const UNBRIDGED: Bounds = Bounds { bridge: false, ..QUICK };
+const COMPROMISED: Bounds = Bounds { mode: Mode::Compromised, away: true, ..QUICK };
 
 fn is_deep() -> bool {
     #[expect(clippy::disallowed_methods, reason = "the one switch of this test")]
@@ -129,6 +151,9 @@ fn in_every_order_of_events_every_pair_can_authenticate() {
 #[test]
 fn an_abort_at_any_moment_harms_nobody() {
     holds("abort", &Bounds { aborts: 1, subs: 1, ..QUICK }, FORWARD);
+    holds("abort without a bridge", &Bounds { aborts: 1, unkind: 0, ..UNBRIDGED }, FORWARD);
+    let neither = Bounds { aborts: 1, unkind: 0, reverse: false, ..UNBRIDGED };
+    holds("abort without a bridge in either direction", &neither, FORWARD);
 }
 
 #[test]
@@ -144,8 +169,10 @@ fn a_canary_changes_none_of_it() {
 
 #[test]
 fn in_compromised_mode_only_those_break_whose_loss_was_accepted() {
-    holds("compromised", &Bounds { mode: Mode::Compromised, subs: 1, ..QUICK }, FORWARD);
-    holds("compromised, two", &Bounds { mode: Mode::Compromised, unkind: 0, ..QUICK }, FORWARD);
+    holds("compromised", &Bounds { subs: 1, ..COMPROMISED }, FORWARD);
+    holds("compromised without a bridge", &Bounds { subs: 1, bridge: false, ..COMPROMISED }, FORWARD);
+    let aborts = Bounds { aborts: 1, unkind: 0, ..COMPROMISED };
+    holds("compromised and aborted", &aborts, FORWARD);
 }
 
 #[test]
@@ -155,24 +182,100 @@ fn three_subscribers_change_none_of_it() {
 
 #[test]
 fn without_a_cross_certificate_the_gates_alone_keep_every_pair() {
-    holds("without a bridge", &Bounds { bridge: false, ..QUICK }, FORWARD);
+    holds("without a bridge", &UNBRIDGED, FORWARD);
 }
 
-fn is_caught(broken: Broken, bounds: &Bounds) {
-    let found = search(&Bounds { broken: Some(broken), ..*bounds });
-    let (cause, path) = found.violation.unwrap_or_else(|| panic!("{broken:?} was not caught"));
-    println!("{broken:?} caught: {cause}, after {} events: {path:?}", path.len());
+#[test]
+fn replicas_with_a_key_ring_each_make_one_root() {
+    holds("a ring each", &Bounds { rings: 2, subs: 1, ..QUICK }, FORWARD);
+    holds("a ring each, aborted", &Bounds { rings: 2, subs: 0, aborts: 1, ..QUICK }, FORWARD);
+}
+
+#[test]
+fn a_caller_that_is_two_processes_is_waited_for_as_both() {
+    holds("one caller, two processes", &Bounds { one_shots: true, ..QUICK }, FORWARD);
+    let bounds = Bounds { one_shots: true, unkind: 0, aborts: 1, ..UNBRIDGED };
+    holds("one caller, two processes, without a bridge", &bounds, FORWARD);
+}
+
+#[test]
+fn whoever_has_a_bundle_of_another_history_is_waited_for() {
+    holds("another history", &Bounds { forked: true, ..UNBRIDGED }, FORWARD);
+}
+
+/// Breaks it on purpose, asks one invariant alone, and expects that to notice.
+fn is_caught(broken: Broken, by: Law, bounds: &Bounds) {
+    let bounds = Bounds { broken: Some(broken), only: Some(by), ..*bounds };
+    let found = search(&bounds);
+    let (law, cause, path) =
+        found.violation.unwrap_or_else(|| panic!("{broken:?} was not caught in {} states", found.states));
+    println!("{broken:?} caught by {law:?}: {cause}, after {} events: {path:?}", path.len());
+    let mended = search(&Bounds { broken: None, states: found.states, ..bounds });
+    assert_eq!(mended.violation, None, "it is what was broken that is caught");
 }
 
 #[test]
 fn a_gate_that_does_not_wait_for_acknowledgements_is_caught() {
-    is_caught(Broken::Acknowledgements, &QUICK);
-    is_caught(Broken::Acknowledgements, &Bounds { bridge: false, ..QUICK });
+    // With a bridge no pair breaks by it alone: whoever renews has the newest bundle in the same answer.
+    is_caught(Broken::Acknowledgements, Law::I1, &UNBRIDGED);
+    is_caught(Broken::Acknowledgements, Law::I2, &QUICK);
 }
 
 #[test]
 fn a_gate_that_does_not_look_at_the_ledger_is_caught() {
-    is_caught(Broken::Presented, &QUICK);
+    is_caught(Broken::Presented, Law::I1, &QUICK);
+}
+
+#[test]
+fn gates_that_are_skipped_on_the_way_back_are_caught() {
+    let bounds = Bounds { aborts: 1, unkind: 0, reverse: false, ..UNBRIDGED };
+    is_caught(Broken::GoesBackBlindly, Law::I1, &bounds);
+    is_caught(Broken::BuriesEarly, Law::I1, &bounds);
+}
+
+#[test]
+fn a_digest_that_is_not_looked_at_is_caught() {
+    is_caught(Broken::IgnoresDigests, Law::I1, &Bounds { forked: true, unkind: 0, ..UNBRIDGED });
+}
+
+#[test]
+fn a_caller_whose_newest_bundle_speaks_for_all_its_processes_is_caught() {
+    is_caught(Broken::CountsTheNewest, Law::I1, &Bounds { one_shots: true, unkind: 0, ..UNBRIDGED });
+}
+
+#[test]
+fn those_who_break_unnamed_are_caught() {
+    is_caught(Broken::AsksNobody, Law::I1, &Bounds { bridge: false, ..COMPROMISED });
+}
+
+#[test]
+fn a_bridge_that_comes_after_whoever_needs_it_is_caught() {
+    is_caught(Broken::CarriesLate, Law::I1, &COMPROMISED);
+}
+
+#[test]
+fn an_issuer_below_a_root_that_signs_no_more_is_caught() {
+    is_caught(Broken::FollowsBlindly, Law::I1, &Bounds { aborts: 1, unkind: 0, subs: 1, ..QUICK });
+}
+
+#[test]
+fn two_keys_of_one_rotation_are_caught() {
+    is_caught(Broken::SignsOver, Law::I8, &Bounds { rings: 2, subs: 0, ..QUICK });
+}
+
+#[test]
+fn two_roots_that_are_active_are_caught() {
+    is_caught(Broken::ActivatesBeside, Law::I3, &Bounds { subs: 0, ..QUICK });
+}
+
+#[test]
+fn a_tainted_root_that_signs_again_is_caught() {
+    is_caught(Broken::Forgives, Law::I7, &Bounds { aborts: 1, subs: 0, ..COMPROMISED });
+}
+
+#[test]
+fn a_bundle_that_is_not_what_it_was_is_caught() {
+    is_caught(Broken::LeavesTheNewRoot, Law::I10, &Bounds { aborts: 1, subs: 0, ..QUICK });
 }
 
 #[test]
@@ -190,7 +293,7 @@ fn killed_between_any_two_effects_and_restarted_it_reaches_the_same_state() {
                 model = model.after(&Event::Follow(1 - replica), &bounds).unwrap();
                 model = model.after(&Event::Perform(1 - replica), &bounds).unwrap();
                 continue;
-            } else if model.decide(&bounds).is_some() {
+            } else if model.decide(replica, &bounds).is_some() {
                 model = model.after(&Event::Look(replica), &bounds).unwrap();
             } else {
                 return (model, effects);

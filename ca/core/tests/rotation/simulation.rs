@@ -8,88 +8,110 @@
 //! What is no failure here: a backup from before the rotation, or from before a key was destroyed (the roots in it are
 //! not those of the world any more; `rhizome restore` says so); a server that acts on a reading older than twenty seconds
 //! (it reads again before it signs); reports that take longer than a minute.
-//! Not here: running many seeds, and what they covered (`seeds`).
+//! Not here: what is made of ledger and reports, what is asked after an event, and how it ends (`verdicts`); running many
+//! seeds, and what they covered (`seeds`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use rhizome_core::rotation::evidence::{
-    Direction, Held, Presented, Probe, Subscriber, SubscriberKind, World,
-};
-use rhizome_core::rotation::invariants::{self, Leaf, Verdict, Verifier};
+use rhizome_core::rotation::evidence::{Held, SubscriberKind};
+use rhizome_core::rotation::holdings::{Issued, Report};
+use rhizome_core::rotation::invariants::Leaf;
 use rhizome_core::rotation::{
-    Canary, Choices, Effect, Exemption, Heading, Input, Mode, Order, Phase, Rotation, SelfTest, canary, step,
+    Canary, Choices, Effect, Exemption, Heading, Input, Mode, Order, Phase, Rotation, SelfTest, canary, gate,
+    step,
 };
-use rhizome_id::{AuthorityId, Timestamp};
+use rhizome_id::Timestamp;
 
+use crate::broken::{Broken, Law};
 use crate::parts::{
-    AGENTS, Agent, BEGIN, Db, Dice, Entry, FLIGHT, FRESH, Flight, LIFE, Pending, SERVERS, SKEW, Server, at,
-    excuses,
+    AGENTS, Agent, BEGIN, BLOCK, Db, Dice, Entry, FLIGHT, FRESH, Flight, ISSUER_LIFE, Kind, LIFE, PROCESSES,
+    Pending, SERVERS, SKEW, Server, at, caller,
 };
-use crate::store::{ROOT_END, Seen, Store, digest, id};
+use crate::store::{Conflict, Seen, Store, digest, id};
 
 pub(crate) struct Sim {
-    dice: Dice,
+    pub(crate) kind: Kind,
+    pub(crate) dice: Dice,
     pub(crate) now: i64,
     pub(crate) db: Db,
     backups: Vec<Db>,
-    servers: Vec<Server>,
-    agents: Vec<Agent>,
+    pub(crate) servers: Vec<Server>,
+    pub(crate) agents: Vec<Agent>,
     flights: Vec<Flight>,
-    down_until: i64,
-    serials: Vec<u64>,
-    healed: bool,
-    verbose: bool,
+    pub(crate) down_until: i64,
+    /// Every serial that was ever issued, and one that was twice.
+    serials: BTreeSet<u64>,
+    pub(crate) twice: Option<u64>,
+    /// Agents that were exempted or given up in an earlier rotation and have not come back since.
+    pub(crate) lost: BTreeSet<usize>,
+    pub(crate) healed: bool,
+    pub(crate) verbose: bool,
     pub(crate) covered: BTreeMap<(Phase, Heading), BTreeMap<&'static str, usize>>,
+    pub(crate) asked: BTreeMap<Law, usize>,
 }
 
 impl Sim {
-    pub(crate) fn new(seed: u64, verbose: bool) -> Self {
-        let mut dice = Dice(seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(1));
-        let store = Store::founded("old", SERVERS, at(BEGIN));
+    pub(crate) fn new(kind: Kind, verbose: bool) -> Self {
+        let mut dice = Dice(kind.seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(1));
+        let rings = if kind.own_rings { SERVERS } else { 1 };
+        let mut store = Store::founded("old", SERVERS, rings, at(BEGIN), kind.end());
+        if !kind.bridge {
+            store.rings.iter_mut().for_each(BTreeMap::clear);
+        }
         let servers = (0..SERVERS).map(|number| Server {
             skew: if number == 2 { dice.between(-SKEW, SKEW) } else { dice.between(-5, 5) },
             view: None,
             pending: None,
             cut_off_until: 0,
+            serials: (0, 0),
         });
         let servers: Vec<_> = servers.collect();
-        let agents = (0..AGENTS).map(|number| Agent {
-            name: if number == 5 { "client:5".to_owned() } else { format!("agent:{number}") },
-            cluster: if number % 2 == 0 { "a" } else { "b" },
-            kind: if number == 5 { SubscriberKind::OneShot } else { SubscriberKind::Agent },
-            skew: dice.between(-SKEW, SKEW),
-            leaf: None,
-            sequence: 0,
-            trusts: BTreeSet::new(),
-            cut_off_until: 0,
+        let agents = (0..AGENTS).map(|number| {
+            let process = number >= PROCESSES;
+            Agent {
+                name: if process { "client:5".to_owned() } else { format!("agent:{number}") },
+                cluster: if number % 2 == 0 { "a" } else { "b" },
+                kind: if process { SubscriberKind::OneShot } else { SubscriberKind::Agent },
+                skew: dice.between(-SKEW, SKEW),
+                leaf: None,
+                sequence: 0,
+                trusts: BTreeSet::new(),
+                cut_off_until: 0,
+                heard_of: 0,
+            }
         });
         let agents: Vec<_> = agents.collect();
         let (acknowledged, reports) = (BTreeMap::new(), BTreeMap::new());
         Self {
+            kind,
             dice,
             now: BEGIN,
-            db: Db { store, ledger: Vec::new(), acknowledged, reports },
+            db: Db { store: Arc::new(store), ledger: Vec::new(), acknowledged, reports, next_serial: 1 },
             backups: Vec::new(),
             servers,
             agents,
             flights: Vec::new(),
             down_until: 0,
-            serials: Vec::new(),
+            serials: BTreeSet::new(),
+            twice: None,
+            lost: BTreeSet::new(),
             healed: false,
             verbose,
             covered: BTreeMap::new(),
+            asked: BTreeMap::new(),
         }
     }
 
-    fn clock(&self, server: usize) -> Timestamp {
+    pub(crate) fn clock(&self, server: usize) -> Timestamp {
         at(self.now + self.servers[server].skew)
     }
 
-    fn agent_clock(&self, agent: usize) -> Timestamp {
+    pub(crate) fn agent_clock(&self, agent: usize) -> Timestamp {
         at(self.now + self.agents[agent].skew)
     }
 
-    fn place(&self) -> (Phase, Heading) {
+    pub(crate) fn place(&self) -> (Phase, Heading) {
         self.db.store.rotation.as_ref().map_or((Phase::Stable, Heading::Forward), |it| (it.phase, it.heading))
     }
 
@@ -97,12 +119,16 @@ impl Sim {
         self.now >= self.down_until && self.now >= self.servers[server].cut_off_until
     }
 
+    fn store_mut(&mut self) -> &mut Store {
+        Arc::make_mut(&mut self.db.store)
+    }
+
     /// Reads the store anew, if it answers.
     fn refresh(&mut self, server: usize) -> bool {
         if !self.store_answers(server) {
             return false;
         }
-        self.servers[server].view = Some((self.db.store.clone(), self.now));
+        self.servers[server].view = Some((Arc::clone(&self.db.store), self.now));
         true
     }
 
@@ -142,7 +168,7 @@ impl Sim {
     }
 
     /// A server looks, and performs at once what it decides; or performs what it decided before.
-    fn act(&mut self, server: usize) -> &'static str {
+    pub(crate) fn act(&mut self, server: usize) -> &'static str {
         if self.servers[server].pending.is_none() {
             let what = self.decide(server);
             if self.servers[server].pending.is_none() {
@@ -157,23 +183,29 @@ impl Sim {
             return "nothing to decide";
         }
         let (store, _) = self.servers[server].view.clone().unwrap();
-        let active = store.facts.active_root().cloned();
-        if let Some(root) = active.filter(|it| store.issues_under(server) != Some(it)) {
-            self.servers[server].pending = Some(Pending::Follow(root));
-            return "follow";
+        let now = self.clock(server);
+        let fresh = store.issuer(server).map(|it| (&it.root, it.not_after.since(now) > ISSUER_LIFE / 2));
+        let usable = |root: &rhizome_id::AuthorityId| store.facts.roots[root].not_after > now;
+        if let Some(root) = store.facts.active_root().filter(|it| fresh != Some((*it, true)) && usable(it)) {
+            let moves = fresh.is_none_or(|(it, _)| it != root);
+            let long = store.facts.roots[root].not_after.since(now) > ISSUER_LIFE / 2;
+            if moves || long {
+                self.servers[server].pending = Some(Pending::Follow(root.clone()));
+                return "follow";
+            }
         }
-        let world = self.world(&store, self.clock(server));
-        let found = step(store.rotation.as_ref(), Input::Look(&world), self.clock(server)).unwrap();
+        let world = self.world(server, &store, now);
+        let told = store.rotation.as_ref();
+        let found = step(told, Input::Look(&world), now).unwrap();
         let idle = |it: &Effect| matches!(it, Effect::OrderRenewals { .. } | Effect::WakeAt(_));
         self.servers[server].pending = match found.moved {
             Some(moved) => Some(Pending::Move(store.seen(), moved)),
-            None => found
-                .effects
-                .into_iter()
-                .find(|it| !idle(it))
-                .map(|effect| Pending::Perform(store.seen(), effect)),
+            None => {
+                let effect = found.effects.into_iter().find(|it| !idle(it));
+                effect.map(|effect| Pending::Perform(store.seen(), effect))
+            }
         };
-        "look"
+        if self.servers[server].pending.is_some() { "look" } else { "nothing to do" }
     }
 
     fn perform(&mut self, server: usize) -> &'static str {
@@ -189,17 +221,19 @@ impl Sim {
             self.servers[server].view = None;
             return "a commit fails, unknown";
         }
-        let now = self.clock(server);
+        let (now, broken) = (self.clock(server), self.kind.broken);
         let outcome = match pending {
             Pending::Move(seen, next) => self.store(&seen, *next),
             Pending::Perform(seen, Effect::SelfTest { .. }) => {
-                let input =
-                    Input::SelfTested { rotation: &seen.as_ref().unwrap().0, verdict: SelfTest::Passed };
+                let rotation = &seen.as_ref().unwrap().0;
+                let input = Input::SelfTested { rotation, verdict: SelfTest::Passed };
                 let found = step(self.db.store.rotation.as_ref(), input, now).unwrap();
-                found.moved.map_or(Ok(()), |next| self.db.store.store(&seen, *next))
+                found.moved.map_or(Ok(()), |next| self.store_mut().store(&seen, *next))
             }
-            Pending::Perform(seen, effect) => self.db.store.perform(&seen, &effect, now),
-            Pending::Follow(root) => self.db.store.follow(server, &root, now),
+            Pending::Perform(seen, effect) => self.store_mut().perform(server, &seen, &effect, now, broken),
+            Pending::Follow(root) => {
+                self.store_mut().follow(server, &root, now, now.plus(ISSUER_LIFE), broken)
+            }
         };
         self.servers[server].view = None;
         match (outcome, unknown) {
@@ -209,80 +243,45 @@ impl Sim {
         }
     }
 
-    /// Stores a move, and notes whether every live agent truly holds the new root when `distributing` is left.
-    fn store(&mut self, seen: &Seen, next: Rotation) -> Result<(), crate::store::Conflict> {
+    /// Stores a move, and notes whether everybody who is to be waited for truly holds the new root when `distributing` is
+    /// left.
+    fn store(&mut self, seen: &Seen, next: Rotation) -> Result<(), Conflict> {
         let leaves = self.place() == (Phase::Distributing, Heading::Forward)
             && matches!(next.phase, Phase::Canary | Phase::Active);
+        let compromised = next.mode == Mode::Compromised;
         let have = |number: usize| {
             let agent = &self.agents[number];
-            !self.presents(number) || agent.trusts.contains(&next.new) || excuses(&next, &agent.name)
+            let excused = next.exemptions.iter().any(|it| it.subscriber == agent.name);
+            // Those out of reach when it was decided are not waited for then; they may be back by now.
+            let has = !self.presents(number) || agent.trusts.contains(&next.new);
+            has || excused || compromised || self.is_excused(number)
         };
         let passed = leaves && (0..AGENTS).all(have);
         let root = next.new.clone();
-        let outcome = self.db.store.store(seen, next);
+        let outcome = self.store_mut().store(seen, next);
         if passed && outcome.is_ok() {
-            self.db.store.passed.insert(root);
+            self.store_mut().passed.insert(root);
         }
         outcome
     }
 
-    fn presents(&self, agent: usize) -> bool {
-        self.agents[agent].leaf.as_ref().is_some_and(|leaf| leaf.not_after >= self.agent_clock(agent))
-    }
-
-    /// What a server makes of ledger, acknowledgements and reports.
-    fn world(&self, store: &Store, now: Timestamp) -> World {
-        let mut subscribers = Vec::new();
-        for (number, agent) in self.agents.iter().enumerate() {
-            let entries = || self.db.ledger.iter().filter(|it| it.holder == number);
-            let Some(until) = entries().map(|it| it.not_after).max() else { continue };
-            let report = self.db.reports.get(&number);
-            let superseded = |entry: &&Entry| {
-                report.is_some_and(|(roots, at)| {
-                    at.since(entry.at) >= 2 * SKEW + 60 && !roots.contains(&entry.root)
-                })
-            };
-            let mut presents: BTreeMap<&AuthorityId, Timestamp> = BTreeMap::new();
-            for entry in entries().filter(|it| !superseded(it)) {
-                let until = presents.entry(&entry.root).or_insert(entry.not_after);
-                *until = entry.not_after.max(*until);
-            }
-            let presents = presents.into_iter();
-            subscribers.push(Subscriber {
-                name: agent.name.clone(),
-                kind: agent.kind,
-                cluster: agent.cluster.to_owned(),
-                holds: self.db.acknowledged.get(&number).cloned(),
-                presents: presents
-                    .map(|(root, until)| Presented { root: root.clone(), count: 1, until })
-                    .collect(),
-                until: Some(until),
-                last_contact: None,
-                connected: self.now >= agent.cut_off_until,
-                behind: Vec::new(),
-                workloads: 1,
-            });
-        }
-        let probe = |direction| Probe { direction, at: now, failure: None };
-        let probes = vec![probe(Direction::NewToOld), probe(Direction::OldToNew)];
-        World { facts: store.facts.clone(), subscribers, probes }
-    }
-
     /// An agent's stream: it says what it holds and serves, and is told the bundle.
-    fn contact(&mut self, agent: usize, server: usize) -> &'static str {
+    pub(crate) fn contact(&mut self, agent: usize, server: usize) -> &'static str {
         let there = self.presents(agent) && self.agents[agent].kind == SubscriberKind::Agent;
-        if !there || self.now < self.agents[agent].cut_off_until || self.lost() {
-            return "a stream says nothing";
+        if !there || self.now < self.agents[agent].cut_off_until || self.is_lost() {
+            return "nothing is said";
         }
         if self.store_answers(server) {
-            let it = &self.agents[agent];
+            let clock = self.clock(server);
+            let it = &mut self.agents[agent];
+            it.heard_of = self.now;
             let digest = Some(digest(it.sequence, &it.trusts));
-            let held = Held { sequence: it.sequence, digest, at: self.clock(server) };
+            let held = Held { sequence: it.sequence, digest, at: clock };
             let roots = it.leaf.iter().map(|leaf| leaf.root.clone()).collect();
             self.db.acknowledged.insert(agent, held);
-            self.db.reports.insert(agent, (roots, self.clock(server)));
+            self.db.reports.insert(agent, Report { roots, unknown: false, at: clock });
         }
-        if self.lost() || (self.servers[server].view.is_none() && !self.refresh(server)) {
+        if self.is_lost() || (self.servers[server].view.is_none() && !self.refresh(server)) {
             return "acknowledged, the answer is lost";
         }
         let bundle = &self.servers[server].view.as_ref().unwrap().0.facts.bundle;
@@ -290,13 +289,13 @@ impl Sim {
         "acknowledged"
     }
 
-    fn lost(&mut self) -> bool {
+    fn is_lost(&mut self) -> bool {
         self.dice.one_in(8) && !self.healed
     }
 
     /// An agent asks for a certificate; the server prepares it by what it read.
     pub(crate) fn ask(&mut self, agent: usize, server: usize) -> &'static str {
-        if self.now < self.agents[agent].cut_off_until || self.lost() {
+        if self.now < self.agents[agent].cut_off_until || self.is_lost() {
             return "a request is lost";
         }
         let stale = self.servers[server].view.as_ref().is_none_or(|(_, read)| self.now - read > FRESH);
@@ -304,11 +303,14 @@ impl Sim {
             return "unavailable";
         }
         let (store, _) = self.servers[server].view.as_ref().unwrap();
-        let taken = store.facts.canary.as_ref().filter(|_| agent == 0);
-        let Some(root) = taken.or_else(|| store.issues_under(server)).cloned() else { return "no issuer" };
+        let Some(issuer) = store.issuer(server).filter(|it| it.not_after > self.clock(server)) else {
+            return "no issuer";
+        };
+        let share = store.facts.canary.as_ref().filter(|_| agent == 0);
+        let root = share.unwrap_or(&issuer.root).clone();
         let bundle = (store.facts.bundle.sequence, store.facts.bundle.anchors.clone());
-        let reaches = store.reaches(&root);
-        self.flights.push(Flight { server, agent, root, reaches, bundle, began: self.now });
+        let (issuer_end, reaches) = (issuer.not_after, store.reaches(&root));
+        self.flights.push(Flight { server, agent, root, issuer_end, reaches, bundle, began: self.now });
         "asked"
     }
 
@@ -325,21 +327,27 @@ impl Sim {
             return "unavailable";
         }
         let at = self.clock(flight.server);
-        let not_after = at.plus(LIFE);
-        let serial = u64::try_from(self.serials.len()).unwrap();
-        self.serials.push(serial);
-        self.db.ledger.push(Entry { holder: flight.agent, root: flight.root.clone(), not_after, at });
-        let agent = &mut self.agents[flight.agent];
-        if agent.kind == SubscriberKind::OneShot {
-            // Its evidence is what goes out with its newest certificate; an answer that is lost leaves it with the one
-            // before, which the bundle's growth makes no worse.
-            let digest = Some(digest(flight.bundle.0, &flight.bundle.1));
-            self.db.acknowledged.insert(flight.agent, Held { sequence: flight.bundle.0, digest, at });
+        let clamped = self.kind.broken != Some(Broken::OutlivesItsIssuer);
+        let not_after = if clamped { at.plus(LIFE).min(flight.issuer_end) } else { at.plus(LIFE) };
+        if not_after <= at {
+            return "no issuer";
         }
-        let lost = self.lost() && self.agents[flight.agent].kind == SubscriberKind::Agent;
-        if lost {
+        let serial = self.serial(flight.server);
+        let issued = Issued {
+            root: Some(flight.root.clone()),
+            bundle: flight.bundle.0,
+            last_at: at,
+            until: not_after,
+            count: 1,
+        };
+        // What is long gone by every clock is read by nobody any more.
+        self.db.ledger.retain(|it| now - it.issued.until.unix() < 4 * SKEW);
+        self.db.ledger.push(Entry { caller: caller(flight.agent), issued });
+        if self.is_lost() {
             return "issued, the answer is lost";
         }
+        self.lost.remove(&flight.agent);
+        let root_end = flight.reaches.get(&flight.root).copied().unwrap_or(flight.issuer_end);
         let agent = &mut self.agents[flight.agent];
         agent.takes(flight.bundle.0, &flight.bundle.1);
         agent.leaf = Some(Leaf {
@@ -348,45 +356,62 @@ impl Sim {
             not_after,
             root: flight.root,
             reaches: flight.reaches,
-            chain_ends: vec![Timestamp::from_unix(ROOT_END)],
+            chain_ends: vec![flight.issuer_end, root_end],
         });
         "issued"
+    }
+
+    /// The next serial of a server; it reserves a block of them when it has none left.
+    fn serial(&mut self, server: usize) -> u64 {
+        let block = &mut self.servers[server].serials;
+        if block.0 == block.1 {
+            *block = (self.db.next_serial, self.db.next_serial + BLOCK);
+            self.db.next_serial += BLOCK;
+        }
+        let serial = block.0;
+        block.0 += 1;
+        if !self.serials.insert(serial) {
+            self.twice = Some(serial);
+        }
+        serial
     }
 
     fn crash(&mut self, server: usize) -> &'static str {
         self.servers[server].pending = None;
         self.servers[server].view = None;
+        self.servers[server].serials = (0, 0);
         self.flights.retain(|it| it.server != server);
         "a server crashes"
     }
 
     /// `rhizome restore`: every server is stopped, and starts with what the backup holds.
     fn restore(&mut self) -> &'static str {
-        if self.backups.is_empty() {
+        if self.backups.is_empty() || !self.kind.restores() {
             return "no backup";
         }
         let number = self.dice.roll(self.backups.len());
         let mut backup = self.backups[number].clone();
-        let (then, today) = (&backup.store, &self.db.store);
+        let (then, today) = (Arc::make_mut(&mut backup.store), &self.db.store);
         let name = |store: &Store| store.rotation.as_ref().map(|it| it.name.clone());
         let roots = |store: &Store| store.facts.roots.keys().cloned().collect::<BTreeSet<_>>();
         let same = name(then).is_some() && name(then) == name(today) && roots(then) == roots(today);
-        let keys_there = roots(then).is_subset(&today.facts.keys);
+        let keys_there = roots(then).iter().all(|it| today.has_key(it));
         let under_way = |store: &Store| store.rotation.as_ref().is_some_and(|it| it.phase != Phase::Stable);
         if !same || !keys_there || roots(then).len() < 2 || !under_way(then) || !under_way(today) {
             return "no backup of these roots";
         }
-        backup.store.facts.keys.clone_from(&today.facts.keys);
-        backup.store.passed.extend(today.passed.clone());
-        backup.store.made.extend(today.made.clone());
-        backup.store.facts.restored = Some(at(self.now));
-        let bundle = &mut backup.store.facts.bundle;
-        bundle.sequence = (bundle.sequence + 1).max(u64::try_from(self.now).unwrap());
+        // It takes a while.
+        self.now += 5;
+        then.keep_what_is_no_backup(today);
+        then.facts.restored = Some(at(self.now));
+        let raised = |broken, number: u64, above: i64| {
+            if self.kind.broken == Some(broken) { number } else { number.max(u64::try_from(above).unwrap()) }
+        };
+        let bundle = &mut then.facts.bundle;
+        bundle.sequence = raised(Broken::RestoresTheSequence, bundle.sequence + 1, self.now);
         bundle.digest = digest(bundle.sequence, &bundle.anchors);
-        let (before, after) = (self.db.store.facts.bundle.sequence, bundle.sequence);
-        if after <= before {
-            return "restored twice in a second";
-        }
+        backup.next_serial =
+            raised(Broken::RestoresTheSerials, backup.next_serial, (self.now - BEGIN) * 1_000_000);
         self.db = backup;
         for server in 0..SERVERS {
             self.crash(server);
@@ -394,151 +419,102 @@ impl Sim {
         // Before a server opens its doors it does what is due: the record says that it was restored, and old chains carry
         // their bridge, before anything is issued.
         self.down_until = 0;
-        self.servers[0].cut_off_until = 0;
-        loop {
-            self.decide(0);
-            match &self.servers[0].pending {
-                None => break,
-                // What was staged is distributed at once; otherwise no phase is left before the doors open.
-                Some(Pending::Move(_, next))
-                    if next.phase != self.place().0 && self.place().0 != Phase::Staged =>
-                {
-                    break;
-                }
-                Some(_) => self.perform(0),
-            };
+        self.servers.iter_mut().for_each(|it| it.cut_off_until = 0);
+        while (0..SERVERS).any(|server| self.opens(server)) {}
+        for server in 0..SERVERS {
+            self.crash(server);
         }
-        self.crash(0);
         "restored"
     }
 
-    fn administer(&mut self, agent: usize, server: usize) -> &'static str {
-        let order = match (self.place().0, self.dice.roll(12)) {
-            (Phase::Stable, _) => {
-                let rounds = self.db.store.made.len();
-                if rounds >= 2 || self.db.ledger.len() < AGENTS {
-                    return "nothing to administer";
-                }
-                let share = canary::Share::Percent(10);
-                Order::Start {
-                    name: format!("rotation-{rounds}").parse().unwrap(),
-                    new: id(&format!("new{rounds}")),
-                    mode: Mode::Planned,
-                    choices: Choices {
-                        canary: self.dice.one_in(2).then_some(Canary { share, window_seconds: 60 }),
-                        soak_seconds: 300,
-                        longest_seconds: LIFE,
-                        ..Choices::default()
-                    },
-                }
-            }
-            (_, 0) => Order::Abort,
-            (_, 1) => Order::Exempt(Exemption {
-                subscriber: self.agents[agent].name.clone(),
-                reason: "it is being repaired".to_owned(),
-                approver: "admin:alice".to_owned(),
-                expires_at: self.clock(server).plus(600),
-            }),
-            _ => return "nothing to administer",
+    /// Does one thing that is due before doors open; nothing that waits for evidence is.
+    fn opens(&mut self, server: usize) -> bool {
+        self.decide(server);
+        let place = self.place().0;
+        let due = match &self.servers[server].pending {
+            None | Some(Pending::Follow(_)) => false,
+            Some(Pending::Perform(..)) => true,
+            // What was staged is distributed at once; otherwise no phase is left before the doors open.
+            Some(Pending::Move(_, next)) => next.phase == place || place == Phase::Staged,
         };
+        if !due {
+            self.servers[server].pending = None;
+            return false;
+        }
+        !matches!(self.perform(server), "conflict")
+    }
+
+    pub(crate) fn administer(&mut self, agent: usize, server: usize) -> &'static str {
         if !self.refresh(server) {
             return "unavailable";
         }
-        let what = match &order {
-            Order::Start { .. } => "start",
-            Order::Abort => "abort",
-            Order::Exempt(_) | Order::Advance { .. } => "exempt",
-        };
         let (store, _) = self.servers[server].view.clone().unwrap();
-        let world = self.world(&store, self.clock(server));
-        let seen = store.rotation.as_ref().map(|it| (&it.name, it.version));
-        let input = Input::Command { by: "admin:alice", seen, order, world: &world };
-        match step(store.rotation.as_ref(), input, self.clock(server)).map(|it| it.moved) {
-            Ok(Some(next)) => match self.store(&store.seen(), *next) {
-                Ok(()) => what,
-                Err(_) => "conflict",
+        let now = self.clock(server);
+        let world = self.world(server, &store, now);
+        let told = store.rotation.as_ref();
+        let loss = || told.and_then(|it| gate::of(it, &world, now).loss());
+        let mut given_up = Vec::new();
+        let (what, order) = match (self.place().0, self.dice.roll(12)) {
+            (Phase::Stable, _) => match self.start(&store, now) {
+                Some(order) => ("start", order),
+                None => return "nothing to administer",
             },
-            Ok(None) => "done already",
-            Err(_) => "refused",
-        }
-    }
-
-    fn check(&self, sequence_before: u64) -> Verdict {
-        let presenting = (0..AGENTS).filter(|number| self.presents(*number));
-        let leaves: Vec<Leaf> =
-            presenting.clone().filter_map(|number| self.agents[number].leaf.clone()).collect();
-        let verifiers = presenting.map(|number| Verifier {
-            name: self.agents[number].name.clone(),
-            trusts: self.agents[number].trusts.clone(),
-            sequence: self.agents[number].sequence,
-            clock: self.agent_clock(number),
-        });
-        let verifiers: Vec<Verifier> = verifiers.collect();
-        let rotation = self.db.store.rotation.as_ref();
-        let excused = self.db.store.excused();
-        invariants::every_live_leaf_reaches_an_unexpired_root_in_every_live_subscribers_bundle(
-            &leaves, &verifiers, &excused,
-        )?;
-        let facts = &self.db.store.facts;
-        invariants::nothing_signs_before_its_root_passed_distributing(&leaves, &self.db.store.passed)?;
-        let active = facts.roots.iter().filter(|(_, it)| it.active).map(|_| "root");
-        let issuers = facts.issuers.iter().filter(|it| it.active).map(|it| it.replica.as_str());
-        invariants::at_most_one_authority_of_a_kind_is_active(active.chain(issuers))?;
-        invariants::no_leaf_outlives_any_authority_of_its_chain(&leaves)?;
-        invariants::serials_are_unique(self.serials.iter().rev().take(50).copied())?;
-        invariants::a_tainted_authority_never_returns(&self.db.store.tainted, facts.active_root())?;
-        let made = self.db.store.made.iter().map(|(rotation, root)| (rotation, root));
-        invariants::two_replicas_never_both_make_a_key_for_one_rotation(made)?;
-        invariants::bundle_sequences_only_grow("the authority", sequence_before, facts.bundle.sequence)?;
-        match rotation {
-            Some(it) => invariants::abort_restores_trust_byte_for_byte(it, &it.before, &facts.bundle.anchors),
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) fn step(&mut self, event: impl FnOnce(&mut Self) -> &'static str) -> Verdict {
-        let (place, sequence) = (self.place(), self.db.store.facts.bundle.sequence);
-        let held: Vec<u64> = self.agents.iter().map(|it| it.sequence).collect();
-        let what = event(self);
-        *self.covered.entry(place).or_default().entry(what).or_default() += 1;
-        if self.verbose {
-            println!("{} {:?} {what}", self.now - BEGIN, self.place());
-        }
-        for (agent, before) in self.agents.iter().zip(held) {
-            invariants::bundle_sequences_only_grow(&agent.name, before, agent.sequence)?;
-        }
-        self.check(sequence)
-    }
-
-    /// The faults stop; whatever is under way must come to its end.
-    pub(crate) fn heal(&mut self) -> Verdict {
-        self.healed = true;
-        self.down_until = 0;
-        self.servers.iter_mut().for_each(|it| it.cut_off_until = 0);
-        self.agents.iter_mut().for_each(|it| it.cut_off_until = 0);
-        for _ in 0..2_000 {
-            if self.place().0 == Phase::Stable && self.servers.iter().all(|it| it.pending.is_none()) {
-                return Ok(());
-            }
-            self.step(|sim| {
-                sim.now += 20;
-                "time passes"
-            })?;
-            for server in 0..SERVERS {
-                self.step(|sim| sim.act(server))?;
-            }
-            for agent in 0..AGENTS {
-                let server = self.dice.roll(SERVERS);
-                self.step(|sim| sim.contact(agent, server))?;
-                if self.dice.one_in(10) {
-                    self.step(|sim| sim.ask(agent, server))?;
-                    self.step(Self::land)?;
+            (_, 0) if !self.healed => ("abort", Order::Abort),
+            (_, 1) if !self.healed => (
+                "exempt",
+                Order::Exempt(Exemption {
+                    subscriber: self.agents[agent].name.clone(),
+                    reason: "it is being repaired".to_owned(),
+                    approver: "admin:alice".to_owned(),
+                    expires_at: now.plus(600),
+                }),
+            ),
+            (_, 2..6) if self.kind.mode == Mode::Compromised => match loss() {
+                Some(loss) => {
+                    given_up = loss.subscribers;
+                    ("accept loss", Order::Advance { accept: Some(loss.digest) })
                 }
+                None => return "nothing to administer",
+            },
+            _ => return "nothing to administer",
+        };
+        let seen = told.map(|it| (&it.name, it.version));
+        let input = Input::Command { by: "admin:alice", seen, order, world: &world };
+        let Ok(moved) = step(told, input, now).map(|it| it.moved) else { return "refused" };
+        let Some(next) = moved else { return "done already" };
+        if what == "start" {
+            let excused: Vec<usize> = (0..AGENTS).filter(|it| self.is_excused(*it)).collect();
+            self.lost.extend(excused);
+        }
+        let before = self.db.store.given_up.clone();
+        self.store_mut().given_up.extend(given_up);
+        match self.store(&store.seen(), *next) {
+            Ok(()) => what,
+            Err(_) => {
+                self.store_mut().given_up = before;
+                "conflict"
             }
         }
-        let rotation = self.db.store.rotation.as_ref().unwrap();
-        let world = self.world(&self.db.store, at(self.now));
-        let gate = rhizome_core::rotation::gate::of(rotation, &world, at(self.now));
-        Err(format!("{rotation:?} came to no end: {gate:?}"))
+    }
+
+    fn start(&mut self, store: &Store, now: Timestamp) -> Option<Order> {
+        let rounds = store.made.len();
+        if rounds >= 2 || self.db.ledger.len() < AGENTS {
+            return None;
+        }
+        let share = canary::Share::Percent(10);
+        let end = store.facts.active_root().map(|it| store.facts.roots[it].not_after)?;
+        Some(Order::Start {
+            name: format!("rotation-{rounds}").parse().unwrap(),
+            new: id(&format!("new{rounds}")),
+            mode: if now.since(end) > 2 * SKEW { Mode::Expired } else { self.kind.mode },
+            choices: Choices {
+                canary: self.dice.one_in(2).then_some(Canary { share, window_seconds: 60 }),
+                soak_seconds: 300,
+                longest_seconds: LIFE,
+                unbridged: !self.kind.bridge,
+                ..Choices::default()
+            },
+        })
     }
 }
