@@ -110,10 +110,13 @@ fn whatever_fails_every_pair_can_authenticate_and_the_rotation_comes_to_its_end(
     if count >= SEEDS {
         let places = Phase::ALL.iter().filter(|it| covered.contains_key(&(**it, Heading::Forward))).count();
         assert_eq!(places, Phase::ALL.len(), "every phase was reached");
+        assert_eq!(never, [], "every invariant had something to say");
+    }
+    // An abort of one that trusts the new root alone already is rare.
+    if count >= 1_000 {
         for back in [Phase::Active, Phase::Distributing, Phase::Staged] {
             assert!(covered.contains_key(&(back, Heading::Back)), "{back} was never passed on the way back");
         }
-        assert_eq!(never, [], "every invariant had something to say");
     }
 }
 

@@ -43,6 +43,8 @@ pub(crate) struct Sim {
     /// Every serial that was ever issued, and one that was twice.
     serials: BTreeSet<u64>,
     pub(crate) twice: Option<u64>,
+    /// Rotations that were started: each has names of its own.
+    started: usize,
     /// Agents that were exempted or given up in an earlier rotation and have not come back since.
     pub(crate) lost: BTreeSet<usize>,
     pub(crate) healed: bool,
@@ -95,6 +97,7 @@ impl Sim {
             down_until: 0,
             serials: BTreeSet::new(),
             twice: None,
+            started: 0,
             lost: BTreeSet::new(),
             healed: false,
             verbose,
@@ -489,7 +492,10 @@ impl Sim {
         let before = self.db.store.given_up.clone();
         self.store_mut().given_up.extend(given_up);
         match self.store(&store.seen(), *next) {
-            Ok(()) => what,
+            Ok(()) => {
+                self.started += usize::from(what == "start");
+                what
+            }
             Err(_) => {
                 self.store_mut().given_up = before;
                 "conflict"
@@ -498,7 +504,7 @@ impl Sim {
     }
 
     fn start(&mut self, store: &Store, now: Timestamp) -> Option<Order> {
-        let rounds = store.made.len();
+        let rounds = self.started;
         if rounds >= 2 || self.db.ledger.len() < AGENTS {
             return None;
         }
