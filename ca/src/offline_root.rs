@@ -181,7 +181,7 @@ async fn take_in(wish: &ImportAnswer) -> Result<Told, Refused> {
     let config = load(&wish.config)?;
     let bytes = read(&wish.answer)?;
     if bytes.windows(PEM.len()).any(|part| part == PEM) {
-        return take_in_certificate(wish, &config).await;
+        return take_in_certificate(wish, &bytes, &config).await;
     }
     let answer: Answer = parsed(&wish.answer, &bytes)?;
     answer.check().map_err(OfflineError::from)?;
@@ -208,8 +208,10 @@ async fn take_in(wish: &ImportAnswer) -> Result<Told, Refused> {
 }
 
 /// The certificate that a CA of another kind made of our request, perhaps with those above it.
-async fn take_in_certificate(wish: &ImportAnswer, config: &Config) -> Result<Told, Refused> {
-    let mut chain = certificates(&wish.answer)?.into_iter();
+async fn take_in_certificate(wish: &ImportAnswer, bytes: &[u8], config: &Config) -> Result<Told, Refused> {
+    let unreadable = |cause: &dyn std::fmt::Display| unreadable(&wish.answer, cause);
+    let pem = std::str::from_utf8(bytes).map_err(|cause| unreadable(&cause))?;
+    let mut chain = ca_certificates_from_pem(pem).map_err(|cause| unreadable(&cause))?.into_iter();
     let certificate =
         chain.next().ok_or_else(|| Failure::usage(format!("{}: no certificate", wish.answer.display())))?;
     // The root itself is here already.
@@ -223,6 +225,9 @@ async fn take_in_certificate(wish: &ImportAnswer, config: &Config) -> Result<Tol
             "nothing was changed; repeat with --yes to import".to_owned(),
         ];
         return Ok(Told { lines, json: json!({ "certificate_sha256": sha256, "applied": false }) });
+    }
+    if wish.sha256.is_some() {
+        must_be("the certificate", wish.sha256.as_deref(), &certificate.fingerprint().to_string())?;
     }
     let Launch { settings, ports } = opened(config).await?;
     Ok(adopted(&offline::take_in_certificate(settings, ports, &certificate, &between).await?))
@@ -285,7 +290,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let whole = || {
         let mut bytes = Vec::new();
         File::open(path)?.take(most).read_to_end(&mut bytes)?;
-        Ok(bytes)
+        if bytes.len() > MAX_PEM_BYTES { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
     };
     whole().map_err(|cause| Failure::file("read", path, &cause))
 }

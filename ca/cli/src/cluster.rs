@@ -20,7 +20,7 @@ use crate::wire;
 /// Manage clusters with a Rhizome of their own below this one
 #[derive(Subcommand, Clone, Debug)]
 pub enum ClusterVerb {
-    /// Add a cluster, and make the join string for its Rhizome
+    /// Add a cluster, and make the join string for its Rhizome, which no release can use yet
     Add(AddCluster),
     /// List clusters, and how it stands there
     List,
@@ -400,8 +400,8 @@ fn added(answer: AddClusterResponse, join: &str, now: Timestamp) -> Result<View,
         ("join before", instant_with_distance(expires, now)),
     ]);
     let text = format!(
-        "{head}\nWrite this into a file on the cluster's server, name it as `authority.upstream.join_file` in its\n\
-         configuration, and start it; it can be used once:\n\n{}\n",
+        "{head}\nThis is for the cluster's Rhizome, and can be used once. This release has the root's side only: no server\n\
+         can use it yet.\n\n{}\n",
         printable(join)
     );
     View::new(&json!({ "cluster": row, "join_string": join, "join_before": expires }), text)

@@ -202,10 +202,7 @@ impl Scope {
 
     /// Whether `namespace` lies inside, compared byte for byte.
     pub fn allows_namespace(&self, namespace: &str) -> bool {
-        match &self.namespaces {
-            NamespaceScope::All => true,
-            NamespaceScope::Only(names) => names.contains(namespace),
-        }
+        self.namespaces.allows(namespace)
     }
 }
 
@@ -217,6 +214,36 @@ pub enum NamespaceScope {
     All,
     /// Only these.
     Only(BTreeSet<String>),
+}
+
+impl NamespaceScope {
+    /// Whether `namespace` is among them, compared byte for byte.
+    pub fn allows(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(names) => names.contains(namespace),
+        }
+    }
+}
+
+impl fmt::Display for NamespaceScope {
+    /// In words, for the ledger.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("every namespace"),
+            Self::Only(names) if names.is_empty() => f.write_str("no namespace"),
+            Self::Only(names) => write!(f, "namespaces {}", some(names.iter().map(String::as_str))),
+        }
+    }
+}
+
+/// The first few of a list: what a ledger entry may hold of it.
+pub(crate) fn some<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    const SAID: usize = 16;
+    let more = names.len().saturating_sub(SAID);
+    let shown: Vec<&str> = names.take(SAID).collect();
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!("{}{more}", shown.join(", "))
 }
 
 /// Evidence that a caller proved who it is. The only argument by which `policy::decide` learns about the caller.

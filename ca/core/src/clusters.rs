@@ -14,13 +14,13 @@ use rhizome_id::{AuthorityId, ClusterName, Digest, NodeName, Serial, SpiffeId, T
 use serde::{Deserialize, Serialize};
 
 use crate::authority::Authority;
-use crate::caller::{AttestationMethod, NamespaceScope, Principal};
+use crate::caller::{AttestationMethod, NamespaceScope, Principal, some};
 use crate::documents::{Kind, Stored};
 use crate::limits::{
-    BACKDATE_FRACTION, CLUSTER_BACKDATE_SECONDS, CLUSTER_IDENTITIES, CLUSTER_INTERMEDIATE_MAX_TTL,
-    CLUSTER_INTERMEDIATE_MIN_TTL, CLUSTER_NAMESPACES, ROTATION_SKEW_SECONDS,
+    CLUSTER_BACKDATE_SECONDS, CLUSTER_IDENTITIES, CLUSTER_INTERMEDIATE_MAX_TTL, CLUSTER_INTERMEDIATE_MIN_TTL,
+    CLUSTER_NAMESPACES, ROTATION_SKEW_SECONDS,
 };
-use crate::renewal::{Validity, validity};
+use crate::renewal::{Validity, validity_backdated};
 
 mod judgement;
 mod report;
@@ -201,38 +201,20 @@ impl ClusterScope {
             (Some("ns"), Some(namespace)) => Some(namespace),
             _ => None,
         };
-        let by_namespace = namespace.is_some_and(|namespace| match &self.namespaces {
-            NamespaceScope::All => true,
-            NamespaceScope::Only(names) => names.contains(namespace),
-        });
-        by_namespace || self.identities.iter().any(|pattern| pattern.matches(id))
+        namespace.is_some_and(|namespace| self.namespaces.allows(namespace))
+            || self.identities.iter().any(|pattern| pattern.matches(id))
     }
 }
 
 impl fmt::Display for ClusterScope {
     /// In words, for the ledger and for whoever asked for more.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.namespaces {
-            NamespaceScope::All => f.write_str("every namespace")?,
-            NamespaceScope::Only(names) if names.is_empty() => f.write_str("no namespace")?,
-            NamespaceScope::Only(names) => {
-                write!(f, "namespaces {}", some(names.iter().map(String::as_str)))?
-            }
-        }
+        write!(f, "{}", self.namespaces)?;
         if !self.identities.is_empty() {
             write!(f, ", identities {}", some(self.identities.iter().map(|it| it.0.as_str())))?;
         }
         write!(f, ", certificates of at most {} s", self.max_ttl.seconds())
     }
-}
-
-/// The first few of a list: what a ledger entry may hold of it.
-fn some<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
-    const SAID: usize = 16;
-    let more = names.len().saturating_sub(SAID);
-    let shown: Vec<&str> = names.take(SAID).collect();
-    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-    format!("{}{more}", shown.join(", "))
 }
 
 /// Whether a cluster's Rhizome may go on.
@@ -445,13 +427,9 @@ impl Cluster {
             return Err(ClusterRefusal::TooLong { name, asked, allowed });
         }
         let (from, until) = root;
-        let found = validity(now, asked, from, until);
-        let found = found.ok_or(ClusterRefusal::RootNotValid { from, until, now })?;
         // The cluster's clock may be slow, and it must not wait for its own intermediate.
-        let back = CLUSTER_BACKDATE_SECONDS.min(asked.seconds() / BACKDATE_FRACTION);
-        let not_before = now.minus(back).max(from);
-        let not_after = not_before.last_second_of(asked).min(until);
-        Ok(Validity { not_before, not_after, ..found })
+        let found = validity_backdated(CLUSTER_BACKDATE_SECONDS, now, asked, from, until);
+        found.ok_or(ClusterRefusal::RootNotValid { from, until, now })
     }
 
     /// The record once `granted` is on its way; what has long ended is forgotten.

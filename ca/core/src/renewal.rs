@@ -34,12 +34,23 @@ pub fn validity(
     not_before_limit: Timestamp,
     not_after_limit: Timestamp,
 ) -> Option<Validity> {
+    validity_backdated(BACKDATE_SECONDS, now, ttl, not_before_limit, not_after_limit)
+}
+
+/// The same, backdated by `most` seconds, or a tenth of the time that lies ahead if that is less.
+pub fn validity_backdated(
+    most: i64,
+    now: Timestamp,
+    ttl: Ttl,
+    not_before_limit: Timestamp,
+    not_after_limit: Timestamp,
+) -> Option<Validity> {
     if now < not_before_limit || now > not_after_limit {
         return None;
     }
     // Inclusive at both ends: a certificate valid from `now` to `now` lives for one second.
     let left = not_after_limit.since(now).saturating_add(1);
-    let backdate = BACKDATE_SECONDS.min(ttl.seconds().min(left) / BACKDATE_FRACTION);
+    let backdate = most.min(ttl.seconds().min(left) / BACKDATE_FRACTION);
     let not_before = now.minus(backdate).max(not_before_limit);
     // The backdating is part of the lifetime, not on top of it: the whole never exceeds what was granted.
     let wanted = not_before.last_second_of(ttl);

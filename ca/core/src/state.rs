@@ -478,6 +478,13 @@ impl State {
         &self.rules
     }
 
+    /// The root that signs: of several that are active the newest.
+    pub fn active_root(&self) -> Option<&Arc<Authority>> {
+        let roots = self.authorities.values().map(|it| &it.value).filter(|it| it.kind == AuthorityKind::Root);
+        let active = roots.filter(|it| it.state == AuthorityState::Active);
+        active.max_by_key(|it| (it.activated_at, it.id.clone()))
+    }
+
     /// All authorities, by id.
     pub const fn authorities(&self) -> &OrdMap<AuthorityId, Versioned<Arc<Authority>>> {
         &self.authorities

@@ -120,13 +120,11 @@ impl Ca {
 
     /// Whether the active root's key is elsewhere.
     fn root_is_elsewhere(&self) -> bool {
-        let state = self.state();
-        let active = |it: &Authority| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active;
-        state.authorities().values().any(|it| active(&it.value) && it.value.custody == Custody::Elsewhere)
+        self.state().active_root().is_some_and(|it| it.custody == Custody::Elsewhere)
     }
 
-    /// Where the root's key is elsewhere, issuers are brought by people: they hear of it from the moment on at which a
-    /// server with the key would make one, which is half of the issuer's life or 30 days before its end.
+    /// Where the root's key is elsewhere, issuers are brought by people: they hear of it when half of the
+    /// issuer's life remains, or 30 days.
     fn check_issuer_source(&self, now: Timestamp) -> Option<Check> {
         let (state, replica) = (self.state(), &self.settings.replica);
         self.root_is_elsewhere().then_some(())?;

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use rhizome_core::authority::{Authority, AuthorityKind, AuthorityState};
+use rhizome_core::authority::AuthorityKind;
 use rhizome_core::caller::AttestedCaller;
 use rhizome_core::clusters::{
     Alarm, Cluster, ClusterRefusal, ClusterReport, ClusterState, Granted, IntermediateWish, Reported,
@@ -19,7 +19,6 @@ use rhizome_core::documents::{Stored as _, Transaction, Versioned};
 use rhizome_core::issuance::Prepared;
 use rhizome_core::ledger::Record;
 use rhizome_core::ports::StoreError;
-use rhizome_core::state::State;
 use rhizome_id::{Timestamp, Ttl};
 use rhizome_x509::{CaCertificate, IntermediateSpec, PublicKey, Signature, SigningAlgorithm, probe_for};
 
@@ -67,11 +66,14 @@ pub(crate) struct Intermediate {
 
 impl Ca {
     /// The cluster whose Rhizome calls.
-    pub(crate) fn calling_cluster(&self, caller: &AttestedCaller) -> Result<Arc<Cluster>, ApiError> {
+    pub(crate) fn calling_cluster(
+        &self,
+        caller: &AttestedCaller,
+    ) -> Result<Versioned<Arc<Cluster>>, ApiError> {
         let state = self.state();
-        let cluster = state.cluster_of(caller.principal()).map(|it| Arc::clone(&it.value));
+        let cluster = state.cluster_of(caller.principal()).cloned();
         let cluster = cluster.ok_or_else(|| ApiError::NotACluster { who: caller.principal().to_string() })?;
-        cluster.check_active().map_err(|refused| self.refuse_cluster(caller, refused))?;
+        cluster.value.check_active().map_err(|refused| self.refuse_cluster(caller, refused))?;
         Ok(cluster)
     }
 
@@ -110,7 +112,7 @@ impl Ca {
         let nobody = || ApiError::NotACluster { who: caller.principal().to_string() };
         let Versioned { version, value: cluster } =
             state.cluster_of(caller.principal()).ok_or_else(nobody)?;
-        let root = signing_root(&state).ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        let root = state.active_root().cloned().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         can_sign_issuers(&root)?;
         let window = root.window();
         let wish = IntermediateWish { public_key: public_key.digest(), ttl };
@@ -177,7 +179,7 @@ impl Ca {
         reported: Reported,
         records: &[Record],
     ) -> Result<ClusterReport, ApiError> {
-        let cluster = self.calling_cluster(caller)?;
+        let Versioned { version, value: cluster } = self.calling_cluster(caller)?;
         let now = self.now()?;
         let state = self.state();
         let known = state.cluster_reports().get(&cluster.name);
@@ -193,7 +195,9 @@ impl Ca {
             self.note_refusal(caller, "cluster.report", "not_a_ledger", &fault.to_string());
             ApiError::Invalid { field: "records", problem: fault.to_string() }
         })?;
-        let mut transaction = Transaction::named("cluster report").put(&report);
+        // Judged by the scope of this moment: one that was changed meanwhile is asked again.
+        let transaction = Transaction::named("cluster report").require_unchanged(cluster.key(), version);
+        let mut transaction = transaction.put(&report);
         transaction = match known {
             Some(known) => transaction.require_unchanged(report.key(), known.version),
             None => transaction.require_absent(report.key()),
@@ -219,13 +223,6 @@ fn say(cluster: &Cluster, alarm: &Alarm) {
         position = alarm.position,
         "a cluster's ledger gives rise to an alarm; `rhizome cluster show` has all, `rhizome cluster suspend` cuts it off"
     );
-}
-
-/// The root that intermediates are signed under now.
-pub(crate) fn signing_root(state: &State) -> Option<Arc<Authority>> {
-    let active = |it: &&Arc<Authority>| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active;
-    let roots = state.authorities().values().map(|it| &it.value).filter(active);
-    roots.max_by_key(|it| (it.activated_at, it.id.clone())).cloned()
 }
 
 /// Whether `cluster` was removed before then and nothing that it was granted was valid any more: its record may go.

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 
 use futures::future::{Either, Ready, ready};
 use rhizome_core::attributes::Attributes;
-use rhizome_core::authority::Authority;
+use rhizome_core::authority::{Authority, AuthorityKind};
 use rhizome_core::caller::{AttestedCaller, Principal, Role, Scope, principal_of};
 use rhizome_core::documents::Versioned;
 use rhizome_core::nodes::{NodeRecord, NodeState};
@@ -220,8 +220,10 @@ fn certified(state: &State, certificate: &PeerCertificate, now: Timestamp) -> Re
     }
     // Whoever has an intermediate below our root could write any name into a certificate: ours are those that our own
     // issuers signed.
-    let ours =
-        |it: &Versioned<Arc<Authority>>| it.value.certificate.public_key().digest() == certificate.issuer_key;
+    let ours = |it: &Versioned<Arc<Authority>>| {
+        it.value.kind == AuthorityKind::Issuer
+            && it.value.certificate.public_key().digest() == certificate.issuer_key
+    };
     if !state.authorities().values().any(ours) {
         return Err(AuthError::ForeignIssuer { id: id.to_string() });
     }

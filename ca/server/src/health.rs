@@ -82,6 +82,6 @@ impl Ca {
             .values()
             .map(|it| Arc::clone(&it.value))
             .filter(|it| it.kind == AuthorityKind::Root && it.state != AuthorityState::Tainted);
-        roots.map(|root| root.certificate.not_after()).min()
+        roots.map(|root| root.window().1).min()
     }
 }

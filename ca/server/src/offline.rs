@@ -511,10 +511,10 @@ fn keeps_no_root_key(ca: &Ca) -> bool {
 /// The root that signs, or that will when a server starts.
 fn root(ca: &Ca) -> Option<Arc<Authority>> {
     let state = ca.state();
-    let roots =
-        || state.authorities().values().map(|it| &it.value).filter(|it| it.kind == AuthorityKind::Root);
-    let active = roots().find(|it| it.state == AuthorityState::Active);
-    active.or_else(|| roots().find(|it| it.state == AuthorityState::Prepared)).cloned()
+    let prepared =
+        |it: &&Arc<Authority>| it.kind == AuthorityKind::Root && it.state == AuthorityState::Prepared;
+    let first = || state.authorities().values().map(|it| &it.value).find(prepared);
+    state.active_root().or_else(first).cloned()
 }
 
 #[cfg(test)]

@@ -256,7 +256,7 @@ impl Ca {
     /// that is not valid for months, so another one takes its place.
     async fn leave_the_future(self: &Arc<Self>) -> Result<(), ApiError> {
         let now = self.now()?;
-        let makes_issuers = self.active_root(now).is_some_and(|root| root.custody == Custody::Here);
+        let makes_issuers = self.state().active_root().is_some_and(|root| root.custody == Custody::Here);
         let valid_from = self.state().issuer().map(|it| it.issuer.certificate().not_before());
         if makes_issuers && valid_from.is_some_and(|from| from.since(now) > CLOCK_BEHIND_SECONDS) {
             let reason = "the clock came back; the issuer is from the time before that";
@@ -284,11 +284,6 @@ impl Ca {
 
     fn records(&self, now: Timestamp) -> Records {
         self.state().authority_records(now)
-    }
-
-    fn active_root(&self, now: Timestamp) -> Option<Authority> {
-        let active = |it: &Authority| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active;
-        self.records(now).certifying.into_iter().find(active)
     }
 
     pub(crate) async fn perform(self: &Arc<Self>, effect: &Effect, now: Timestamp) -> Result<(), ApiError> {
@@ -486,7 +481,7 @@ impl Ca {
         now: Timestamp,
         reason: &str,
     ) -> Result<AuthorityId, ApiError> {
-        let root = self.active_root(now).ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        let root = self.state().active_root().cloned().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         can_sign_issuers(&root)?;
         let validity = authority::issuer_validity(&root, now, &self.settings.rotation);
         let validity: Validity = validity.ok_or(ApiError::Issue(IssueError::NoAuthority))?;

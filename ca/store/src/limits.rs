@@ -99,4 +99,5 @@ pub(crate) const BACKOFF_LONGEST: Duration = Duration::from_secs(5);
 #[cfg(feature = "postgres")]
 pub(crate) const TOMBSTONES_KEPT: u64 = 100_000;
 /// Versions after which a running server forgets tombstones again: a tenth more than is kept, at most.
+#[cfg(feature = "postgres")]
 pub(crate) const FORGET_EACH: u64 = 10_000;

@@ -71,8 +71,8 @@ pub enum JoinStringError {
     Roots(usize),
     /// It is for the Rhizome of a cluster, and a node read it.
     #[error(
-        "this join string is for the Rhizome of cluster {0}: it belongs into `authority.upstream` of that server's \
-         configuration; `rhizome token create` makes one for a node"
+        "this join string is for the Rhizome of cluster {0}, not for a node, and no server of this release can use it; \
+         `rhizome token create` makes one for a node"
     )]
     ForCluster(ClusterName),
     /// It is for a node, and the Rhizome of a cluster read it.

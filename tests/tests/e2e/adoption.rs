@@ -230,9 +230,11 @@ fn a_mesh_with_istio_s_usual_rsa_root_keeps_it_and_lets_openssl_sign_issuers_fro
     ));
     refuses(&home, &["ceremony", "import", text(&at("stranger.pem")), "--yes"], FAILED, "was not issued by");
 
-    let import = ["ceremony", "import", text(&at("issuer.pem"))].map(str::to_owned);
-    let import: Vec<&str> = import.iter().map(String::as_str).collect();
+    let issuer = at("issuer.pem");
+    let import = ["ceremony", "import", text(&issuer)];
     assert!(does(&home, &import).contains("nothing was changed"));
+    let zeroes = "0".repeat(64);
+    refuses(&home, &[&import[..], &["--yes", "--sha256", &zeroes]].concat(), USAGE, "which is not what");
     does(&home, &[&import[..], &["--yes"]].concat());
     let mut server = home.serve();
     issues_under(&server, "n1", &root, 2);

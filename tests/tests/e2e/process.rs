@@ -66,7 +66,8 @@ impl Drop for Process {
     }
 }
 
-/// Waits until `condition` gives something.
+/// Waits until `condition` gives something. What is waited for is in other processes, which tell nobody: asking again is the
+/// only way to know.
 ///
 /// # Panics
 /// When it takes too long; with what `condition` said last.

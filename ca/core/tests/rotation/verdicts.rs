@@ -11,6 +11,17 @@ use crate::parts::{AGENTS, BEGIN, PROCESSES, SERVERS, at};
 use crate::simulation::Sim;
 use crate::store::Store;
 
+/// Events that came to nothing, and changed nothing.
+const IDLE: [&str; 7] = [
+    "nothing to decide",
+    "nothing to do",
+    "nothing to perform",
+    "nothing is said",
+    "nothing under way",
+    "nothing to administer",
+    "unavailable",
+];
+
 impl Sim {
     pub(crate) fn presents(&self, agent: usize) -> bool {
         self.agents[agent].leaf.as_ref().is_some_and(|leaf| leaf.not_after >= self.agent_clock(agent))
@@ -127,7 +138,7 @@ impl Sim {
             println!("{} {:?} {what}", self.now - BEGIN, self.place());
         }
         // Nothing has changed by an event that came to nothing.
-        if what.starts_with("nothing") || what.starts_with("un") {
+        if IDLE.contains(&what) {
             return Ok(());
         }
         for (number, before) in held.into_iter().enumerate() {

@@ -15,7 +15,7 @@ use rhizome_proto::upstream::v1::upstream_service_server::UpstreamService;
 use tonic::{Request, Response};
 
 use super::{Api, convert};
-use crate::clusters::{ProvenKey, signing_root};
+use crate::clusters::ProvenKey;
 use crate::error::{ApiError, IssueError};
 use crate::status::Answer;
 
@@ -58,9 +58,9 @@ impl UpstreamService for Api {
         let holds = reported.holds;
         let report = self.0.take_report(&caller, reported, &records).await;
         let report = report.map_err(|error| self.0.count_refusal(error))?;
-        let cluster = self.0.calling_cluster(&caller)?;
+        let cluster = self.0.calling_cluster(&caller)?.value;
         let state = self.0.state();
-        let root = signing_root(&state).ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        let root = state.active_root().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         let published = self.0.bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         let (sequence, digest) = (published.bundle.sequence(), published.bundle.digest());
         let same = holds.is_some_and(|it| (it.sequence, it.digest) == (sequence, digest));

@@ -72,7 +72,9 @@ async fn follow(
         let last = *forgot_at.get_or_insert(head.version.0);
         if head.version.0.saturating_sub(last) >= FORGET_EACH {
             let forgotten = timeout(STATEMENT_PATIENCE, forget(session)).await.map_err(late)??;
-            tracing::info!(forgotten, "tombstones were forgotten");
+            if forgotten > 0 {
+                tracing::info!(forgotten, "tombstones were forgotten");
+            }
             *forgot_at = Some(head.version.0);
         }
         tokio::select! {

@@ -130,9 +130,9 @@ fn run(
 async fn prepare(link: &Link) -> Result<(), StoreError> {
     let mut session = link.open().await?;
     schema::prepare(&mut session, &link.options().schema).await?;
-    let gone = listener::forget(&session).await?;
-    if gone > 0 {
-        tracing::info!(gone, "tombstones were forgotten");
+    let forgotten = listener::forget(&session).await?;
+    if forgotten > 0 {
+        tracing::info!(forgotten, "tombstones were forgotten");
     }
     Ok(())
 }

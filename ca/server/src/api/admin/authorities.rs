@@ -156,7 +156,7 @@ impl Ca {
     fn steps_of_rotation(self: &Arc<Self>) -> Result<Vec<String>, ApiError> {
         let now = self.now()?;
         let state = self.state();
-        let root = active(&state, AuthorityKind::Root, None);
+        let root = state.active_root();
         let root = root.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         crate::rotate::can_sign_issuers(root)?;
         let validity = authority::issuer_validity(root, now, &self.settings.rotation);
@@ -165,7 +165,7 @@ impl Ca {
             format!("make a key and an issuer under root {}, valid until {}", root.id, validity.not_after),
             "let the new issuer sign every certificate from now on".to_owned(),
         ];
-        if let Some(old) = active(&state, AuthorityKind::Issuer, Some(&self.settings.replica)) {
+        if let Some(old) = active_issuer(&state, &self.settings.replica) {
             steps.push(format!(
                 "keep issuer {} until {}, so that what it signed stays valid; then destroy its key",
                 old.id,
@@ -178,15 +178,9 @@ impl Ca {
     }
 }
 
-fn active<'a>(
-    state: &'a State,
-    kind: AuthorityKind,
-    replica: Option<&ReplicaName>,
-) -> Option<&'a Arc<Authority>> {
+fn active_issuer<'a>(state: &'a State, replica: &ReplicaName) -> Option<&'a Arc<Authority>> {
     state.authorities().values().map(|it| &it.value).find(|it| {
-        it.kind == kind
-            && it.state == AuthorityState::Active
-            && replica.is_none_or(|replica| it.replica == *replica)
+        it.kind == AuthorityKind::Issuer && it.state == AuthorityState::Active && it.replica == *replica
     })
 }
 
@@ -284,7 +278,7 @@ fn next_step(authority: &Authority, state: &State) -> Option<(&'static str, Time
         }
         (AuthorityKind::Root, AuthorityState::Prepared) | (AuthorityKind::Jwt, _) => None,
         (AuthorityKind::Issuer, AuthorityState::Prepared) => {
-            let before = active(state, AuthorityKind::Issuer, Some(&authority.replica))?;
+            let before = active_issuer(state, &authority.replica)?;
             let certificate = &before.certificate;
             let at = authority::activate_at(certificate.not_before(), certificate.not_after());
             Some(("it begins to sign", at))

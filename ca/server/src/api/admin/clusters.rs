@@ -5,16 +5,14 @@
 //! of a join token leaves this process once.
 //! Not here: granting intermediates (`clusters`), what a scope allows (`rhizome_core::clusters`).
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rhizome_core::attributes::{AttributeName, validate_value};
-use rhizome_core::caller::{NamespaceScope, Scope};
+use rhizome_core::caller::Scope;
 use rhizome_core::clusters::{Cluster, ClusterReport, ClusterScope, ClusterState, Ended, IdentityPattern};
 use rhizome_core::documents::{Stored as _, Transaction, Versioned};
-use rhizome_core::limits::{CLUSTER_INTERMEDIATE_TTL, CLUSTERS, JOIN_TOKEN_SECRET_BYTES, WORKLOAD_MAX_TTL};
+use rhizome_core::limits::{CLUSTER_INTERMEDIATE_TTL, CLUSTERS, WORKLOAD_MAX_TTL};
 use rhizome_core::nodes::NodeState;
 use rhizome_core::ports::StoreError;
 use rhizome_core::state::State;
@@ -25,13 +23,12 @@ use rhizome_proto::admin::v1::cluster_service_server::ClusterService;
 use tonic::{Request, Response};
 
 use super::read_required_reason;
+use crate::api::admin::tokens::{Invitation, namespaces, read_namespaces};
 use crate::api::{Api, convert};
 use crate::ca::Ca;
-use crate::error::{ApiError, IssueError};
+use crate::error::ApiError;
 use crate::status::Answer;
 
-/// Addresses of one join string, as the protocol says: it is pasted by people.
-const JOIN_ADDRESSES: usize = 8;
 /// How often a change is tried again when the cluster got an intermediate, or its node renewed, at the same moment.
 const TRIES: usize = 16;
 
@@ -139,16 +136,8 @@ impl Ca {
     ) -> Result<wire::AddClusterResponse, ApiError> {
         let name: ClusterName = convert::read("name", &request.name)?;
         let (scope, intermediate_ttl) = self.read_cluster_scope(request.scope)?;
-        let ttl = convert::read_ttl("token_ttl_seconds", request.token_ttl_seconds)?;
-        let ttl = ttl.unwrap_or(self.settings.token_ttl);
-        let longest = self.settings.token_max_ttl;
-        if ttl > longest {
-            let problem = format!("a join token lives at most {} seconds here", longest.seconds());
-            return Err(ApiError::Invalid { field: "token_ttl_seconds", problem });
-        }
-        let bundle = self.bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
-        let mut secret = [0; JOIN_TOKEN_SECRET_BYTES];
-        self.ports.entropy.fill(&mut secret).map_err(|_opaque| IssueError::NoEntropy)?;
+        let ttl = self.read_token_ttl("token_ttl_seconds", request.token_ttl_seconds)?;
+        let Invitation { secret, addresses, root_digests } = self.invitation()?;
         // Nobody had this name before, and from here on no other token may name it.
         let node = convert::read("node", &format!("rhizome-{}", JoinToken::id_of(&secret)))?;
         let now = self.now()?;
@@ -183,13 +172,8 @@ impl Ca {
             secret: URL_SAFE_NO_PAD.encode(secret),
             token_expires_at: Some(convert::timestamp(expires_at)),
             trust_domain: self.settings.trust_domain.to_string(),
-            addresses: self.settings.advertise.iter().take(JOIN_ADDRESSES).cloned().collect(),
-            root_digests: bundle
-                .bundle
-                .anchors()
-                .iter()
-                .map(|it| convert::digest(&it.fingerprint()))
-                .collect(),
+            addresses,
+            root_digests,
         })
     }
 
@@ -269,24 +253,7 @@ impl Ca {
         let invalid = |problem: String| ApiError::Invalid { field: "scope", problem };
         let missing = || invalid("it is missing; name the namespaces that the cluster may issue for".into());
         let scope = scope.ok_or_else(missing)?;
-        let namespaces = match (scope.all_namespaces, scope.namespaces) {
-            (true, names) if names.is_empty() => NamespaceScope::All,
-            (true, _) => {
-                return Err(invalid("it says all namespaces and also names some; say one of the two".into()));
-            }
-            (false, names) => {
-                for name in &names {
-                    let checked = validate_value(&AttributeName::Namespace, name);
-                    checked.map_err(|cause| invalid(cause.to_string()))?;
-                    if name == rhizome_core::rules::ANY {
-                        return Err(invalid(
-                            "`*` is no namespace; say `all_namespaces` to mean every one".into(),
-                        ));
-                    }
-                }
-                NamespaceScope::Only(BTreeSet::from_iter(names))
-            }
-        };
+        let namespaces = read_namespaces(scope.all_namespaces, scope.namespaces)?;
         let identities = scope.identities.iter().map(|text| convert::read::<IdentityPattern>("scope", text));
         let max_ttl = convert::read_ttl("max_ttl_seconds", scope.max_ttl_seconds)?;
         let intermediate = convert::read_ttl("intermediate_ttl_seconds", scope.intermediate_ttl_seconds)?;
@@ -390,10 +357,7 @@ fn shown(state: &State, cluster: &Cluster, now: Timestamp) -> wire::Cluster {
 
 fn shown_scope(cluster: &Cluster) -> wire::ClusterScope {
     let scope = &cluster.scope;
-    let (all_namespaces, namespaces) = match &scope.namespaces {
-        NamespaceScope::All => (true, Vec::new()),
-        NamespaceScope::Only(names) => (false, names.iter().cloned().collect()),
-    };
+    let (all_namespaces, namespaces) = namespaces(&scope.namespaces);
     wire::ClusterScope {
         all_namespaces,
         namespaces,

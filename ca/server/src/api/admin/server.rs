@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rhizome_core::authority::{AuthorityKind, AuthorityState};
 use rhizome_core::documents::Transaction;
 use rhizome_id::Digest;
 use rhizome_proto::admin::v1 as wire;
@@ -155,11 +154,7 @@ impl Ca {
     async fn status(self: &Arc<Self>) -> Result<wire::GetStatusResponse, ApiError> {
         let state = self.state();
         let bundle = state.bundle().map(|it| &it.value.bundle);
-        let active_root = state
-            .authorities()
-            .values()
-            .map(|it| &it.value)
-            .find(|it| it.kind == AuthorityKind::Root && it.state == AuthorityState::Active);
+        let active_root = state.active_root();
         let count = |it: usize| u64::try_from(it).unwrap_or(u64::MAX);
         let problems = self.problems();
         Ok(wire::GetStatusResponse {
@@ -171,7 +166,7 @@ impl Ca {
             bundle_sequence: bundle.map_or(0, rhizome_x509::Bundle::sequence),
             bundle_digest: bundle.map(|it| convert::digest(&it.digest())).unwrap_or_default(),
             active_root: active_root.map(|it| it.id.to_string()).unwrap_or_default(),
-            root_not_after: active_root.map(|it| convert::timestamp(it.certificate.not_after())),
+            root_not_after: active_root.map(|it| convert::timestamp(it.window().1)),
             active_issuer: state.issuer().map(|it| it.id.to_string()).unwrap_or_default(),
             issuer_not_after: state
                 .issuer()

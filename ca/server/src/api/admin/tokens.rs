@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use rhizome_core::attributes::{AttributeName, validate_value};
 use rhizome_core::caller::{AttestationMethod, NamespaceScope, Scope};
 use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Versioned};
@@ -18,7 +19,7 @@ use rhizome_core::limits::JOIN_TOKEN_SECRET_BYTES;
 use rhizome_core::nodes::NodeState;
 use rhizome_core::ports::StoreError;
 use rhizome_core::tokens::{JoinToken, TokenPurpose, TokenState};
-use rhizome_id::{ClusterName, NodeName, Timestamp, TokenId};
+use rhizome_id::{ClusterName, NodeName, Timestamp, TokenId, Ttl};
 use rhizome_proto::admin::v1 as wire;
 use rhizome_proto::admin::v1::token_service_server::TokenService;
 use tonic::{Request, Response};
@@ -33,8 +34,6 @@ use crate::status::Answer;
 const READ_AT_ONCE: usize = 1_000;
 /// Namespaces of one scope, as the protocol says.
 const SCOPE_NAMESPACES: usize = 256;
-/// Namespaces that the ledger names of a scope: at most 4 KB; the whole stands in the token.
-const SAID_NAMESPACES: usize = 16;
 /// Addresses of one join string, as the protocol says: it is pasted by people.
 const JOIN_ADDRESSES: usize = 8;
 
@@ -89,16 +88,8 @@ impl Ca {
         let cluster: ClusterName = convert::read("cluster", &request.cluster)?;
         let node = convert::read_optional::<NodeName>("node", &request.node)?;
         let scope = read_scope(request.scope)?;
-        let ttl = convert::read_ttl("ttl_seconds", request.ttl_seconds)?.unwrap_or(self.settings.token_ttl);
-        let longest = self.settings.token_max_ttl;
-        if ttl > longest {
-            let problem = format!("a join token lives at most {} seconds here", longest.seconds());
-            return Err(ApiError::Invalid { field: "ttl_seconds", problem });
-        }
-        let bundle = self.bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
-
-        let mut secret = [0; JOIN_TOKEN_SECRET_BYTES];
-        self.ports.entropy.fill(&mut secret).map_err(|_opaque| IssueError::NoEntropy)?;
+        let ttl = self.read_token_ttl("ttl_seconds", request.ttl_seconds)?;
+        let Invitation { secret, addresses, root_digests } = self.invitation()?;
         let node = match node {
             Some(node) => node,
             None => convert::read("node", &format!("node-{}", JoinToken::id_of(&secret)))?,
@@ -119,13 +110,32 @@ impl Ca {
             token: Some(shown(&token, now)),
             secret: URL_SAFE_NO_PAD.encode(secret),
             trust_domain: self.settings.trust_domain.to_string(),
+            addresses,
+            root_digests,
+        })
+    }
+
+    /// The lifetime of a join token from the wire.
+    pub(super) fn read_token_ttl(&self, field: &'static str, seconds: i64) -> Result<Ttl, ApiError> {
+        let ttl = convert::read_ttl(field, seconds)?.unwrap_or(self.settings.token_ttl);
+        let longest = self.settings.token_max_ttl;
+        if ttl > longest {
+            let problem = format!("a join token lives at most {} seconds here", longest.seconds());
+            return Err(ApiError::Invalid { field, problem });
+        }
+        Ok(ttl)
+    }
+
+    /// What a join string is made of besides the name of the trust domain.
+    pub(super) fn invitation(&self) -> Result<Invitation, ApiError> {
+        let bundle = self.bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        let mut secret = [0; JOIN_TOKEN_SECRET_BYTES];
+        self.ports.entropy.fill(&mut secret).map_err(|_opaque| IssueError::NoEntropy)?;
+        let anchors = bundle.bundle.anchors().iter();
+        Ok(Invitation {
+            secret,
             addresses: self.settings.advertise.iter().take(JOIN_ADDRESSES).cloned().collect(),
-            root_digests: bundle
-                .bundle
-                .anchors()
-                .iter()
-                .map(|it| convert::digest(&it.fingerprint()))
-                .collect(),
+            root_digests: anchors.map(|it| convert::digest(&it.fingerprint())).collect(),
         })
     }
 
@@ -261,28 +271,44 @@ fn shown(token: &JoinToken, now: Timestamp) -> wire::JoinToken {
     }
 }
 
+/// A secret, where to come with it, and whom to believe there.
+pub(super) struct Invitation {
+    pub(super) secret: [u8; JOIN_TOKEN_SECRET_BYTES],
+    pub(super) addresses: Vec<String>,
+    pub(super) root_digests: Vec<Bytes>,
+}
+
 /// A scope as the wire has it.
 pub(super) fn scope(scope: &Scope) -> wire::Scope {
-    match &scope.namespaces {
-        NamespaceScope::All => wire::Scope { all_namespaces: true, namespaces: Vec::new() },
-        NamespaceScope::Only(names) => {
-            wire::Scope { all_namespaces: false, namespaces: names.iter().cloned().collect() }
-        }
+    let (all_namespaces, namespaces) = namespaces(&scope.namespaces);
+    wire::Scope { all_namespaces, namespaces }
+}
+
+/// Namespaces as the wire has them: all, or these.
+pub(super) fn namespaces(namespaces: &NamespaceScope) -> (bool, Vec<String>) {
+    match namespaces {
+        NamespaceScope::All => (true, Vec::new()),
+        NamespaceScope::Only(names) => (false, names.iter().cloned().collect()),
     }
 }
 
 /// A scope from the wire. It must be given: what a node may vouch for is never guessed.
 fn read_scope(scope: Option<wire::Scope>) -> Result<Scope, ApiError> {
-    let invalid = |problem: String| ApiError::Invalid { field: "scope", problem };
-    let missing =
-        || invalid("it is missing; name the namespaces that the node may vouch for, or all of them".into());
+    let problem =
+        || "it is missing; name the namespaces that the node may vouch for, or all of them".to_owned();
+    let missing = || ApiError::Invalid { field: "scope", problem: problem() };
     let wire::Scope { all_namespaces, namespaces } = scope.ok_or_else(missing)?;
-    if all_namespaces {
-        return if namespaces.is_empty() {
-            Ok(Scope::ALL)
-        } else {
-            Err(invalid("it says all namespaces and also names some; say one of the two".into()))
-        };
+    Ok(Scope { namespaces: read_namespaces(all_namespaces, namespaces)? })
+}
+
+/// Namespaces from the wire: all, or these.
+pub(super) fn read_namespaces(all: bool, namespaces: Vec<String>) -> Result<NamespaceScope, ApiError> {
+    let invalid = |problem: String| ApiError::Invalid { field: "scope", problem };
+    if all && namespaces.is_empty() {
+        return Ok(NamespaceScope::All);
+    }
+    if all {
+        return Err(invalid("it says all namespaces and also names some; say one of the two".into()));
     }
     if namespaces.len() > SCOPE_NAMESPACES {
         let found = namespaces.len();
@@ -294,19 +320,10 @@ fn read_scope(scope: Option<wire::Scope>) -> Result<Scope, ApiError> {
             return Err(invalid("`*` is no namespace; say `all_namespaces` to mean every one".into()));
         }
     }
-    Ok(Scope { namespaces: NamespaceScope::Only(BTreeSet::from_iter(namespaces)) })
+    Ok(NamespaceScope::Only(BTreeSet::from_iter(namespaces)))
 }
 
 /// A scope in words, for the ledger.
 fn said(scope: &Scope) -> String {
-    match &scope.namespaces {
-        NamespaceScope::All => "may vouch for every namespace".to_owned(),
-        NamespaceScope::Only(names) if names.is_empty() => "may vouch for no namespace".to_owned(),
-        NamespaceScope::Only(names) => {
-            let some: Vec<&str> = names.iter().take(SAID_NAMESPACES).map(String::as_str).collect();
-            let more = names.len().saturating_sub(some.len());
-            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-            format!("may vouch for namespaces {}{more}", some.join(", "))
-        }
-    }
+    format!("may vouch for {}", scope.namespaces)
 }
