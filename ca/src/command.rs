@@ -39,6 +39,9 @@ enum Verb {
         /// Walk the path once, check each step, print a summary, and exit 0 or 1
         #[arg(long)]
         check: bool,
+        /// Change the root, too, while the workloads call each other: once whole, and once taken back
+        #[arg(long)]
+        rotate: bool,
         /// Keep everything in this directory, which must be empty or new, instead of a scratch directory
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: Option<PathBuf>,
@@ -115,7 +118,9 @@ fn run(arguments: Arguments) -> Exit {
         Verb::Server { config, check_config: false, believe_clock } => {
             on(many(), output, serve::run(&config, believe_clock, output))
         }
-        Verb::Dev { check, dir } => on(many(), output, dev::run(check, dir.as_deref(), output)),
+        Verb::Dev { check, rotate, dir } => {
+            on(many(), output, dev::run(dev::Way { check, rotate }, dir.as_deref(), output))
+        }
         Verb::DevWorkload(wish) => on(one(), output, dev::run_workload(wish)),
         Verb::Restore { config, backup } => on(one(), output, restore::run(&config, &backup, output)),
         Verb::Store(verb) => on(one(), output, store::run(verb, output)),

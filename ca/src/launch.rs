@@ -13,6 +13,8 @@ use rhizome_cli::Exit;
 use rhizome_core::authority::{FirstRoot, RotationPolicy};
 use rhizome_core::policy::{PolicyLimits, TtlLimits};
 use rhizome_core::ports::{KeyRingError, Store, StoreError};
+use rhizome_core::rotation::Choices;
+use rhizome_id::Ttl;
 use rhizome_server::{
     DoorLimits, FederationSettings, Ports, Settings, SystemClock, SystemEntropy, WebCertificate,
 };
@@ -290,6 +292,7 @@ pub fn settings(config: &Config) -> Settings {
         policy,
         limits,
         refresh_hint,
+        rotation: change,
         federation,
         log: _,
     } = config.clone();
@@ -311,6 +314,14 @@ pub fn settings(config: &Config) -> Settings {
             jwt_key_ttl: authority.jwt_key_ttl,
             first_root: if root_is_offline { FirstRoot::Await } else { FirstRoot::Make },
         },
+        root_rotation: Choices {
+            soak_seconds: change.soak.seconds(),
+            settle_seconds: change.settle.seconds(),
+            window_seconds: change.window.seconds(),
+            renewals_per_second: change.renewals_per_second,
+            longest_seconds: longest(&policy),
+            ..Choices::default()
+        },
         algorithm: authority.algorithm,
         refresh_hint,
         token_ttl: policy.token_ttl,
@@ -331,6 +342,12 @@ pub fn settings(config: &Config) -> Settings {
             web_roots: None,
         },
     }
+}
+
+/// The longest that any certificate of a subscriber lives, in seconds.
+fn longest(policy: &Policy) -> i64 {
+    let lives = [policy.workload_max_ttl, policy.node_max_ttl, policy.admin_max_ttl, policy.server_ttl];
+    lives.map(Ttl::seconds).into_iter().max().unwrap_or_default()
 }
 
 fn policy_limits(policy: &Policy) -> PolicyLimits {

@@ -115,6 +115,7 @@ fn the_descriptor_set_decodes_and_names_every_service() {
             "rhizome.admin.v1.FederationService",
             "rhizome.admin.v1.LedgerService",
             "rhizome.admin.v1.NodeAdminService",
+            "rhizome.admin.v1.RotationService",
             "rhizome.admin.v1.RuleService",
             "rhizome.admin.v1.ServerService",
             "rhizome.admin.v1.TokenService",

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost_types::Timestamp as WireTimestamp;
@@ -40,6 +41,10 @@ const ENTRY_BYTES: usize = 256;
 const ISSUERS: usize = 64;
 /// Bytes of an order's name; the protocol's limit.
 const ORDER_NAME_BYTES: usize = 64;
+
+/// How often it is said again what is served though nothing has changed: a change of the root believes a report only when it
+/// is younger than what was issued, by minutes.
+const REPORT_AGAIN: Duration = Duration::from_secs(300);
 
 /// Follows the authority.
 pub(crate) struct Sync {
@@ -79,6 +84,8 @@ impl Sync {
         bundle.mark_changed();
         served.mark_changed();
         foreign.mark_changed();
+        let mut again = tokio::time::interval(REPORT_AGAIN);
+        again.reset();
         loop {
             tokio::select! {
                 // Orders come before anything that is said back.
@@ -94,8 +101,9 @@ impl Sync {
                 changed = served.changed() => {
                     changed.map_err(gone)?;
                     served.mark_unchanged();
-                    say(&requests, Message::ServedIssuers(report(self.cache.issuers()))).await?;
+                    say(&requests, Message::ServedIssuers(report(self.issuers()))).await?;
                 }
+                _ = again.tick() => served.mark_changed(),
                 changed = foreign.changed() => {
                     changed.map_err(gone)?;
                     let found = foreign.borrow_and_update().clone();
@@ -105,6 +113,19 @@ impl Sync {
                 }
             }
         }
+    }
+
+    /// What is served, and what this node itself presents, by issuer.
+    fn issuers(&self) -> BTreeMap<Vec<u8>, (u32, Timestamp)> {
+        let mut issuers = self.cache.issuers();
+        let own = self.node.current();
+        let issuer = own.as_ref().and_then(|node| inspect(&node.leaf()?).ok()?.issuer_key_id);
+        if let Some((issuer, node)) = issuer.zip(own) {
+            let (count, earliest) = issuers.entry(issuer).or_insert((0, node.not_after));
+            *count = count.saturating_add(1);
+            *earliest = node.not_after.min(*earliest);
+        }
+        issuers
     }
 
     async fn acknowledge(

@@ -52,7 +52,7 @@ pub use request::{AttributeArgument, RequestCertificate, Workload};
 pub use rhizome_tls::{
     JoinString, JoinStringError, MAX_ADDRESSES, MAX_JOIN_STRING_BYTES as MAX_BYTES, MAX_ROOTS,
 };
-pub use root::RootVerb;
+pub use root::{AbortRoot, AdvanceRoot, ExemptRoot, RootVerb, RotateRoot};
 pub use rule::{Confirmation, PutRule, RuleVerb};
 pub use session::{DEFAULT_SERVER, DEFAULT_SOCKET, Options, ServerAddress, ServerArgument};
 pub use token::{CreateToken, ListTokens, TokenVerb};
@@ -89,7 +89,7 @@ pub enum Verb {
     /// See, rotate and taint signing authorities
     #[command(subcommand)]
     Authority(AuthorityVerb),
-    /// Bring a root from elsewhere, or keep its key offline
+    /// Change the root for another, bring one from elsewhere, or keep its key offline
     #[command(subcommand)]
     Root(Box<RootVerb>),
     /// See and fetch the trust bundle
@@ -115,9 +115,9 @@ impl Verb {
     /// The verb, when it is for a server.
     pub fn into_offline(self) -> Result<OfflineVerb, Box<Self>> {
         let Self::Root(root) = self else { return Err(Box::new(self)) };
-        match *root {
-            RootVerb::Offline(verb) => Ok(verb),
-        }
+        let root = *root;
+        let RootVerb::Offline(verb) = root else { return Err(Box::new(Self::Root(Box::new(root)))) };
+        Ok(verb)
     }
 }
 
@@ -144,7 +144,7 @@ async fn dispatch(verb: Verb, session: &mut Session<'_, '_>) -> Result<Exit, Fai
         Verb::Cert(verb) => cert::run(verb, session).await,
         Verb::Admin(verb) => admin::run(verb, session).await,
         Verb::Authority(verb) => authority::run(verb, session).await,
-        Verb::Root(verb) => root::run(&verb),
+        Verb::Root(verb) => root::run(*verb, session).await,
         Verb::Bundle(verb) => bundle::run(verb, session).await,
         Verb::Cluster(verb) => cluster::run(verb, session).await,
         Verb::Federation(verb) => federation::run(verb, session).await,

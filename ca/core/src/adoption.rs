@@ -215,6 +215,7 @@ pub fn records(adoption: &Adoption, names: &Names, now: Timestamp) -> Vec<Author
         prepared_at: now,
         activated_at: None,
         custody: Custody::Here,
+        cross: None,
         above: Vec::new(),
     };
     let root = |certificate| record(&names.root, AuthorityKind::Root, certificate);

@@ -7,8 +7,7 @@
 //! `step` is a function of its arguments, and performing an effect twice, or crashing between any two, ends in the same
 //! state; a tainted authority never returns; time alone never makes, activates or ends a *root*, except the very first
 //! one: what verifiers trust changes by decision; where the root's key is elsewhere, issuers are asked for and not made.
-//! Not here: keys, certificates and storage (effects; `rhizome_server::rotate` performs them), the acknowledged change
-//! of roots (`rotation`).
+//! Not here: keys, certificates, storage (`rhizome_server::rotate`), the acknowledged change of roots (`rotation`).
 //! Sources: ca/docs/ARCHITECTURE.md §8; spiffe/spire `pkg/server/ca/manager/slot.go` (thresholds); RFC 5280 §6.1.
 
 use std::cmp::Reverse;
@@ -25,7 +24,8 @@ use crate::renewal::{Validity, validity};
 mod records;
 
 pub use records::{
-    Authority, AuthorityKind, AuthorityState, Custody, FirstRoot, JwtAuthority, Records, RotationPolicy,
+    Authority, AuthorityKind, AuthorityState, Cross, Custody, FirstRoot, JwtAuthority, Records,
+    RotationPolicy,
 };
 
 /// Something to be done. Each is idempotent when performed as [`changes`] says: what was done already changes nothing.

@@ -163,6 +163,7 @@ impl Shell {
             activated_at: None,
             custody: Custody::Here,
             above: Vec::new(),
+            cross: None,
         });
         self.keys.push((key, own));
     }

@@ -85,6 +85,11 @@ impl ClockGuard {
         self.doubt.is_none() && steady.saturating_sub(self.since) >= CLOCK_SETTLED_AFTER_SECONDS
     }
 
+    /// Whether the clock is doubted, or was seen to step ahead so lately that a person may yet put it back.
+    pub const fn shaken(&self, steady: i64) -> bool {
+        self.doubt.is_some() || (self.earlier.is_some() && !self.settled(steady))
+    }
+
     /// The time that is believed when the clocks read `wall` and `steady`, and what is worth saying about it. To be
     /// asked often: that a step lasts is known only from readings.
     pub fn judge(&mut self, wall: Timestamp, steady: i64) -> (Timestamp, Option<ClockEvent>) {

@@ -76,6 +76,7 @@ fn issuer(name: &str) -> (Authority, RequestKey) {
         activated_at: None,
         custody: crate::authority::Custody::Here,
         above: Vec::new(),
+        cross: None,
     };
     (authority, key)
 }

@@ -50,6 +50,8 @@ pub enum Kind {
     Cluster,
     /// What is known of such a cluster.
     ClusterReport,
+    /// The change of the root that is under way, or was last.
+    Rotation,
     /// A single setting of this authority, such as its trust domain.
     Setting,
     /// A private key, sealed. Its own ring reads and writes it, and nobody else.
@@ -58,7 +60,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which a store is loaded.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Setting,
         Self::Authority,
         Self::JwtAuthority,
@@ -70,6 +72,7 @@ impl Kind {
         Self::Crl,
         Self::Subscriber,
         Self::Renewal,
+        Self::Rotation,
         Self::Token,
         Self::Key,
         Self::Federation,
@@ -92,6 +95,7 @@ impl Kind {
             Self::Revocation => "revocation",
             Self::Crl => "crl",
             Self::Subscriber => "subscriber",
+            Self::Rotation => "rotation",
             Self::Renewal => "renewal",
             Self::Setting => "setting",
             Self::Key => "key",

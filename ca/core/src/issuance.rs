@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use rhizome_id::{AuthorityId, Digest, KeyId, RequestId, Serial, SpiffeId, Timestamp, TrustDomain};
 use rhizome_x509::{
-    CaCertificate, Certificate, DnsName, IntermediateSpec, Issuer, LeafSpec, Linted, PrepareError, PublicKey,
-    RootSpec, SealError, ServerSpec, Signature, SigningAlgorithm, ToBeSigned, VerifiedCsr,
+    CaCertificate, Certificate, CrossSpec, DnsName, IntermediateSpec, Issuer, LeafSpec, Linted, PrepareError,
+    PublicKey, RootSpec, SealError, ServerSpec, Signature, SigningAlgorithm, ToBeSigned, VerifiedCsr,
 };
 
 use crate::attributes::Attributes;
@@ -287,6 +287,23 @@ impl Prepared {
         let linted = rhizome_x509::prepare_intermediate(spec, certificate, algorithm)?;
         let names = (spec.trust_domain, spec.generation, issuer);
         Ok(Self::authority(Profile::Issuer, linted, spec.public_key, names, key, by))
+    }
+
+    /// Prepares a certificate for the key of the root `subject`, signed by the root `above`.
+    ///
+    /// # Errors
+    /// [`IssuanceError::Prepare`] when the lint refuses.
+    pub fn cross(
+        spec: &CrossSpec<'_>,
+        subject: &AuthorityId,
+        above: (&AuthorityId, &CaCertificate, SigningAlgorithm),
+        key: &KeyId,
+        by: &str,
+    ) -> Result<Self, IssuanceError> {
+        let (issuer, certificate, algorithm) = above;
+        let linted = rhizome_x509::prepare_cross(spec, certificate, algorithm)?;
+        let names = (spec.trust_domain, subject, issuer);
+        Ok(Self::authority(Profile::Issuer, linted, spec.root.public_key(), names, key, by))
     }
 
     fn authority(

@@ -7,7 +7,7 @@
 //! something happened looks again and goes on. What the phase demands of the world depends on the phase alone; on the
 //! way back the same phases are passed in the other order, under gates of their own.
 //! Not here: issuers and their certificates, which follow the active root by themselves (`authority`); performing effects
-//! (the server does not drive this machine yet); what counts as evidence (`evidence`, `gate`).
+//! (`rhizome_server`); what counts as evidence (`evidence`, `gate`).
 //! Sources: ca/docs/rotation.md; RFC 5280 §6.1.
 
 use std::collections::BTreeMap;

@@ -7,6 +7,7 @@
 //! change costs the change and not the size.
 //! Not here: reading documents (`rhizome-store`), swapping the pointer (`rhizome_server`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -25,6 +26,7 @@ use crate::issuance::ActiveIssuer;
 use crate::issuance::jwt::ActiveJwtKey;
 use crate::nodes::NodeRecord;
 use crate::renewals::RenewalOrder;
+use crate::rotation::Rotation;
 use crate::rules::{Rule, RuleSet};
 use crate::tokens::JoinToken;
 
@@ -92,6 +94,20 @@ pub struct Subscriber {
     pub digest: Digest,
     /// When it said so.
     pub at: Timestamp,
+    /// What it serves, written while the root is changed and several servers share the store. Older releases wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<ServedReport>,
+}
+
+/// What an agent says that it serves, for those servers that it is not connected to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedReport {
+    /// How many certificates, by the key identifier of their issuer, in hexadecimal.
+    pub issuers: BTreeMap<String, u32>,
+    /// When it last said so.
+    pub said_at: Timestamp,
+    /// When its stream was last seen open.
+    pub seen_at: Timestamp,
 }
 
 /// The one setting that can never change: whose authority this is.
@@ -126,6 +142,7 @@ stored! {
     AdminRecord, Admin, |it| it.name.to_string();
     Revocation, Revocation, |it| it.serial.to_string();
     Subscriber, Subscriber, |it| it.principal.clone();
+    Rotation, Rotation, |_it| "root".to_owned();
     Identity, Setting, |_it| "identity".to_owned();
 }
 
@@ -162,6 +179,7 @@ pub struct State {
     /// Grows whenever a list or an authority changes.
     crl_generation: u64,
     subscribers: OrdMap<String, Versioned<Arc<Subscriber>>>,
+    rotation: Option<Versioned<Arc<Rotation>>>,
     renewals: OrdMap<String, Versioned<Arc<RenewalOrder>>>,
     foreigners: Foreigners,
     clusters: Clusters,
@@ -212,6 +230,7 @@ impl State {
             crls: OrdMap::new(),
             crl_generation: 0,
             subscribers: OrdMap::new(),
+            rotation: None,
             renewals: OrdMap::new(),
             foreigners: Foreigners::default(),
             clusters: Clusters::default(),
@@ -268,6 +287,7 @@ impl State {
             Kind::Subscriber => {
                 self.subscribers.insert(document.key.id.clone(), shared(document.read::<Subscriber>()?));
             }
+            Kind::Rotation => self.rotation = Some(shared(document.read::<Rotation>()?)),
             Kind::Renewal => {
                 self.renewals.insert(document.key.id.clone(), shared(document.read::<RenewalOrder>()?));
             }
@@ -340,6 +360,7 @@ impl State {
                 }
             }
             Kind::Subscriber => drop(self.subscribers.remove(id)),
+            Kind::Rotation => self.rotation = None,
             Kind::Renewal => drop(self.renewals.remove(id)),
             Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => self.foreigners.delete(key),
             Kind::Cluster | Kind::ClusterReport => self.clusters.delete(key),
@@ -365,7 +386,7 @@ impl State {
             Kind::Rule | Kind::Revocation | Kind::Crl | Kind::Bundle | Kind::Authority | Kind::Renewal => {
                 true
             }
-            Kind::Federation | Kind::ForeignBundle => true,
+            Kind::Federation | Kind::ForeignBundle | Kind::Rotation => true,
             Kind::JwtAuthority | Kind::Node | Kind::Admin | Kind::Subscriber | Kind::ForeignHolder => false,
             Kind::Cluster | Kind::ClusterReport => false,
             Kind::Token | Kind::Setting | Kind::Key => false,
@@ -450,6 +471,7 @@ impl State {
                 id.parse::<AuthorityId>().ok().and_then(|name| self.crls.get(&name).map(|it| it.version))
             }
             Kind::Subscriber => self.subscribers.get(id).map(|it| it.version),
+            Kind::Rotation => self.rotation.as_ref().map(|it| it.version),
             Kind::Renewal => self.renewals.get(id).map(|it| it.version),
             Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => self.foreigners.version_of(key),
             Kind::Cluster | Kind::ClusterReport => self.clusters.version_of(key),
@@ -535,6 +557,11 @@ impl State {
         &self.replica
     }
 
+    /// The change of the root that is under way, or was last.
+    pub const fn rotation(&self) -> Option<&Versioned<Arc<Rotation>>> {
+        self.rotation.as_ref()
+    }
+
     /// Subscribers by principal.
     pub const fn subscribers(&self) -> &OrdMap<String, Versioned<Arc<Subscriber>>> {
         &self.subscribers
@@ -561,10 +588,18 @@ fn issuer_of(
     let Some(active) = active else { return Ok(None) };
     let broken = |cause: String| StateError::Authority { id: active.id.clone(), cause };
     let root = active.issuer.as_ref().and_then(|id| authorities.get(id));
-    let Some(root) = root else { return Err(broken("the root that issued it is not stored".to_owned())) };
-    let chain = std::iter::once(&active.certificate).chain(&active.above).chain(root.value.served());
-    let issuer = Issuer::new(chain.cloned().collect(), root.value.anchor().clone())
-        .map_err(|cause| broken(cause.to_string()))?;
+    // Its root was changed for another while its replica was away: it signs no more, and a new one is made.
+    let Some(root) = root else { return Ok(None) };
+    let below = std::iter::once(&active.certificate).chain(&active.above);
+    let reaching = |cross: Option<&rhizome_x509::CaCertificate>, root: &Authority| {
+        let chain = below.clone().chain(cross).chain(root.served()).cloned();
+        Issuer::new(chain.collect(), root.anchor().clone())
+    };
+    // While the root is changed for another, chains below it reach the other one too.
+    let cross = root.value.cross.as_ref().filter(|it| it.carried);
+    let bridged = cross.and_then(|it| reaching(Some(&it.certificate), &authorities.get(&it.by)?.value).ok());
+    let issuer =
+        bridged.map_or_else(|| reaching(None, &root.value), Ok).map_err(|cause| broken(cause.to_string()))?;
     Ok(Some(Arc::new(ActiveIssuer { id: active.id.clone(), key: active.key.clone(), issuer })))
 }
 

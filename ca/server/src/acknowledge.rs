@@ -114,8 +114,10 @@ fn together(state: &State, batch: Vec<Acknowledged>) -> (Transaction, Vec<Acknow
         }
         match node_of(state, &one.subscriber).filter(|_| seen.insert(one.subscriber.principal.clone())) {
             Some(node) => {
-                transaction =
-                    transaction.require_unchanged(node.value.key(), node.version).put(&one.subscriber);
+                let known = state.subscribers().get(&one.subscriber.principal);
+                let report = known.and_then(|it| it.value.report.clone());
+                let next = Subscriber { report, ..one.subscriber.clone() };
+                transaction = transaction.require_unchanged(node.value.key(), node.version).put(&next);
                 writes.push(one);
             }
             None => {
@@ -151,7 +153,13 @@ impl Ca {
             return Err(ApiError::Invalid { field: "acknowledgement", problem });
         }
         let at = self.ports.clock.now();
-        let subscriber = Subscriber { principal: who.to_owned(), sequence: published.sequence(), digest, at };
+        let subscriber = Subscriber {
+            principal: who.to_owned(),
+            sequence: published.sequence(),
+            digest,
+            at,
+            report: None,
+        };
         for _ in 0..TRIES {
             match self.write_with_others(subscriber.clone()).await {
                 // Its node has changed, or is gone.

@@ -33,6 +33,7 @@ use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::quota::Quota;
 use crate::replicas::Standing;
+use crate::rotate_root_world::RootRotation;
 use crate::selfcheck::Lately;
 use crate::serials::Serials;
 use crate::settings::{Ports, Settings};
@@ -84,6 +85,8 @@ pub(crate) struct Ca {
     pub(crate) spent_keys: Mutex<Vec<KeyId>>,
     /// When people were last told that an issuer is to be brought, in Unix seconds.
     pub(crate) asked_at: AtomicI64,
+    /// What the change of the root needs to remember.
+    pub(crate) root: RootRotation,
     /// A key made for JWT-SVIDs whose record may or may not be stored.
     pub(crate) spare_jwt_key: Mutex<Option<(AuthorityId, KeyInfo)>>,
     changes: watch::Sender<u64>,
@@ -135,6 +138,7 @@ impl Ca {
             unplaced_keys: Mutex::default(),
             spent_keys: Mutex::default(),
             asked_at: AtomicI64::new(i64::MIN),
+            root: RootRotation::default(),
             spare_jwt_key: Mutex::default(),
             state: ArcSwap::from_pointee(state),
             newest: AtomicI64::new(newest.unix()),

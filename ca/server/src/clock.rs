@@ -57,6 +57,12 @@ impl GuardedClock {
         self.returns.load(Ordering::Acquire)
     }
 
+    /// Whether the clock is doubted, or was seen to step ahead lately.
+    pub(crate) fn shaken(&self) -> bool {
+        self.now();
+        self.guard().shaken(self.machine.steady())
+    }
+
     fn guard(&self) -> MutexGuard<'_, ClockGuard> {
         self.guard.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,6 +12,7 @@ use rhizome_core::issuance::jwt::TokenIssuanceError;
 use rhizome_core::nodes::RenewError;
 use rhizome_core::policy::Denial;
 use rhizome_core::ports::{KeyRingError, StoreError};
+use rhizome_core::rotation::Refusal;
 use rhizome_core::tokens::TokenError;
 use rhizome_id::Timestamp;
 use rhizome_x509::CsrError;
@@ -227,6 +228,9 @@ pub enum ApiError {
         /// What is the matter, and what to do.
         problem: &'static str,
     },
+    /// A command about the change of the root.
+    #[error(transparent)]
+    Rotation(#[from] Refusal),
     /// No such method.
     #[error("there is no method {method}")]
     NoSuchMethod {

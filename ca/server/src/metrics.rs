@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use rhizome_core::clusters::ClusterReport;
 use rhizome_core::ledger::Profile;
+use rhizome_core::rotation::evidence::SubscriberKind;
 use rhizome_id::TrustDomain;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -39,13 +40,28 @@ struct ByDomain {
 
 /// A cluster with a Rhizome of its own, of which there are 256 at most.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByCluster {
-    cluster: String,
+pub(crate) struct ByCluster {
+    pub(crate) cluster: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByDocument {
     document: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ByKind {
+    pub(crate) kind: &'static str,
+}
+
+/// The change of the root, as the last look at it found it.
+#[derive(Debug, Default)]
+pub(crate) struct RotationMetrics {
+    pub(crate) phase: Gauge,
+    /// From the beginning to the end of the last that came to its end.
+    pub(crate) duration: Gauge,
+    pub(crate) blockers: Family<ByKind, Gauge>,
+    pub(crate) acknowledged: Family<ByCluster, Gauge<f64, AtomicU64>>,
 }
 
 /// Sums over all labels, for the status.
@@ -80,6 +96,7 @@ pub(crate) struct Metrics {
     pub(crate) crl_failures: Counter,
     pub(crate) crl_entries: Gauge,
     pub(crate) crls_behind: Gauge,
+    pub(crate) rotation: RotationMetrics,
     pub(crate) self_check_failures: Counter,
     pub(crate) self_checked: Counter,
     pub(crate) clock_behind: Gauge<f64, AtomicU64>,
@@ -121,6 +138,7 @@ impl Metrics {
             crl_failures: Counter::default(),
             crl_entries: Gauge::default(),
             crls_behind: Gauge::default(),
+            rotation: RotationMetrics::default(),
             self_check_failures: Counter::default(),
             self_checked: Counter::default(),
             clock_behind: Gauge::default(),
@@ -139,6 +157,7 @@ impl Metrics {
         metrics.register_crls();
         metrics.register_federation();
         metrics.register_clusters();
+        metrics.register_rotation();
         metrics
     }
 
@@ -189,6 +208,23 @@ impl Metrics {
         it.register_with_unit("clock_behind", help, Unit::Seconds, self.clock_behind.clone());
         let help = "How far the machine's clock is ahead of what is believed; 0 while it is believed";
         it.register_with_unit("clock_ahead", help, Unit::Seconds, self.clock_ahead.clone());
+    }
+
+    fn register_rotation(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (it, rotation) = (&mut *registry, &self.rotation);
+        let help = "Phase of the change of the root: 0 stable, 1 staged, 2 distributing, 3 canary, 4 active, 5 untrusting, \
+                    6 retired";
+        it.register("rotation_phase", help, rotation.phase.clone());
+        let help = "How long the last change of the root took, from its beginning to the end of the old key";
+        it.register_with_unit("rotation_duration", help, Unit::Seconds, rotation.duration.clone());
+        let help = "Who holds up the gate of the phase, by kind";
+        it.register("rotation_blockers", help, rotation.blockers.clone());
+        for kind in SubscriberKind::ALL {
+            rotation.blockers.get_or_create(&ByKind { kind: kind.as_str() }).set(0);
+        }
+        let help = "Share of the live subscribers that do not hold up the gate, by cluster";
+        it.register("bundle_ack_ratio", help, rotation.acknowledged.clone());
     }
 
     fn register_crls(&self) {

@@ -466,6 +466,7 @@ async fn take_in_issuer(
         prepared_at: now,
         activated_at: None,
         custody: Custody::Here,
+        cross: None,
         above: between.to_vec(),
     };
     let known = ca.state().authorities().get(&record.id).map(|it| Arc::clone(&it.value));

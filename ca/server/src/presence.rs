@@ -22,6 +22,8 @@ pub(crate) struct Present {
     pub(crate) agent_version: String,
     /// Issuers of the certificates it serves, as it last reported.
     pub(crate) serves: Vec<ServedIssuer>,
+    /// When it last said so; `None`: not yet.
+    pub(crate) reported_at: Option<Timestamp>,
     /// The generation of revocation lists that its newest stream was told.
     pub(crate) crls: u64,
 }
@@ -42,6 +44,7 @@ impl Presence {
             last_seen: now,
             agent_version: String::new(),
             serves: Vec::new(),
+            reported_at: None,
             crls: 0,
         });
         entry.streams = entry.streams.saturating_add(1);
@@ -53,16 +56,23 @@ impl Presence {
     }
 
     /// Notes which issuers' certificates `who` serves.
-    pub(crate) fn serves(&self, who: &str, issuers: Vec<ServedIssuer>) {
+    pub(crate) fn serves(&self, who: &str, issuers: Vec<ServedIssuer>, now: Timestamp) {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(present) = callers.get_mut(who) {
             present.serves = issuers.into_iter().take(SERVED_ISSUERS).collect();
+            present.reported_at = Some(now);
         }
     }
 
     /// What is known about `who`, if it is connected.
     pub(crate) fn of(&self, who: &str) -> Option<Present> {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner).get(who).cloned()
+    }
+
+    /// Everybody connected, with what is known about them.
+    pub(crate) fn all(&self) -> Vec<(String, Present)> {
+        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        callers.iter().map(|(who, present)| (who.clone(), present.clone())).collect()
     }
 
     /// Whether anybody connected was not told of the revocation lists of this generation.

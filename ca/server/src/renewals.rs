@@ -106,14 +106,18 @@ impl Ca {
         let present = self.presence.of(&principal);
         let meant = |id: &Bytes| issuers.is_empty() || issuers.iter().any(|issuer| *issuer == **id);
         let served = present.iter().flat_map(|it| &it.serves).filter(|it| meant(&it.authority_key_id));
-        // Its own certificate is not among those that it serves.
-        let (mut certificates, mut first_end) = (1_u32, record.not_after);
+        // Its own is among those that it reports. Agents of earlier releases left it out: one too few harms nobody.
+        let unsaid = present.as_ref().is_none_or(|it| it.reported_at.is_none());
+        let (mut certificates, mut first_end) = (u32::from(unsaid), record.not_after);
         for issuer in served {
             certificates = certificates.saturating_add(issuer.count);
             let end = issuer.earliest_not_after.as_ref().map(|end| Timestamp::from_unix(end.seconds));
             first_end = end.map_or(first_end, |end| end.min(first_end));
         }
-        (Holder { principal, certificates: certificates.min(MOST_PER_NODE), first_end }, present.is_some())
+        (
+            Holder { principal, certificates: certificates.clamp(1, MOST_PER_NODE), first_end },
+            present.is_some(),
+        )
     }
 
     fn order_name(&self, now: Timestamp) -> Result<String, ApiError> {

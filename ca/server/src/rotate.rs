@@ -4,8 +4,7 @@
 //! authority counts only once its document is stored; what fails in between destroys the key as soon as it is known that
 //! nobody refers to it, and the next try makes a new one. Only a process that ends in between leaves one behind. Documents are changed only as they were read (compare and swap), so two
 //! processes never both win.
-//! Not here: which key signs when (`rhizome_core::authority`), keys for tokens and the bundle that shows them
-//! (`rotate_jwt`), the acknowledged change of roots (ca/docs/ARCHITECTURE.md §8).
+//! Not here: which key signs when (`rhizome_core::authority`), tokens' keys (`rotate_jwt`), changing roots (`rotate_root`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -345,7 +344,8 @@ impl Ca {
                     if next.kind == AuthorityKind::Root && next.state == AuthorityState::Active {
                         new_root = Some(next.anchor().clone());
                     }
-                    transaction = transaction.require_unchanged(next.key(), version(&next.key())).put(&*next);
+                    let Some(put) = self.put_below_active(transaction, &next) else { return Ok(None) };
+                    transaction = put;
                 }
                 Change::PutJwt(next) => {
                     transaction = transaction.require_unchanged(next.key(), version(&next.key())).put(&*next);
@@ -568,6 +568,7 @@ impl Ca {
             activated_at: None,
             custody: Custody::Here,
             above: Vec::new(),
+            cross: None,
         };
         let entry = self.changed("server", "authority.prepare", id.as_str(), reason);
         let transaction = right.around(Transaction::named("prepare authority")).require_absent(record.key());

@@ -131,6 +131,10 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     let (socket, workers) = (settings.admin_socket.clone(), settings.workers);
     let (ca, refusals) = Ca::load(settings, ports, Spawner::default()).await?;
     ca.found().await?;
+    // After a restore old chains carry their bridge before anything is issued.
+    if let Err(cause) = ca.keep_root().await {
+        tracing::error!(%cause, "the change of the root does not go on; trying again");
+    }
     let identity = ca.start_serving().await?;
     let endpoint = Endpoint::open(&ca, &identity).await.map_err(StartError::Federation)?;
     let federation = endpoint.as_ref().and_then(Endpoint::address);
@@ -154,6 +158,8 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     ca.spawner.spawn_until_stop("follow", Arc::clone(&ca).follow_others());
     ca.spawner.spawn_until_stop("standing", Arc::clone(&ca).keep_standing());
     ca.spawner.spawn_until_stop("rotate", Arc::clone(&ca).rotate_forever());
+    ca.spawner.spawn_until_stop("rotate the root", Arc::clone(&ca).rotate_root_forever());
+    ca.spawner.spawn_until_stop("pass reports on", Arc::clone(&ca).pass_reports_on());
     ca.spawner.spawn_until_stop("revocation lists", Arc::clone(&ca).keep_crls());
     ca.spawner.spawn_until_stop("self-check", Arc::clone(&ca).check_itself());
     ca.spawner.spawn_until_stop("record refusals", Arc::clone(&ca).record_refusals(refusals));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rhizome_core::attributes::Attributes;
 use rhizome_core::caller::{AttestedCaller, Principal, Scope};
 use rhizome_core::documents::Transaction;
-use rhizome_core::issuance::{self, Circumstances, IssuanceError};
+use rhizome_core::issuance::{self, ActiveIssuer, Circumstances, IssuanceError, IssuedLeaf, Recorded};
 use rhizome_core::policy::{self, Facts, Wish};
 use rhizome_id::{AuthorityId, Timestamp};
 use rhizome_tls::{ClientTrust, ServingIdentity};
@@ -68,12 +68,28 @@ impl Ca {
     }
 
     async fn serving_certificate(self: &Arc<Self>) -> Result<Serving, ApiError> {
+        let watch = Stopwatch::start();
+        let state = self.state();
+        let issuer = state.issuer().ok_or(IssueError::NoAuthority)?;
+        let (leaf, key) = self.own_leaf(issuer).await?;
+        let mut chain_der = vec![leaf.certificate().der().to_vec()];
+        chain_der.extend(leaf.intermediates().iter().map(|der| der.to_vec()));
+        self.metrics.issued(leaf.issuance().profile, watch.elapsed());
+        let (renew_at, not_after) = (leaf.renew_at(), leaf.issuance().not_after);
+        self.metrics.server_certificate_expiry.set(not_after.unix());
+        Ok(Serving { chain_der, key, renew_at, not_after, issuer: issuer.id.clone() })
+    }
+
+    /// A certificate of this server's own below `issuer`, and its key.
+    pub(crate) async fn own_leaf(
+        self: &Arc<Self>,
+        issuer: &Arc<ActiveIssuer>,
+    ) -> Result<(Recorded<IssuedLeaf>, RequestKey), ApiError> {
         let bug = |cause: String| ApiError::Bug(cause);
         let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).map_err(|cause| bug(cause.to_string()))?;
         let csr = rhizome_x509::create_csr(&key).map_err(|cause| bug(cause.to_string()))?;
         let public_key = VerifiedCsr::parse(&csr).map_err(IssueError::from)?.into_public_key();
 
-        let watch = Stopwatch::start();
         let now = self.now()?;
         let state = self.state();
         let name = self.settings.replica.clone();
@@ -85,7 +101,6 @@ impl Ca {
             limits: &self.settings.policy,
         };
         let grant = policy::decide(&caller, &Wish::Server { name }, &facts, now).map_err(IssueError::from)?;
-        let issuer = state.issuer().ok_or(IssueError::NoAuthority)?;
         let (serial, draw) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
         let bundle = state.bundle().map_or(0, |it| it.value.bundle.sequence());
         let around = Circumstances { now, serial, draw, bundle, request: None, attributes: None };
@@ -100,13 +115,7 @@ impl Ca {
         let signature =
             self.ports.keys.sign(intent.key(), &intent.to_be_signed()).await.map_err(IssueError::from)?;
         let leaf = intent.seal(signature).map_err(IssueError::from)?;
-
-        let mut chain_der = vec![leaf.certificate().der().to_vec()];
-        chain_der.extend(leaf.intermediates().iter().map(|der| der.to_vec()));
-        self.metrics.issued(leaf.issuance().profile, watch.elapsed());
-        let (renew_at, not_after) = (leaf.renew_at(), leaf.issuance().not_after);
-        self.metrics.server_certificate_expiry.set(not_after.unix());
-        Ok(Serving { chain_der, key, renew_at, not_after, issuer: issuer.id.clone() })
+        Ok((leaf, key))
     }
 }
 

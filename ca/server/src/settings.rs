@@ -12,6 +12,7 @@ use rhizome_core::caller::Role;
 use rhizome_core::limits;
 use rhizome_core::policy::PolicyLimits;
 use rhizome_core::ports::{Clock, Entropy, KeyRing, Store};
+use rhizome_core::rotation::Choices;
 use rhizome_id::{ReplicaName, TrustDomain, Ttl};
 use rhizome_tls::WebRoots;
 use rhizome_x509::{DnsName, SigningAlgorithm};
@@ -41,6 +42,8 @@ pub struct Settings {
     pub policy: PolicyLimits,
     /// Lifetimes of authorities.
     pub rotation: RotationPolicy,
+    /// What a change of the root waits for, when nothing else is asked for.
+    pub root_rotation: Choices,
     /// What new authorities sign with.
     pub algorithm: SigningAlgorithm,
     /// How often followers of the bundle without a stream should look.
@@ -83,6 +86,7 @@ impl Settings {
                 jwt_key_ttl: limits::JWT_KEY_TTL,
                 first_root: FirstRoot::Make,
             },
+            root_rotation: Choices::default(),
             algorithm: SigningAlgorithm::default(),
             refresh_hint: limits::BUNDLE_REFRESH_HINT,
             token_ttl: limits::JOIN_TOKEN_DEFAULT_TTL,

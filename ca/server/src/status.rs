@@ -89,6 +89,9 @@ pub(crate) fn public(error: &ApiError) -> Public {
         ApiError::Invalid { .. } => Public::new(Code::InvalidArgument, "invalid_argument", error.to_string()),
         ApiError::NotFound { .. } => Public::new(Code::NotFound, "not_found", error.to_string()),
         ApiError::Conflict { .. } => Public::new(Code::FailedPrecondition, "conflict", error.to_string()),
+        ApiError::Rotation(refusal) => {
+            Public::new(Code::FailedPrecondition, refusal.code(), refusal.to_string())
+        }
         ApiError::NoSuchMethod { .. } => {
             Public::new(Code::Unimplemented, "no_such_method", error.to_string())
         }
@@ -322,6 +325,7 @@ mod tests {
             ApiError::Invalid { field: "reason", problem: "say why".to_owned() },
             ApiError::NotFound { what: "rule", name: "web".to_owned() },
             ApiError::Conflict { what: "rule", name: "web".to_owned(), problem: "exists already" },
+            ApiError::Rotation(rhizome_core::rotation::Refusal::NoneUnderWay),
             ApiError::NoSuchMethod { method: "/a/b".to_owned() },
             ApiError::Stopping,
             ApiError::Bug(text()),

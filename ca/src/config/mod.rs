@@ -65,6 +65,8 @@ pub struct Config {
     pub limits: Limits,
     /// How often followers of the bundle without a stream should look.
     pub refresh_hint: Ttl,
+    /// What a change of the root waits for, when nothing else is asked for.
+    pub rotation: Rotation,
     /// Foreign trust domains, and OpenID Connect's discovery.
     pub federation: Federation,
     /// The log.
@@ -192,6 +194,19 @@ pub struct Limits {
     pub connections: u32,
     /// Worker threads; 0 means one per core.
     pub workers: usize,
+}
+
+/// What a change of the root waits for, when nothing else is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// After the last issuer changed.
+    pub settle: Ttl,
+    /// While only the new root is trusted, before the old key is destroyed.
+    pub soak: Ttl,
+    /// Over how long ordered renewals are spread.
+    pub window: Ttl,
+    /// Renewals a second at most.
+    pub renewals_per_second: u32,
 }
 
 /// The log.

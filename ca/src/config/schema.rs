@@ -12,14 +12,15 @@ use std::path::PathBuf;
 use rhizome_core::limits;
 use rhizome_id::{ReplicaName, TrustDomain, Ttl};
 
-use super::faults::{Faults, quoted};
+use super::faults::{Faults, Position, quoted};
 use super::keys;
 use super::section::{Refusal, Scalar, Section};
 use super::store;
 use super::tree::Node;
 use super::values::{self, Endpoint, Host};
 use super::{
-    Admin, Authority, Config, Federation, Limits, Log, LogFormat, LogLevel, Policy, Sealing, Warning,
+    Admin, Authority, Config, Federation, Limits, Log, LogFormat, LogLevel, Policy, Rotation, Sealing,
+    Warning,
 };
 
 /// Values in one list: replicas, names and administrators are counted in tens.
@@ -39,6 +40,11 @@ const BUNDLE_PATH: &str = "/bundle";
 
 /// What stands below the issuer's address (OpenID Connect Discovery 1.0 §4).
 const DISCOVERY_PATHS: [&str; 2] = ["/.well-known/openid-configuration", "/keys"];
+
+/// What a change of the root waits for unless told otherwise: `limits::ROTATION_*_SECONDS` as lifetimes.
+const SETTLE: Ttl = Ttl::minutes(21);
+const SOAK: Ttl = Ttl::hours(24);
+const WINDOW: Ttl = Ttl::minutes(10);
 
 /// Upper bound of every rate: no server issues faster.
 const MAX_RATE: u32 = 1_000_000;
@@ -69,6 +75,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     let mut bundle = file.section("bundle");
     let refresh_hint = bundle.value("refresh_hint", values::ttl).or(limits::BUNDLE_REFRESH_HINT);
     bundle.finish();
+    let (rotation, hasty) = rotation(file.section("rotation"));
     let federation = federation(file.section("federation"));
     let log = log(file.section("log"));
     file.finish();
@@ -83,6 +90,11 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     if let Some(at) = plaintext {
         let text =
             "store.danger_plaintext: whoever is between here and the database reads and changes everything";
+        warnings.push(Warning { at: Some(at), text: text.to_owned() });
+    }
+    if let Some(at) = hasty {
+        let text = "rotation.settle: less than 21m: whatever is under way when the root changes, with clocks ten minutes \
+                    off, may be missed";
         warnings.push(Warning { at: Some(at), text: text.to_owned() });
     }
     let Reach { listen, advertise, names } = reach;
@@ -105,6 +117,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
         policy,
         limits,
         refresh_hint,
+        rotation,
         federation,
         log,
     };
@@ -277,6 +290,21 @@ fn read_limits(mut section: Section<'_>) -> Limits {
     let workers = section.value("workers", values::number(0..=MAX_WORKERS)).or(0);
     section.finish();
     Limits { per_source_per_second, per_identity_per_second, connections, workers }
+}
+
+/// And where the settling time is too short to be safe.
+fn rotation(mut section: Section<'_>) -> (Rotation, Option<Position>) {
+    let settle_field = section.value("settle", values::ttl);
+    let at = settle_field.position();
+    let settle = settle_field.or(SETTLE);
+    let soak = section.value("soak", values::ttl).or(SOAK);
+    let window = section.value("window", values::ttl).or(WINDOW);
+    let rate = values::number(1..=MAX_RATE);
+    let renewals_per_second =
+        section.value("renewals_per_second", &rate).or(limits::ROTATION_RENEWALS_PER_SECOND);
+    section.finish();
+    let hasty = at.filter(|_| settle.seconds() < limits::ROTATION_SETTLE_SECONDS);
+    (Rotation { settle, soak, window, renewals_per_second }, hasty)
 }
 
 fn federation(mut section: Section<'_>) -> Federation {

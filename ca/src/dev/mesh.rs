@@ -251,7 +251,7 @@ async fn renewal(stage: &Stage) -> Result<((), String), String> {
     Ok(((), format!("{WEB} {web_before} → {web_after}, {BACKEND} {backend_before} → {backend_after}")))
 }
 
-async fn no_failed_handshake(stage: &Stage) -> Result<((), String), String> {
+pub(super) async fn no_failed_handshake(stage: &Stage) -> Result<((), String), String> {
     let (web, _) = stage.workloads()?;
     let calls = web.now().calls;
     let seen = web.until("go on calling", |seen| seen.calls > calls).await?;

@@ -3,11 +3,12 @@
 //! Laws: no root, no configuration, nothing outside one directory, which is removed at the end unless it was named; no
 //! process outlives this one. It is the real thing: the same configuration reader, server, agent, wire and
 //! administrators' verbs as anywhere else, and workloads that are processes of their own.
-//! Not here: the steps (`walk` for the authority, `mesh` for agent and workloads), what runs meanwhile (`stage`,
+//! Not here: the steps (`walk` for the authority, `mesh` for agent and workloads, `rotation` for the root), what runs meanwhile (`stage`,
 //! `process`), what a workload does (`workload`), what is shown (`show`).
 
 mod mesh;
 mod process;
+mod rotation;
 mod show;
 mod stage;
 mod walk;
@@ -33,24 +34,34 @@ use crate::{command, logging};
 /// The trust domain of a trial: a name that nobody can own (RFC 2606).
 const TRUST_DOMAIN: &str = "dev.example.org";
 
-/// Runs the trial: once through with `check`, else until a signal.
-pub async fn run(check: bool, directory: Option<&Path>, output: OutputFormat) -> Exit {
+/// How far the trial goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// Once through, with everything that is changed and stopped; else until a signal.
+    pub check: bool,
+    /// The root is changed, too.
+    pub rotate: bool,
+}
+
+/// Runs the trial.
+pub async fn run(way: Way, directory: Option<&Path>, output: OutputFormat) -> Exit {
     logging::start(Log { format: LogFormat::Text, level: LogLevel::Error });
-    match trial(check, directory, output).await {
+    match trial(way, directory, output).await {
         Ok(exit) => exit,
         Err(error) => command::failed(output, &Failure::new(Exit::Failed, "failed", error)),
     }
 }
 
-async fn trial(check: bool, directory: Option<&Path>, output: OutputFormat) -> Result<Exit, String> {
+async fn trial(way: Way, directory: Option<&Path>, output: OutputFormat) -> Result<Exit, String> {
+    let check = way.check;
     let watch = Stopwatch::start();
     let mut signals = Signals::listen()?;
     let home = Home::make(directory)?;
     let place = Place::below(home.path());
     let mut stage = Stage::set(&place, &configuration(&place)?).await?;
-    let mut walk = Walk::new(place, check);
+    let mut walk = Walk::new(place, check || way.rotate);
     let walked = tokio::select! {
-        facts = walk.all(&mut stage, check) => Some(facts),
+        facts = walk.all(&mut stage, way) => Some(facts),
         () = signals.any() => None,
     };
     let facts = walked.unwrap_or_else(|| {

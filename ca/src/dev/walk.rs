@@ -19,6 +19,7 @@ use rhizome_tls::{ExpectedServer, IdentityDir, StoredIdentity};
 use rhizome_x509::{KeyAlgorithm, PeerUsage, RequestKey, TrustAnchors, create_csr, verify_peer};
 use serde_json::Value;
 
+use super::Way;
 use super::mesh::{Mesh, Pace};
 use super::stage::Stage;
 use crate::command;
@@ -90,6 +91,15 @@ pub(super) struct Workload {
     pub(super) renew_at: String,
 }
 
+/// A node that joined, what it asked for, and the root that it believes.
+struct Joined {
+    join: String,
+    node: String,
+    workload: Workload,
+    root: Digest,
+    root_until: Timestamp,
+}
+
 /// What verifying the ledger gave.
 #[derive(Clone, Debug)]
 pub(super) struct Ledger {
@@ -125,29 +135,44 @@ impl Walk {
         Self { place, aloud, passed: 0, failure: None }
     }
 
-    /// Every step; `None` as soon as one fails. With `change`, also those that change and stop what runs.
-    pub(super) async fn all(&mut self, stage: &mut Stage, change: bool) -> Option<Facts> {
+    /// Every step; `None` as soon as one fails. With `check`, also those that change and stop what runs.
+    pub(super) async fn all(&mut self, stage: &mut Stage, way: Way) -> Option<Facts> {
         let address = stage.authority.address().to_string();
         self.step("server", async { Ok(((), format!("serves on {address}"))) }).await?;
         let place = self.place.clone();
         let place = &place;
-        let join = self.step("join token", join_token(place)).await?;
-        let node = self.step("node joins", node_joins(place, &join)).await?;
-        let workload = self.step("workload certificate", workload_certificate(place, &address)).await?;
-        let (root, root_until) = self.step("verification", async { verification(place) }).await?;
+        let mut joined = self.joins(place, &address).await?;
         let latency = self.step("issuance", issuance(place, &address)).await?;
         self.step("grant explained", explained(place, NAMESPACE, true)).await?;
         self.step("denial explained", explained(place, FOREIGN, false)).await?;
         self.step("wrong request", wrong_request(place, &address)).await?;
-        self.step("used token", used_token(place, &join)).await?;
-        let pace = if change { Pace::QUICK } else { Pace::READABLE };
+        self.step("used token", used_token(place, &joined.join)).await?;
+        let pace = if way.check || way.rotate { Pace::QUICK } else { Pace::READABLE };
         let mesh = Box::pin(self.mesh(place, stage, pace)).await?;
-        if change {
+        if way.check {
             Box::pin(self.changes(place, stage)).await?;
+        }
+        if way.rotate {
+            Box::pin(self.rotation(place, stage)).await?;
+            // What was exempted starts anew, below the root that there is now.
+            for directory in [&place.node, &place.workload] {
+                drop(std::fs::remove_dir_all(directory));
+            }
+            joined = self.joins(place, &address).await?;
         }
         let ledger = self.step("ledger", ledger(place)).await?;
         let (place, web) = (place.clone(), stage.authority.web().map(|web| web.to_string()));
+        let Joined { node, workload, root, root_until, .. } = joined;
         Some(Facts { place, address, web, root, root_until, node, workload, mesh, ledger, latency })
+    }
+
+    /// A node joins, asks for a certificate of a workload, and that is good.
+    async fn joins(&mut self, place: &Place, address: &str) -> Option<Joined> {
+        let join = self.step("join token", join_token(place)).await?;
+        let node = self.step("node joins", node_joins(place, &join)).await?;
+        let workload = self.step("workload certificate", workload_certificate(place, address)).await?;
+        let (root, root_until) = self.step("verification", async { verification(place) }).await?;
+        Some(Joined { join, node, workload, root, root_until })
     }
 
     pub(super) async fn step<T>(

@@ -32,6 +32,24 @@ fn the_check_walks_every_step_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_root_is_changed_and_a_change_is_taken_back_while_two_workloads_call_each_other() {
+    let scratch = tempfile::Builder::new().prefix("rhz").tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rhizome"));
+    command.args(["dev", "--check", "--rotate"]);
+    let output = command.env("TMPDIR", scratch.path()).output().unwrap();
+    let said = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}{}", stderr(&output));
+    let line =
+        |step: &str| said.lines().rfind(|line| line.starts_with(step)).unwrap_or_else(|| panic!("{said}"));
+    assert!(line("gate waits, by name").contains("laptop"), "{said}");
+    assert!(line("old root gone").contains("its key is destroyed"), "{said}");
+    assert!(line("taken back").ends_with("the same roots as before, byte for byte"), "{said}");
+    assert!(line("no failed handshake").ends_with("certificates, 0 failed"), "{said}");
+    assert!(line("all ").contains(" steps ok in "), "{said}");
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_directory_that_is_not_empty_is_refused() {
     let output = rhizome(&["dev", "--check", "--dir", env!("CARGO_MANIFEST_DIR")]);
     assert_eq!(output.status.code(), Some(1));

@@ -6393,6 +6393,1332 @@ pub mod node_admin_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// What whoever starts a rotation chooses.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotationChoices {
+    /// What kind of change it is.
+    #[prost(enumeration = "RotationMode", tag = "1")]
+    pub mode: i32,
+    /// True: each phase is left only at somebody's word, besides the evidence.
+    #[prost(bool, tag = "2")]
+    pub manual: bool,
+    /// True: a certificate counts until it has expired, even when its holder reports that it has another one.
+    #[prost(bool, tag = "3")]
+    pub until_expiry: bool,
+    /// How long only the new root is trusted before the old key is destroyed, in seconds. Absent: as the server is configured
+    /// (a day). Always there in answers.
+    #[prost(uint64, optional, tag = "4")]
+    pub soak_seconds: ::core::option::Option<u64>,
+    /// How long to wait after the last issuer changed, in seconds. Absent: as the server is configured (21 minutes). Always
+    /// there in answers. Less than 21 minutes is unsafe.
+    #[prost(uint64, optional, tag = "5")]
+    pub settle_seconds: ::core::option::Option<u64>,
+    /// Over how long ordered renewals are spread, in seconds. Absent: as the server is configured (ten minutes). Always there
+    /// in answers.
+    #[prost(uint64, optional, tag = "6")]
+    pub window_seconds: ::core::option::Option<u64>,
+    /// Renewals a second that are ordered at most. Absent: as the server is configured (500). Always there in answers.
+    #[prost(uint32, optional, tag = "7")]
+    pub renewals_per_second: ::core::option::Option<u32>,
+    /// True: go without cross-certificates, since the old root's key is not at the server: whoever was not reached breaks.
+    #[prost(bool, tag = "8")]
+    pub without_bridge: bool,
+}
+/// Asks for a plan.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanRotationRequest {
+    /// What would be chosen.
+    #[prost(message, optional, tag = "1")]
+    pub choices: ::core::option::Option<RotationChoices>,
+}
+/// A cluster and a kind of subscriber.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotationPlace {
+    /// The cluster. Empty: what is in no cluster.
+    #[prost(string, tag = "1")]
+    pub cluster: ::prost::alloc::string::String,
+    /// `agent`, `subordinate`, `one_shot`, `publisher`, `federated` or `replica`.
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    /// How many of them do not hold up the gate. In a plan: how many would not, as things are.
+    #[prost(uint32, tag = "3")]
+    pub done: u32,
+    /// How many there are.
+    #[prost(uint32, tag = "4")]
+    pub total: u32,
+}
+/// Somebody who holds up a gate, or would.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotationBlocker {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What it is, as in `RotationPlace.kind`.
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    /// Where it is. Empty: what is in no cluster.
+    #[prost(string, tag = "3")]
+    pub cluster: ::prost::alloc::string::String,
+    /// What is missing, in words.
+    #[prost(string, tag = "4")]
+    pub why: ::prost::alloc::string::String,
+    /// When it was last heard of. Absent: never.
+    #[prost(message, optional, tag = "5")]
+    pub last_contact: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it stops mattering by itself. Absent: never.
+    #[prost(message, optional, tag = "6")]
+    pub matters_until: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// What a rotation begun now would meet.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PlanRotationResponse {
+    /// The root that would go. Empty: there is none yet.
+    #[prost(string, tag = "1")]
+    pub old: ::prost::alloc::string::String,
+    /// Live subscribers, by cluster and kind.
+    #[prost(message, repeated, tag = "2")]
+    pub places: ::prost::alloc::vec::Vec<RotationPlace>,
+    /// Who would hold up a gate as things are; at most 1000.
+    #[prost(message, repeated, tag = "3")]
+    pub blockers: ::prost::alloc::vec::Vec<RotationBlocker>,
+    /// Certificates that would be renewed.
+    #[prost(uint32, tag = "4")]
+    pub renewals: u32,
+    /// Renewals a second while they are.
+    #[prost(uint32, tag = "5")]
+    pub renewals_per_second: u32,
+    /// Seconds that it takes at least.
+    #[prost(uint64, tag = "6")]
+    pub least_seconds: u64,
+    /// When the last of those who are away stops mattering. Absent: nobody is away, or somebody never does.
+    #[prost(message, optional, tag = "7")]
+    pub latest: ::core::option::Option<::prost_types::Timestamp>,
+    /// What would be chosen, with whatever the request left open.
+    #[prost(message, optional, tag = "8")]
+    pub choices: ::core::option::Option<RotationChoices>,
+    /// What deserves a second look: a settling time that is too short, a bridge that cannot be made.
+    #[prost(string, repeated, tag = "9")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Begins a rotation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StartRotationRequest {
+    /// What is chosen.
+    #[prost(message, optional, tag = "1")]
+    pub choices: ::core::option::Option<RotationChoices>,
+    /// Why, for the audit log. 1 to 1024 bytes.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The rotation that was begun.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartRotationResponse {
+    /// How it stands.
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<Rotation>,
+}
+/// Somebody whom gates do not wait for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotationExemption {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub subscriber: ::prost::alloc::string::String,
+    /// Why.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// By whom.
+    #[prost(string, tag = "3")]
+    pub approver: ::prost::alloc::string::String,
+    /// Until when (inclusive).
+    #[prost(message, optional, tag = "4")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// A rotation and its gate, as one reading of the world shows them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Rotation {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Grows with every change: commands name the one they have seen.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// What kind of change it is.
+    #[prost(enumeration = "RotationMode", tag = "3")]
+    pub mode: i32,
+    /// Where it stands.
+    #[prost(enumeration = "RotationPhase", tag = "4")]
+    pub phase: i32,
+    /// True: it goes back to the old root.
+    #[prost(bool, tag = "5")]
+    pub back: bool,
+    /// `rotated` or `aborted`, once it has ended. Empty: it has not.
+    #[prost(string, tag = "6")]
+    pub outcome: ::prost::alloc::string::String,
+    /// The root that goes.
+    #[prost(string, tag = "7")]
+    pub old: ::prost::alloc::string::String,
+    /// The root that comes.
+    #[prost(string, tag = "8")]
+    pub new: ::prost::alloc::string::String,
+    /// By whom it was begun.
+    #[prost(string, tag = "9")]
+    pub started_by: ::prost::alloc::string::String,
+    /// When.
+    #[prost(message, optional, tag = "10")]
+    pub started_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Since when it is in this phase.
+    #[prost(message, optional, tag = "11")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// The gate of this phase, in words.
+    #[prost(string, tag = "12")]
+    pub gate: ::prost::alloc::string::String,
+    /// True: it may be left.
+    #[prost(bool, tag = "13")]
+    pub gate_open: bool,
+    /// What else it waits for, one sentence each.
+    #[prost(string, repeated, tag = "14")]
+    pub waits: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Who holds it up, those that were not heard of for longest first; at most 1000.
+    #[prost(message, repeated, tag = "15")]
+    pub blockers: ::prost::alloc::vec::Vec<RotationBlocker>,
+    /// How many hold it up.
+    #[prost(uint32, tag = "16")]
+    pub blocker_count: u32,
+    /// How far each cluster and kind has come.
+    #[prost(message, repeated, tag = "17")]
+    pub places: ::prost::alloc::vec::Vec<RotationPlace>,
+    /// Whom gates do not wait for.
+    #[prost(message, repeated, tag = "18")]
+    pub exemptions: ::prost::alloc::vec::Vec<RotationExemption>,
+    /// Who would break if the phase were left now; only of a compromised root. At most 1000.
+    #[prost(string, repeated, tag = "19")]
+    pub losses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How many workloads that are.
+    #[prost(uint32, tag = "20")]
+    pub lost_workloads: u32,
+    /// SHA-256 over that list, 64 hexadecimal digits: what accepting it names. Empty: nobody would break.
+    #[prost(string, tag = "21")]
+    pub loss_digest: ::prost::alloc::string::String,
+    /// Sequence of the first bundle of this phase; 0: it is not published yet.
+    #[prost(uint64, tag = "22")]
+    pub bundle_sequence: u64,
+    /// What was chosen.
+    #[prost(message, optional, tag = "23")]
+    pub choices: ::core::option::Option<RotationChoices>,
+    /// What deserves a second look: a settling time that is too short, a bridge that is missing.
+    #[prost(string, repeated, tag = "24")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// When the last of those who hold up the gate stops mattering by itself. Absent: nobody holds it up, or somebody never
+    /// stops.
+    #[prost(message, optional, tag = "25")]
+    pub latest: ::core::option::Option<::prost_types::Timestamp>,
+    /// The loss that was accepted, in words. Empty: none was.
+    #[prost(string, tag = "26")]
+    pub accepted: ::prost::alloc::string::String,
+}
+/// Asks for the rotation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRotationRequest {}
+/// The rotation that is under way, or the last one.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetRotationResponse {
+    /// Absent: there was never one.
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<Rotation>,
+}
+/// Follows the rotation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRotationRequest {}
+/// The rotation as it is now.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchRotationResponse {
+    /// How it stands. Absent: there was never one.
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<Rotation>,
+}
+/// Which rotation a command means, as it was seen.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SeenRotation {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Its version.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+}
+/// Leaves the phase.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdvanceRotationRequest {
+    /// What was seen. Absent: whatever is there.
+    #[prost(message, optional, tag = "1")]
+    pub seen: ::core::option::Option<SeenRotation>,
+    /// `Rotation.loss_digest` of the loss that is accepted. Empty: none is.
+    #[prost(string, tag = "2")]
+    pub accept_loss: ::prost::alloc::string::String,
+}
+/// The rotation after it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AdvanceRotationResponse {
+    /// How it stands.
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<Rotation>,
+}
+/// Takes the rotation back.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AbortRotationRequest {
+    /// What was seen. Absent: whatever is there.
+    #[prost(message, optional, tag = "1")]
+    pub seen: ::core::option::Option<SeenRotation>,
+    /// Why, for the audit log. 1 to 1024 bytes.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The rotation after it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AbortRotationResponse {
+    /// How it stands.
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<Rotation>,
+}
+/// Exempts a subscriber.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExemptSubscriberRequest {
+    /// What was seen. Absent: whatever is there.
+    #[prost(message, optional, tag = "1")]
+    pub seen: ::core::option::Option<SeenRotation>,
+    /// Its name, as `RotationBlocker.name` shows it.
+    #[prost(string, tag = "2")]
+    pub subscriber: ::prost::alloc::string::String,
+    /// Why. 1 to 1024 bytes.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// For how many seconds.
+    #[prost(uint64, tag = "4")]
+    pub seconds: u64,
+}
+/// The rotation after it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExemptSubscriberResponse {
+    /// How it stands.
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<Rotation>,
+}
+/// Asks who depends on a root.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListDependentsRequest {
+    /// The root's id. Empty: the one that goes, or the active one while no rotation is under way.
+    #[prost(string, tag = "1")]
+    pub root: ::prost::alloc::string::String,
+}
+/// Somebody who presents certificates below a root.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Dependent {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What it is, as in `RotationPlace.kind`.
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    /// Where it is. Empty: what is in no cluster.
+    #[prost(string, tag = "3")]
+    pub cluster: ::prost::alloc::string::String,
+    /// How many certificates it presents, or may.
+    #[prost(uint32, tag = "4")]
+    pub certificates: u32,
+    /// The last second of the last of them.
+    #[prost(message, optional, tag = "5")]
+    pub not_after: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it was last heard of. Absent: never.
+    #[prost(message, optional, tag = "6")]
+    pub last_contact: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Who depends on a root.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListDependentsResponse {
+    /// The root.
+    #[prost(string, tag = "1")]
+    pub root: ::prost::alloc::string::String,
+    /// Who; at most 1000.
+    #[prost(message, repeated, tag = "2")]
+    pub dependents: ::prost::alloc::vec::Vec<Dependent>,
+    /// How many there are.
+    #[prost(uint32, tag = "3")]
+    pub count: u32,
+}
+/// What kind of change it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RotationMode {
+    /// Planned.
+    Unspecified = 0,
+    /// On a working day: nobody breaks.
+    Planned = 1,
+    /// The old root is in wrong hands and goes even if somebody breaks.
+    Compromised = 2,
+    /// The old root has expired.
+    Expired = 3,
+}
+impl RotationMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ROTATION_MODE_UNSPECIFIED",
+            Self::Planned => "ROTATION_MODE_PLANNED",
+            Self::Compromised => "ROTATION_MODE_COMPROMISED",
+            Self::Expired => "ROTATION_MODE_EXPIRED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ROTATION_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ROTATION_MODE_PLANNED" => Some(Self::Planned),
+            "ROTATION_MODE_COMPROMISED" => Some(Self::Compromised),
+            "ROTATION_MODE_EXPIRED" => Some(Self::Expired),
+            _ => None,
+        }
+    }
+}
+/// Where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RotationPhase {
+    /// Not stated.
+    Unspecified = 0,
+    /// None is under way.
+    Stable = 1,
+    /// The new root exists and is being tested.
+    Staged = 2,
+    /// Both roots are in the bundle; the old one signs.
+    Distributing = 3,
+    /// A share is issued under the new root.
+    Canary = 4,
+    /// The new root signs.
+    Active = 5,
+    /// Only the new root is in the bundle.
+    Untrusting = 6,
+    /// The old key is being destroyed.
+    Retired = 7,
+}
+impl RotationPhase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ROTATION_PHASE_UNSPECIFIED",
+            Self::Stable => "ROTATION_PHASE_STABLE",
+            Self::Staged => "ROTATION_PHASE_STAGED",
+            Self::Distributing => "ROTATION_PHASE_DISTRIBUTING",
+            Self::Canary => "ROTATION_PHASE_CANARY",
+            Self::Active => "ROTATION_PHASE_ACTIVE",
+            Self::Untrusting => "ROTATION_PHASE_UNTRUSTING",
+            Self::Retired => "ROTATION_PHASE_RETIRED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ROTATION_PHASE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ROTATION_PHASE_STABLE" => Some(Self::Stable),
+            "ROTATION_PHASE_STAGED" => Some(Self::Staged),
+            "ROTATION_PHASE_DISTRIBUTING" => Some(Self::Distributing),
+            "ROTATION_PHASE_CANARY" => Some(Self::Canary),
+            "ROTATION_PHASE_ACTIVE" => Some(Self::Active),
+            "ROTATION_PHASE_UNTRUSTING" => Some(Self::Untrusting),
+            "ROTATION_PHASE_RETIRED" => Some(Self::Retired),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod rotation_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Changes of the root: acknowledged, gated, reversible.
+    #[derive(Debug, Clone)]
+    pub struct RotationServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl RotationServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> RotationServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> RotationServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            RotationServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Says what a rotation begun now would meet. Changes nothing.
+        pub async fn plan_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlanRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlanRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.RotationService/PlanRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.RotationService", "PlanRotation"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Begins a rotation. One at a time.
+        pub async fn start_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StartRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StartRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.RotationService/StartRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.RotationService", "StartRotation"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Shows the rotation that is under way, or the last one.
+        pub async fn get_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.RotationService/GetRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.RotationService", "GetRotation"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Follows it: the status now, and again whenever it changes and at least every five seconds. Ends with the rotation.
+        pub async fn watch_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchRotationResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.RotationService/WatchRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.RotationService", "WatchRotation"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Leaves the phase, if its gate is open.
+        pub async fn advance_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AdvanceRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AdvanceRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.RotationService/AdvanceRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "rhizome.admin.v1.RotationService",
+                        "AdvanceRotation",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes it back.
+        pub async fn abort_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AbortRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AbortRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.RotationService/AbortRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.RotationService", "AbortRotation"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lets gates not wait for one subscriber.
+        pub async fn exempt_subscriber(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExemptSubscriberRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExemptSubscriberResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.RotationService/ExemptSubscriber",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "rhizome.admin.v1.RotationService",
+                        "ExemptSubscriber",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists who presents certificates below a root.
+        pub async fn list_dependents(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListDependentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDependentsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::Codec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rhizome.admin.v1.RotationService/ListDependents",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rhizome.admin.v1.RotationService", "ListDependents"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod rotation_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with RotationServiceServer.
+    #[async_trait]
+    pub trait RotationService: std::marker::Send + std::marker::Sync + 'static {
+        /// Says what a rotation begun now would meet. Changes nothing.
+        async fn plan_rotation(
+            &self,
+            request: tonic::Request<super::PlanRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlanRotationResponse>,
+            tonic::Status,
+        >;
+        /// Begins a rotation. One at a time.
+        async fn start_rotation(
+            &self,
+            request: tonic::Request<super::StartRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StartRotationResponse>,
+            tonic::Status,
+        >;
+        /// Shows the rotation that is under way, or the last one.
+        async fn get_rotation(
+            &self,
+            request: tonic::Request<super::GetRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRotationResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchRotation method.
+        type WatchRotationStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::WatchRotationResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Follows it: the status now, and again whenever it changes and at least every five seconds. Ends with the rotation.
+        async fn watch_rotation(
+            &self,
+            request: tonic::Request<super::WatchRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchRotationStream>,
+            tonic::Status,
+        >;
+        /// Leaves the phase, if its gate is open.
+        async fn advance_rotation(
+            &self,
+            request: tonic::Request<super::AdvanceRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AdvanceRotationResponse>,
+            tonic::Status,
+        >;
+        /// Takes it back.
+        async fn abort_rotation(
+            &self,
+            request: tonic::Request<super::AbortRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AbortRotationResponse>,
+            tonic::Status,
+        >;
+        /// Lets gates not wait for one subscriber.
+        async fn exempt_subscriber(
+            &self,
+            request: tonic::Request<super::ExemptSubscriberRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExemptSubscriberResponse>,
+            tonic::Status,
+        >;
+        /// Lists who presents certificates below a root.
+        async fn list_dependents(
+            &self,
+            request: tonic::Request<super::ListDependentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDependentsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Changes of the root: acknowledged, gated, reversible.
+    #[derive(Debug)]
+    pub struct RotationServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> RotationServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for RotationServiceServer<T>
+    where
+        T: RotationService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/rhizome.admin.v1.RotationService/PlanRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlanRotationSvc<T: RotationService>(pub Arc<T>);
+                    impl<
+                        T: RotationService,
+                    > tonic::server::UnaryService<super::PlanRotationRequest>
+                    for PlanRotationSvc<T> {
+                        type Response = super::PlanRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PlanRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RotationService>::plan_rotation(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlanRotationSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.RotationService/StartRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct StartRotationSvc<T: RotationService>(pub Arc<T>);
+                    impl<
+                        T: RotationService,
+                    > tonic::server::UnaryService<super::StartRotationRequest>
+                    for StartRotationSvc<T> {
+                        type Response = super::StartRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StartRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RotationService>::start_rotation(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StartRotationSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.RotationService/GetRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRotationSvc<T: RotationService>(pub Arc<T>);
+                    impl<
+                        T: RotationService,
+                    > tonic::server::UnaryService<super::GetRotationRequest>
+                    for GetRotationSvc<T> {
+                        type Response = super::GetRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RotationService>::get_rotation(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRotationSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.RotationService/WatchRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchRotationSvc<T: RotationService>(pub Arc<T>);
+                    impl<
+                        T: RotationService,
+                    > tonic::server::ServerStreamingService<super::WatchRotationRequest>
+                    for WatchRotationSvc<T> {
+                        type Response = super::WatchRotationResponse;
+                        type ResponseStream = T::WatchRotationStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RotationService>::watch_rotation(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchRotationSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.RotationService/AdvanceRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct AdvanceRotationSvc<T: RotationService>(pub Arc<T>);
+                    impl<
+                        T: RotationService,
+                    > tonic::server::UnaryService<super::AdvanceRotationRequest>
+                    for AdvanceRotationSvc<T> {
+                        type Response = super::AdvanceRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AdvanceRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RotationService>::advance_rotation(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AdvanceRotationSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.RotationService/AbortRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct AbortRotationSvc<T: RotationService>(pub Arc<T>);
+                    impl<
+                        T: RotationService,
+                    > tonic::server::UnaryService<super::AbortRotationRequest>
+                    for AbortRotationSvc<T> {
+                        type Response = super::AbortRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AbortRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RotationService>::abort_rotation(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AbortRotationSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.RotationService/ExemptSubscriber" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExemptSubscriberSvc<T: RotationService>(pub Arc<T>);
+                    impl<
+                        T: RotationService,
+                    > tonic::server::UnaryService<super::ExemptSubscriberRequest>
+                    for ExemptSubscriberSvc<T> {
+                        type Response = super::ExemptSubscriberResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExemptSubscriberRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RotationService>::exempt_subscriber(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExemptSubscriberSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rhizome.admin.v1.RotationService/ListDependents" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListDependentsSvc<T: RotationService>(pub Arc<T>);
+                    impl<
+                        T: RotationService,
+                    > tonic::server::UnaryService<super::ListDependentsRequest>
+                    for ListDependentsSvc<T> {
+                        type Response = super::ListDependentsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListDependentsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RotationService>::list_dependents(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListDependentsSvc(inner);
+                        let codec = crate::codec::Codec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for RotationServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "rhizome.admin.v1.RotationService";
+    impl<T> tonic::server::NamedService for RotationServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 /// A rule as it is kept.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StoredRule {

@@ -51,6 +51,10 @@ mod restore;
 #[cfg(test)]
 mod revocation_lists;
 #[cfg(test)]
+mod root_change;
+#[cfg(test)]
+mod root_rotation;
+#[cfg(test)]
 mod server;
 #[cfg(test)]
 mod stories;

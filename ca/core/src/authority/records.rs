@@ -120,6 +120,9 @@ pub struct Authority {
     /// the one that verifiers trust; an issuer's end below its root.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub above: Vec<CaCertificate>,
+    /// For a root, while it is changed for another: its key, certified by that other root. Older releases stored none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cross: Option<Cross>,
 }
 
 impl Authority {
@@ -140,6 +143,18 @@ impl Authority {
         let from = whole().map(CaCertificate::not_before).max().unwrap_or(Timestamp::MAX);
         (from, whole().map(CaCertificate::not_after).min().unwrap_or(Timestamp::EPOCH))
     }
+}
+
+/// A root's key, certified by another root: what chains below it carry, so that holders of the other root alone accept
+/// them too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cross {
+    /// The root that certified it.
+    pub by: AuthorityId,
+    /// The certificate.
+    pub certificate: CaCertificate,
+    /// Whether chains carry it.
+    pub carried: bool,
 }
 
 /// A key that signs JWT-SVIDs, as it is stored. It has no certificate: verifiers know it from the bundle, in which it

@@ -3,7 +3,7 @@
 //! Laws: a [`World`] is one reading of the facts and of the evidence; nothing here is remembered from an earlier one. What
 //! is not known is not there, and counts as not acknowledged. A subscriber matters until its last certificate has
 //! expired, with an allowance for clocks that differ.
-//! Not here: how a reading is made (by whoever drives the machine; nobody does yet), what follows from it (`gate`, the parent).
+//! Not here: how a reading is made (by whoever drives the machine, `rhizome_server`), what follows from it (`gate`, the parent).
 //! Sources: ca/docs/rotation.md, Evidence.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -20,6 +20,7 @@ mod nodes;
 mod renewals;
 mod replicas;
 mod roles;
+mod rotation;
 mod rules;
 mod streams;
 mod support;

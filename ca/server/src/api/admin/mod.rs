@@ -13,6 +13,7 @@ use rhizome_proto::admin::v1::explain_service_server::ExplainServiceServer;
 use rhizome_proto::admin::v1::federation_service_server::FederationServiceServer;
 use rhizome_proto::admin::v1::ledger_service_server::LedgerServiceServer;
 use rhizome_proto::admin::v1::node_admin_service_server::NodeAdminServiceServer;
+use rhizome_proto::admin::v1::rotation_service_server::RotationServiceServer;
 use rhizome_proto::admin::v1::rule_service_server::RuleServiceServer;
 use rhizome_proto::admin::v1::server_service_server::ServerServiceServer;
 use rhizome_proto::admin::v1::token_service_server::TokenServiceServer;
@@ -32,6 +33,7 @@ mod explain;
 mod federation;
 mod ledger;
 mod nodes;
+mod rotation;
 mod rules;
 mod server;
 mod tokens;
@@ -66,6 +68,7 @@ pub(super) fn add_to(routes: Routes, api: &Api) -> Routes {
         )
         .add_service(LedgerServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(NodeAdminServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
+        .add_service(RotationServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(RuleServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(ServerServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))
         .add_service(TokenServiceServer::new(api.clone()).max_decoding_message_size(ADMIN_MESSAGE_BYTES))

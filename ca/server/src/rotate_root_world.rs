@@ -1,0 +1,460 @@
+//! What a change of the root looks at: one reading of the store, the key ring, the ledger and those who follow the bundle.
+//!
+//! Laws: whatever is not known counts as not acknowledged, and a certificate of an issuer that is not known counts as one
+//! below the root that goes. A certificate that the ledger shows counts as presented until it has expired; one of an agent
+//! only until that agent, well after it was issued and over a stream that is open, reports what it serves, and no
+//! certificate of that issuer is among it. Whoever has no stream holds the oldest bundle that went out with any of its
+//! unexpired certificates: an answer may be lost, and one name may stand for many. On the way back, what was revoked counts
+//! until it has expired: with the new root its revocation list goes. The ledger is read once, and from then on only what
+//! is new of it, so a look costs what there is of subscribers and not of certificates; none is read while nothing is under
+//! way.
+//! Not here: what follows from it (`rhizome_core::rotation`), performing that (`rotate_root`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rhizome_core::authority::{Authority, AuthorityKind, AuthorityState};
+use rhizome_core::clusters;
+use rhizome_core::ledger::{Event, Issuance, Position, Profile};
+use rhizome_core::limits::{ROTATION_SKEW_SECONDS, WITHIN_REACH_SECONDS};
+use rhizome_core::nodes::{NodeRecord, NodeState};
+use rhizome_core::ports::{KeyInfo, KeyPurpose, StoreError};
+use rhizome_core::rotation::evidence::{
+    BundleFact, CrossFact, Facts, Held, IssuerFact, Presented, RootFact, Subscriber, SubscriberKind,
+};
+use rhizome_core::rotation::holdings::{self, Issued, Report};
+use rhizome_core::rotation::{Choices, Heading, Phase, Rotation, World};
+use rhizome_core::state::{Revocation, State};
+use rhizome_id::{AuthorityId, ReplicaName, Timestamp};
+use rhizome_proto::node::v1::ServedIssuer;
+
+use crate::ca::Ca;
+use crate::error::{ApiError, IssueError};
+use crate::presence::Present;
+use crate::rotate_root_test::PROBE;
+
+/// Ledger records read in one go.
+const PAGE: usize = 1_000;
+/// What the ledger calls a restore.
+const RESTORE: &str = "store.restore";
+/// Where a node's identity begins, below the trust domain.
+const NODE_PATH: &str = "/rhizome/node/";
+/// Where an administrator's does.
+const ADMIN_PATH: &str = "/rhizome/admin/";
+
+/// What this process keeps for the change of the root.
+#[derive(Default)]
+pub(crate) struct RootRotation {
+    /// Held by whoever steps: one at a time in a process; between processes the store decides.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    ledger: tokio::sync::Mutex<LedgerIndex>,
+}
+
+/// Who may present what, as the ledger shows it.
+#[derive(Default)]
+struct LedgerIndex {
+    /// The last record that was read.
+    read: u64,
+    holders: BTreeMap<String, Holder>,
+    /// When the store was last put back from a backup.
+    restored: Option<Timestamp>,
+    /// Every issuer that was on record while this process looked: what an issuer signed is still there, and known to reach
+    /// nothing, when it has gone with its root.
+    issuers: BTreeMap<AuthorityId, KnownIssuer>,
+}
+
+/// An issuer that is or was on record.
+struct KnownIssuer {
+    /// Its key identifier, in hexadecimal digits.
+    key_id: String,
+    root: AuthorityId,
+}
+
+#[derive(Default)]
+struct Holder {
+    /// By issuer and by the bundle that went out with them.
+    issued: BTreeMap<(AuthorityId, u64), Lines>,
+    /// The issuer of its newest certificate, in the order of the ledger.
+    newest: Option<AuthorityId>,
+}
+
+/// Lines of the ledger, together.
+#[derive(Clone, Copy)]
+struct Lines {
+    until: Timestamp,
+    last_at: Timestamp,
+    count: u32,
+}
+
+impl Ca {
+    /// The world as a rotation sees it; as one that begins would, where there is none.
+    pub(crate) async fn root_world(
+        &self,
+        rotation: Option<&Rotation>,
+        now: Timestamp,
+    ) -> Result<World, ApiError> {
+        let state = self.state();
+        let keys = self.ports.keys.keys().await.map_err(IssueError::from)?;
+        // Only the key that is on record under its name is a root's.
+        let is_real = |id: &AuthorityId, key: &KeyInfo| {
+            let record = state.authorities().get(id);
+            record.is_none_or(|it| *it.value.certificate.public_key() == key.public_key)
+        };
+        let keys = keys.into_iter().filter(|it| it.purpose == KeyPurpose::Root);
+        let keys = keys.filter_map(|it| Some((it.id.as_str().parse::<AuthorityId>().ok()?, it)));
+        let keys = keys.filter(|(id, key)| is_real(id, key)).map(|(id, _)| id).collect();
+        let facts = facts(&state, keys);
+        if rotation.is_some_and(|it| it.phase == Phase::Stable) {
+            return Ok(World { facts, ..World::default() });
+        }
+        let mut ledger = self.root.ledger.lock().await;
+        self.read_ledger(&mut ledger, now).await?;
+        ledger.learn(&state);
+        let facts = Facts { restored: ledger.restored, ..facts };
+        let fallback = Choices::default();
+        let choices = rotation.map_or(&fallback, |it| &it.choices);
+        let look =
+            Look { state: &state, issuers: Issuers::of(&ledger.issuers), roots: &facts.roots, choices, now };
+        let mut subscribers = self.subscribers(&look, &ledger);
+        if rotation.is_some_and(|it| it.heading == Heading::Back) {
+            subscribers.extend(revoked(&look));
+        }
+        drop(ledger);
+        Ok(World { facts, subscribers, probes: Vec::new() })
+    }
+
+    /// Reads what is new in the ledger, and forgets what has expired.
+    async fn read_ledger(&self, index: &mut LedgerIndex, now: Timestamp) -> Result<(), StoreError> {
+        // What a clock that stepped ahead calls expired may live.
+        let expired = |until: Timestamp| now.since(until) > ROTATION_SKEW_SECONDS && !self.clock.shaken();
+        loop {
+            let page = self.ports.store.records(Position(index.read.saturating_add(1)), PAGE).await?;
+            let Some(last) = page.last() else { break };
+            index.read = last.position.0;
+            for record in &page {
+                match record.read() {
+                    Ok((at, Event::Issued(issuance))) if !expired(issuance.not_after) => {
+                        index.note(at, &issuance);
+                    }
+                    Ok((at, Event::Changed { action, .. })) if action == RESTORE => {
+                        index.restored = index.restored.max(Some(at));
+                    }
+                    Ok(_) | Err(_) => {}
+                }
+            }
+            // What is being written meanwhile is read at the next look.
+            if page.len() < PAGE {
+                break;
+            }
+        }
+        for holder in index.holders.values_mut() {
+            holder.issued.retain(|_, it| !expired(it.until));
+        }
+        index.holders.retain(|_, holder| !holder.issued.is_empty());
+        Ok(())
+    }
+
+    fn subscribers(&self, look: &Look<'_>, ledger: &LedgerIndex) -> Vec<Subscriber> {
+        let nodes = look.state.nodes().values().map(|it| &*it.value);
+        let nodes: BTreeMap<String, &NodeRecord> = nodes
+            .filter(|it| it.state == NodeState::Active)
+            .map(|it| (it.principal().to_string(), it))
+            .collect();
+        // A node that was shut out counts, too: its own certificate is revoked, those of its workloads are not.
+        let mut found: BTreeMap<&str, Option<&Holder>> =
+            ledger.holders.iter().map(|(name, holder)| (name.as_str(), Some(holder))).collect();
+        for name in nodes.keys() {
+            found.entry(name).or_insert(None);
+        }
+        let one = |(name, holder): (&str, Option<&Holder>)| match nodes.get(name) {
+            Some(node) => agent(look, name, node, holder, self.presence.of(name).as_ref()),
+            None => {
+                let own =
+                    name.strip_prefix("server:").is_some_and(|it| *it == *self.settings.replica.as_str());
+                client(look, name, holder, own)
+            }
+        };
+        let clusters = below(look, ledger);
+        let agents = found.into_iter().filter(|(name, _)| !clusters.contains_key(*name)).map(one);
+        agents.chain(clusters.values().cloned()).collect()
+    }
+}
+
+/// Clusters with a Rhizome of their own, by the name of the node as which it calls: each stands for everything below it.
+/// Its own certificate counts until it has expired, and what it was granted last, it may sign with at any moment.
+fn below(look: &Look<'_>, ledger: &LedgerIndex) -> BTreeMap<String, Subscriber> {
+    let mut found = BTreeMap::new();
+    for cluster in look.state.clusters().values().map(|it| &*it.value) {
+        let report = look.state.cluster_reports().get(&cluster.name).map(|it| &*it.value);
+        let Some(mut subscriber) = clusters::subscriber(cluster, report, look.now) else { continue };
+        let node = cluster.principal().to_string();
+        let mut more = look.presented(&look.issuers.issued(ledger.holders.get(&node)), None);
+        let newest = cluster.granted.iter().max_by_key(|it| it.granted_at);
+        more.extend(newest.map(|it| Presented { root: it.root.clone(), count: 1, until: it.not_after }));
+        for it in more {
+            match subscriber.presents.iter_mut().find(|known| known.root == it.root) {
+                Some(known) => {
+                    known.count = known.count.saturating_add(it.count);
+                    known.until = known.until.max(it.until);
+                }
+                None => subscriber.presents.push(it),
+            }
+        }
+        let last = subscriber.presents.iter().map(|it| it.until).max();
+        subscriber.until = subscriber.until.max(last);
+        found.insert(node, subscriber);
+    }
+    found
+}
+
+/// What every subscriber is looked at with.
+struct Look<'w> {
+    state: &'w State,
+    issuers: Issuers<'w>,
+    roots: &'w BTreeMap<AuthorityId, RootFact>,
+    choices: &'w Choices,
+    now: Timestamp,
+}
+
+impl Look<'_> {
+    fn presented(&self, issued: &[Issued], report: Option<&Report>) -> Vec<Presented> {
+        holdings::presented(issued, report, self.roots, self.choices, self.now)
+    }
+}
+
+/// A report as it is stored: how many certificates, by the key identifier of their issuer.
+pub(crate) fn served_by_key(serves: &[ServedIssuer]) -> BTreeMap<String, u32> {
+    serves.iter().map(|it| (hex::encode(&it.authority_key_id), it.count)).collect()
+}
+
+fn agent(
+    look: &Look<'_>,
+    name: &str,
+    node: &NodeRecord,
+    holder: Option<&Holder>,
+    present: Option<&Present>,
+) -> Subscriber {
+    let acknowledged = look.state.subscribers().get(name).map(|it| &it.value);
+    let holds = acknowledged.map(|it| Held { sequence: it.sequence, digest: Some(it.digest), at: it.at });
+    // Whichever server heard it, the newest counts.
+    let written = acknowledged.and_then(|it| it.report.as_ref());
+    let said = present.and_then(|it| Some((served_by_key(&it.serves), it.reported_at?)));
+    let heard = written.map(|it| (it.issuers.clone(), it.said_at));
+    let (served, said_at) = match (said, heard) {
+        (Some(said), Some(heard)) if heard.1 > said.1 => (heard.0, Some(heard.1)),
+        (Some((served, at)), _) | (None, Some((served, at))) => (served, Some(at)),
+        (None, None) => (BTreeMap::new(), None),
+    };
+    let seen_at = written.map(|it| it.seen_at);
+    let elsewhere = seen_at.is_some_and(|at| look.now.since(at) <= WITHIN_REACH_SECONDS);
+    let issued = look.issuers.issued(holder);
+    let until = issued.iter().map(|it| it.until).fold(node.not_after, Ord::max);
+    let report = said_at.and_then(|at| look.issuers.report(&served, at));
+    let mut presents = look.presented(&issued, report.as_ref());
+    // What it says that it serves, it presents, whatever the ledger shows.
+    let says = |root: &AuthorityId| report.as_ref().is_some_and(|it| it.unknown || it.roots.contains(root));
+    for root in look.roots.keys().filter(|it| says(it)) {
+        if !presents.iter().any(|it| it.root == *root) {
+            presents.push(Presented { root: root.clone(), count: 1, until });
+        }
+    }
+    let workloads = served.values().fold(0u32, |sum, it| sum.saturating_add(*it));
+    let last_seen = present.map(|it| it.last_seen);
+    Subscriber {
+        name: name.to_owned(),
+        kind: SubscriberKind::Agent,
+        cluster: node.cluster.to_string(),
+        holds,
+        workloads: workloads.max(u32::from(!presents.is_empty())),
+        presents,
+        until: Some(until),
+        last_contact: last_seen.max(seen_at).max(acknowledged.map(|it| it.at)).or(Some(node.attested_at)),
+        connected: present.is_some() || elsewhere,
+        behind: Vec::new(),
+    }
+}
+
+/// Whoever holds certificates and follows no bundle: an administrator, a script, a server of this authority.
+fn client(look: &Look<'_>, name: &str, holder: Option<&Holder>, own: bool) -> Subscriber {
+    let issued = look.issuers.issued(holder);
+    let newest = issued.iter().map(|it| it.last_at).max();
+    // This process presents the newest of its certificates alone, and has the bundle.
+    let serving = holder.filter(|_| own).and_then(|it| it.newest.as_ref());
+    let report = serving.map(|issuer| {
+        let root = look.issuers.roots.get(issuer);
+        Report {
+            roots: root.map(|it| (*it).clone()).into_iter().collect(),
+            unknown: root.is_none(),
+            at: look.now,
+        }
+    });
+    let presents = look.presented(&issued, report.as_ref());
+    let is_server = name.starts_with("server:");
+    let published = look.state.bundle().map(|it| &it.value.bundle).filter(|_| is_server);
+    let at = newest.unwrap_or(Timestamp::EPOCH);
+    let published = published.map(|it| Held { sequence: it.sequence(), digest: Some(it.digest()), at });
+    Subscriber {
+        name: name.to_owned(),
+        kind: if is_server { SubscriberKind::Replica } else { SubscriberKind::OneShot },
+        cluster: String::new(),
+        holds: published.or_else(|| holdings::lowest(&issued, look.now)),
+        workloads: presents.iter().fold(0u32, |sum, it| sum.saturating_add(it.count)),
+        presents,
+        until: issued.iter().map(|it| it.until).max(),
+        last_contact: newest,
+        connected: is_server,
+        behind: Vec::new(),
+    }
+}
+
+/// What was revoked and has not expired: nobody presents it honestly, and whoever does must meet its revocation list.
+fn revoked(look: &Look<'_>) -> Vec<Subscriber> {
+    let bundle = look.state.bundle().map(|it| &it.value.bundle);
+    let held = bundle.map(|it| (it.sequence(), it.digest()));
+    let live = look.state.revocations().values().map(|it| &it.value);
+    let live = live.filter(|it| look.now.since(it.not_after) <= ROTATION_SKEW_SECONDS);
+    let one = |it: &Arc<Revocation>| {
+        let below = |root: &AuthorityId| Presented { root: root.clone(), count: 1, until: it.not_after };
+        let presents = match &it.issuer {
+            // An issuer that is not on record went with its root: nothing below it reaches anything.
+            Some(issuer) => look.issuers.roots.get(issuer).map(|root| below(root)).into_iter().collect(),
+            None => look.roots.keys().map(below).collect(),
+        };
+        Subscriber {
+            name: format!("revoked:{}", it.serial),
+            kind: SubscriberKind::OneShot,
+            cluster: String::new(),
+            holds: held.map(|(sequence, digest)| Held { sequence, digest: Some(digest), at: it.at }),
+            workloads: 1,
+            presents,
+            until: Some(it.not_after),
+            last_contact: Some(it.at),
+            connected: false,
+            behind: Vec::new(),
+        }
+    };
+    live.map(one).collect()
+}
+
+impl LedgerIndex {
+    fn learn(&mut self, state: &State) {
+        let on_record = state.authorities().values().map(|it| &*it.value);
+        for issuer in on_record.filter(|it| it.kind == AuthorityKind::Issuer) {
+            let Some(root) = issuer.issuer.clone() else { continue };
+            let key_id = hex::encode(issuer.certificate.key_identifier());
+            self.issuers.insert(issuer.id.clone(), KnownIssuer { key_id, root });
+        }
+    }
+
+    fn note(&mut self, at: Timestamp, issuance: &Issuance) {
+        // What a self-test signs is verified and forgotten.
+        if issuance.key.as_str().starts_with(PROBE) {
+            return;
+        }
+        let Some(name) = holder_of(issuance) else { return };
+        let holder = self.holders.entry(name).or_default();
+        holder.newest = Some(issuance.issuer.clone());
+        let first = Lines { until: issuance.not_after, last_at: at, count: 0 };
+        let lines = holder.issued.entry((issuance.issuer.clone(), issuance.bundle)).or_insert(first);
+        lines.until = lines.until.max(issuance.not_after);
+        lines.last_at = lines.last_at.max(at);
+        lines.count = lines.count.saturating_add(1);
+    }
+}
+
+/// In whose name somebody presents a certificate; nobody presents those of authorities.
+fn holder_of(issuance: &Issuance) -> Option<String> {
+    let path = issuance.spiffe_id.path();
+    match issuance.profile {
+        Profile::Workload => Some(issuance.caller.clone()),
+        Profile::Node => path.strip_prefix(NODE_PATH).map(|it| format!("node:{it}")),
+        Profile::Admin => path.strip_prefix(ADMIN_PATH).map(|it| format!("admin:{it}")),
+        Profile::Server => Some(issuance.caller.clone()),
+        Profile::Root | Profile::Issuer => None,
+    }
+}
+
+/// Issuers by key identifier, and the roots above them.
+struct Issuers<'s> {
+    by_key_id: BTreeMap<&'s str, &'s AuthorityId>,
+    roots: BTreeMap<&'s AuthorityId, &'s AuthorityId>,
+}
+
+impl<'s> Issuers<'s> {
+    fn of(known: &'s BTreeMap<AuthorityId, KnownIssuer>) -> Self {
+        Self {
+            by_key_id: known.iter().map(|(id, it)| (it.key_id.as_str(), id)).collect(),
+            roots: known.iter().map(|(id, it)| (id, &it.root)).collect(),
+        }
+    }
+
+    fn issued(&self, holder: Option<&Holder>) -> Vec<Issued> {
+        let lines = holder.into_iter().flat_map(|it| &it.issued);
+        let one = |((issuer, bundle), lines): (&(AuthorityId, u64), &Lines)| Issued {
+            root: self.roots.get(issuer).map(|it| (*it).clone()),
+            bundle: *bundle,
+            last_at: lines.last_at,
+            until: lines.until,
+            count: lines.count,
+        };
+        lines.map(one).collect()
+    }
+
+    /// What an agent said at `at`; `None`: nothing that tells anything.
+    fn report(&self, serves: &BTreeMap<String, u32>, at: Timestamp) -> Option<Report> {
+        let of = |it: &String| self.roots.get(self.by_key_id.get(it.as_str())?).copied();
+        let found: Vec<Option<&AuthorityId>> = serves.keys().map(of).collect();
+        let roots = found.iter().flatten().map(|it| (*it).clone()).collect();
+        (!found.is_empty()).then(|| Report { roots, unknown: found.iter().any(Option::is_none), at })
+    }
+}
+
+fn facts(state: &State, keys: BTreeSet<AuthorityId>) -> Facts {
+    let of_kind = |kind| {
+        state.authorities().values().map(|it| &*it.value).filter(move |it: &&Authority| it.kind == kind)
+    };
+    let roots = of_kind(AuthorityKind::Root).map(|it| {
+        let cross = it.cross.as_ref().map(|cross| CrossFact {
+            by: cross.by.clone(),
+            not_after: cross.certificate.not_after(),
+            carried: cross.carried,
+        });
+        let fact = RootFact {
+            not_after: it.window().1,
+            active: it.state == AuthorityState::Active,
+            tainted: it.state == AuthorityState::Tainted,
+            cross,
+        };
+        (it.id.clone(), fact)
+    });
+    let bundle = state.bundle().map(|it| &it.value.bundle).map_or_else(BundleFact::default, |bundle| {
+        let published = |it: &&Authority| {
+            bundle.anchors().iter().any(|anchor| anchor.fingerprint() == it.anchor().fingerprint())
+        };
+        BundleFact {
+            sequence: bundle.sequence(),
+            digest: bundle.digest(),
+            anchors: of_kind(AuthorityKind::Root).filter(published).map(|it| it.id.clone()).collect(),
+            refresh_hint: bundle.refresh_hint().seconds(),
+        }
+    });
+    // One that signs no more stopped when its successor began.
+    let successor = |replica: &ReplicaName| {
+        let active = of_kind(AuthorityKind::Issuer)
+            .filter(|it| it.state == AuthorityState::Active && it.replica == *replica);
+        active.filter_map(|it| it.activated_at).max()
+    };
+    let issuers = of_kind(AuthorityKind::Issuer).filter(|it| it.state != AuthorityState::Prepared);
+    let issuers = issuers.filter_map(|it| {
+        let active = it.state == AuthorityState::Active;
+        let since = if active { it.activated_at } else { successor(&it.replica).or(it.activated_at) };
+        Some(IssuerFact {
+            replica: it.replica.to_string(),
+            root: it.issuer.clone()?,
+            since: since.unwrap_or(it.prepared_at),
+            active,
+            not_after: it.certificate.not_after(),
+        })
+    });
+    Facts { roots: roots.collect(), keys, bundle, issuers: issuers.collect(), canary: None, restored: None }
+}
