@@ -587,9 +587,8 @@ fn issuer_of(
     });
     let Some(active) = active else { return Ok(None) };
     let broken = |cause: String| StateError::Authority { id: active.id.clone(), cause };
-    let root = active.issuer.as_ref().and_then(|id| authorities.get(id));
-    // Its root was changed for another while its replica was away: it signs no more, and a new one is made.
-    let Some(root) = root else { return Ok(None) };
+    // Without its root (changed for another while its replica was away) it signs no more, and a new one is made.
+    let Some(root) = active.issuer.as_ref().and_then(|id| authorities.get(id)) else { return Ok(None) };
     let below = std::iter::once(&active.certificate).chain(&active.above);
     let reaching = |cross: Option<&rhizome_x509::CaCertificate>, root: &Authority| {
         let chain = below.clone().chain(cross).chain(root.served()).cloned();

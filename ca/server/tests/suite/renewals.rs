@@ -129,8 +129,8 @@ async fn everybody_has_a_slot_of_its_own_that_grows_with_what_it_serves() {
         };
         Message::ServedIssuers(wire::ServedIssuers { issuers: vec![issuer] })
     };
-    // The last one serves what ends first, and most.
-    streams[2].0.send(wire::SyncRequest { message: Some(served(7, 997)) }).await.unwrap();
+    // The last one serves what ends first, and most; its own certificate is among them.
+    streams[2].0.send(wire::SyncRequest { message: Some(served(7, 998)) }).await.unwrap();
     let dry = || admin::RenewNodesRequest { dry_run: true, ..request(ALL) };
     while renew(&server, dry()).await.unwrap().certificate_count != 1_000 {
         tokio::task::yield_now().await;
