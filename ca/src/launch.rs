@@ -16,15 +16,21 @@ use rhizome_core::ports::{KeyRingError, Store, StoreError};
 use rhizome_core::rotation::Choices;
 use rhizome_id::Ttl;
 use rhizome_server::{
-    DoorLimits, FederationSettings, Ports, Settings, SystemClock, SystemEntropy, WebCertificate,
+    DoorLimits, FederationSettings, Ports, Settings, SystemClock, SystemEntropy, UpstreamSettings,
+    WebCertificate,
 };
 use rhizome_store::{
     Options, PostgresOptions, PostgresOptionsError, PostgresPassword, PostgresStore, SqliteStore,
 };
-use rhizome_tls::WebRoots;
+use rhizome_tls::{JoinString, WebRoots};
 
-use crate::config::{Config, DatabasePassword, Place, Policy, Postgres, StoreChoice, secret_variable};
+use crate::config::{
+    Config, DatabasePassword, Place, Policy, Postgres, StoreChoice, Upstream, secret_variable,
+};
 use crate::keyring::{KeysError, Secrets};
+
+/// The identity of a cluster's own Rhizome below the data directory.
+const UPSTREAM: &str = "upstream";
 
 /// The database's name below the data directory.
 const DATABASE: &str = "rhizome.db";
@@ -105,6 +111,14 @@ pub enum LaunchError {
         /// Why not.
         cause: StoreError,
     },
+    /// The join string of a cluster's own Rhizome cannot be had.
+    #[error("authority.upstream.join_file: {}: {cause}", path.display())]
+    Upstream {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
     /// The roots for foreign endpoints cannot be had.
     #[error("federation.web_roots_file: {}: {cause}", path.display())]
     WebRoots {
@@ -161,8 +175,30 @@ pub async fn open_without_server(config: &Config) -> Result<Launch, LaunchError>
     let ports =
         Ports { store, keys, clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy::default()) };
     let mut settings = settings(config);
+    if let Some(upstream) = &config.authority.upstream {
+        settings = settings.below(above(upstream, &config.data)?);
+    }
     settings.federation.web_roots = config.federation.web_roots_file.as_deref().map(web_roots).transpose()?;
     Ok(Launch { settings, ports })
+}
+
+/// What is said of the Rhizome above. Once joined, only the addresses of the join string matter.
+fn above(upstream: &Upstream, data: &Path) -> Result<UpstreamSettings, LaunchError> {
+    let identity = data.join(UPSTREAM);
+    let unusable = |cause: String| LaunchError::Upstream { path: upstream.join_file.clone(), cause };
+    let joined = identity.join("chain.pem").exists();
+    let text = match fs::read_to_string(&upstream.join_file) {
+        Ok(text) => Some(zeroize::Zeroizing::new(text)),
+        Err(_) if joined && !upstream.servers.is_empty() => None,
+        Err(cause) => return Err(unusable(cause.to_string())),
+    };
+    let join = text.map(|text| JoinString::decode_for_cluster(&text)).transpose();
+    let join = join.map_err(|cause| unusable(cause.to_string()))?;
+    let mut servers: Vec<String> = upstream.servers.iter().map(ToString::to_string).collect();
+    if let (true, Some((join, _))) = (servers.is_empty(), &join) {
+        servers = join.addresses().to_vec();
+    }
+    Ok(UpstreamSettings { join, servers, identity })
 }
 
 fn web_roots(path: &Path) -> Result<WebRoots, LaunchError> {
@@ -313,6 +349,7 @@ pub fn settings(config: &Config) -> Settings {
             issuer_ttl: authority.issuer_ttl,
             jwt_key_ttl: authority.jwt_key_ttl,
             first_root: if root_is_offline { FirstRoot::Await } else { FirstRoot::Make },
+            jwt_keys: true,
         },
         root_rotation: Choices {
             soak_seconds: change.soak.seconds(),
@@ -341,6 +378,7 @@ pub fn settings(config: &Config) -> Settings {
             oidc_issuer: federation.oidc_issuer,
             web_roots: None,
         },
+        upstream: None,
     }
 }
 

@@ -173,9 +173,12 @@ pub(crate) async fn run(verb: ClusterVerb, session: &mut Session<'_, '_>) -> Res
 
 fn join_string(answer: &AddClusterResponse, name: ClusterName) -> Result<String, Failure> {
     let roots: Result<Vec<_>, Failure> = answer.root_digests.iter().map(|raw| wire::digest(raw)).collect();
+    let issuers: Result<Vec<_>, Failure> =
+        answer.issuer_key_digests.iter().map(|raw| wire::digest(raw)).collect();
+    let issuers = issuers?;
     let trust_domain = answer.trust_domain.parse().map_err(|error| Failure::protocol(&format!("{error}")))?;
     JoinString::new(answer.addresses.clone(), trust_domain, roots?, answer.secret.clone())
-        .and_then(|join| join.for_cluster(name).encode())
+        .and_then(|join| join.for_cluster(name, issuers).encode())
         .map_err(|error| {
             Failure::protocol(&error.to_string())
                 .hint("check the addresses that the server's configuration advertises")
@@ -474,6 +477,7 @@ mod tests {
             trust_domain: "example.org".to_owned(),
             addresses: vec!["root:8443".to_owned()],
             root_digests: vec![vec![7; 32].into()],
+            issuer_key_digests: vec![vec![8; 32].into()],
             token_expires_at: None,
         };
         let join = join_string(&answer, "east".parse().unwrap()).unwrap();

@@ -348,7 +348,7 @@ fn plan_jwt(
 ) {
     let is_founded =
         |slot: &Slot<'_>| slot.kind == AuthorityKind::Root && slot.state != AuthorityState::Prepared;
-    if slots.iter().any(is_founded) {
+    if policy.jwt_keys && slots.iter().any(is_founded) {
         let line = Line { kind: AuthorityKind::Jwt, ttl: policy.jwt_key_ttl, ground: Ground::Itself };
         plan_line(slots, replica, &line, now, plan);
     }

@@ -201,6 +201,7 @@ fn shell() -> Shell {
             issuer_ttl: Ttl::from_seconds(20 * DAY).unwrap(),
             jwt_key_ttl: Ttl::from_seconds(10 * DAY).unwrap(),
             first_root: FirstRoot::Make,
+            jwt_keys: true,
         },
     }
 }
@@ -263,6 +264,7 @@ fn where_the_root_s_key_is_elsewhere_issuers_are_asked_for_and_taken_up_when_the
             issuer_ttl: Ttl::from_seconds(90 * DAY).unwrap(),
             jwt_key_ttl: Ttl::hours(24 * 7),
             first_root: FirstRoot::Await,
+            jwt_keys: true,
         },
     };
     let start = Timestamp::from_unix(1_800_000_000);

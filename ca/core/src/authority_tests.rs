@@ -20,6 +20,7 @@ fn policy(root_days: i64, issuer_seconds: i64) -> RotationPolicy {
         issuer_ttl: Ttl::from_seconds(issuer_seconds).unwrap(),
         jwt_key_ttl: Ttl::hours(7 * 24),
         first_root: FirstRoot::Make,
+        jwt_keys: true,
     }
 }
 

@@ -5,7 +5,7 @@
 //! refuse name constraints on URIs), so what it records is read and judged here, certificate by certificate; the chain
 //! of its ledger shows that nothing was taken back. An intermediate never outlives what is above it.
 //! Not here: signing and the wire (`rhizome_server::clusters`), what the subordinate does (`rhizome_server::upstream`).
-//! Sources: ADR 0019; RFC 5280 §4.2.1.9 (path length) and §4.2.1.10 (name constraints).
+//! Sources: ca/docs/clusters.md; ADR 0019; RFC 5280 §4.2.1.9 (path length) and §4.2.1.10 (name constraints).
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,14 +17,16 @@ use crate::authority::Authority;
 use crate::caller::{AttestationMethod, NamespaceScope, Principal, some};
 use crate::documents::{Kind, Stored};
 use crate::limits::{
-    CLUSTER_BACKDATE_SECONDS, CLUSTER_IDENTITIES, CLUSTER_INTERMEDIATE_MAX_TTL, CLUSTER_INTERMEDIATE_MIN_TTL,
-    CLUSTER_NAMESPACES, ROTATION_SKEW_SECONDS,
+    CLUSTER_BACKDATE_SECONDS, CLUSTER_GRANTS, CLUSTER_IDENTITIES, CLUSTER_INTERMEDIATE_MAX_TTL,
+    CLUSTER_INTERMEDIATE_MIN_TTL, CLUSTER_NAMESPACES, ROTATION_SKEW_SECONDS,
 };
 use crate::renewal::{Validity, validity_backdated};
 
+mod below;
 mod judgement;
 mod report;
 
+pub use below::{AboveError, Accepted, RootChange, accept_intermediate, judge_bundle, mirror_roots};
 pub use judgement::{Alarm, Continued, Outside, continue_ledger, outside_scope};
 pub use report::{ClusterReport, HeldBelow, Reported, ServedIssuer, subscriber};
 
@@ -341,6 +343,18 @@ pub enum ClusterRefusal {
         /// Whose key it is.
         whose: String,
     },
+    /// It has as many as it may.
+    #[error(
+        "cluster {name} has {granted} intermediates that live, which is the limit; the next one ends at {until}"
+    )]
+    TooMany {
+        /// Which.
+        name: ClusterName,
+        /// How many live.
+        granted: usize,
+        /// When the first of them ends.
+        until: Timestamp,
+    },
     /// Nothing can be valid now below the root.
     #[error("the root is valid from {from} to {until}, and the clock says {now}")]
     RootNotValid {
@@ -359,7 +373,7 @@ impl ClusterRefusal {
         match self {
             Self::Suspended { .. } => "cluster_suspended",
             Self::Removed { .. } => "cluster_removed",
-            Self::TooLong { .. } | Self::KnownKey { .. } => "beyond_cluster_scope",
+            Self::TooLong { .. } | Self::KnownKey { .. } | Self::TooMany { .. } => "beyond_cluster_scope",
             Self::RootNotValid { .. } => "root_not_valid",
         }
     }
@@ -421,6 +435,17 @@ impl Cluster {
         if let Some(other) = theirs {
             return known(format!("cluster {}", other.name));
         }
+        let living = || {
+            let other_key = |it: &&Granted| it.public_key != wish.public_key && it.not_after >= now;
+            self.granted.iter().filter(other_key)
+        };
+        if let (CLUSTER_GRANTS.., Some(until)) = (living().count(), living().map(|it| it.not_after).min()) {
+            return Err(ClusterRefusal::TooMany {
+                name: self.name.clone(),
+                granted: living().count(),
+                until,
+            });
+        }
         let (asked, allowed) = (wish.ttl.unwrap_or(self.intermediate_ttl), self.intermediate_ttl);
         if asked > allowed {
             let (name, asked, allowed) = (self.name.clone(), asked.seconds(), allowed.seconds());
@@ -432,10 +457,13 @@ impl Cluster {
         found.ok_or(ClusterRefusal::RootNotValid { from, until, now })
     }
 
-    /// The record once `granted` is on its way; what has long ended is forgotten.
+    /// The record once `granted` is on its way; what has long ended is forgotten, and what was granted for the same key
+    /// before, whose answer was lost.
     #[must_use]
     pub fn granting(&self, granted: Granted, now: Timestamp) -> Self {
         let kept = self.granted.iter().filter(|it| now.since(it.not_after) <= ROTATION_SKEW_SECONDS);
+        let key = granted.public_key;
+        let kept = kept.filter(move |it| it.public_key != key);
         Self { granted: kept.cloned().chain([granted]).collect(), ..self.clone() }
     }
 

@@ -246,7 +246,8 @@ fn what_a_cluster_issues_outside_its_scope_is_named_with_what_is_wrong() {
         (issued(1, Profile::Workload, "spiffe://example.org/rhizome/server/r1", 60), "reserved"),
         (workload(1, "spiffe://example.org/spire/server"), "reserved"),
         (other_issuer, "issuer-7"),
-        (token, "namespaces a.b, shop"),
+        (token, "gives none"),
+        (issued(1, Profile::Admin, "spiffe://example.org/ns/shop/sa/web", 60), "a workload's identity"),
     ];
     for (event, why) in wrong {
         let found = judge(&event).unwrap_or_else(|| panic!("{event:?} is outside"));
@@ -278,16 +279,30 @@ fn a_report_continues_the_ledger_and_raises_an_alarm_once() {
     let (silent, _) = say(&second, &[], 7).unwrap();
     assert_eq!((silent.read_to, silent.at), (3, at(7)));
 
-    // Another ledger than the one that was read: an alarm, and from its first record anew.
+    // The same again, from too early and from too late: nothing is lost, and nothing is an alarm.
+    let (again, alarms) = say(&second, &records, 7).unwrap();
+    assert_eq!((again.read_to, again.alarms, alarms.len()), (3, 2, 0));
+    let (late, alarms) = say(&empty, &records[1..], 5).unwrap();
+    assert_eq!((late.read_to, alarms.len()), (0, 0));
+    let (half, _) = say(&first, &records, 6).unwrap();
+    assert_eq!((half.read_to, half.read_hash), (3, records[2].hash));
+
+    // Another ledger than the one that was read, longer or shorter: an alarm, and from its first record anew.
     let other = ledger(&[workload(1, "spiffe://example.org/ns/shop/sa/other")]);
-    let (rewritten, alarms) = say(&second, &other, 8).unwrap();
+    let longer = ledger(&[(); 4].map(|()| workload(1, "spiffe://example.org/ns/shop/sa/other")));
+    for differing in [&longer[3..], &longer[2..]] {
+        let (rewritten, alarms) = say(&second, differing, 8).unwrap();
+        assert_eq!((rewritten.read_to, alarms[0].code.as_str()), (0, "ledger_rewritten"));
+    }
+    let shorter = Reported { last_record: 1, ..Reported::default() };
+    let (rewritten, alarms) = second.after(shorter, &[], &cluster(), &domain(), at(8)).unwrap();
     assert_eq!((rewritten.read_to, alarms[0].code.as_str()), (0, "ledger_rewritten"));
     let (anew, alarms) = say(&rewritten, &other, 9).unwrap();
     assert_eq!((anew.read_to, alarms.len()), (1, 0));
 
     // No ledger at all.
-    let gap = say(&empty, &records[1..], 5).unwrap_err();
-    assert_eq!(gap.kind, FaultKind::Gap { expected: 1 });
+    let gap = say(&empty, &[records[0].clone(), records[2].clone()], 5).unwrap_err();
+    assert_eq!(gap.kind, FaultKind::Gap { expected: 2 });
     let mut altered = records.clone();
     altered[1].body = altered[1].body.replace("pay", "shop").into();
     assert_eq!(say(&empty, &altered, 5).unwrap_err().kind, FaultKind::Altered);

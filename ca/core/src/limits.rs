@@ -68,6 +68,8 @@ pub const CLUSTER_IDENTITIES: usize = 64;
 /// Alarms about one cluster that are kept in full, and written to the ledger for one report; the ledger keeps all that
 /// were written.
 pub const CLUSTER_ALARMS_KEPT: usize = 16;
+/// Intermediates of one cluster that live at once: one serves, one waits, and as many again after changes of the root.
+pub const CLUSTER_GRANTS: usize = 16;
 /// How far a cluster's intermediate is backdated, at most a tenth of its life: ten minutes, by which its clock may be slow.
 pub const CLUSTER_BACKDATE_SECONDS: i64 = 600;
 /// How long a report that says nothing new is not written.

@@ -38,6 +38,7 @@ use crate::selfcheck::Lately;
 use crate::serials::Serials;
 use crate::settings::{Ports, Settings};
 use crate::spawn::Spawner;
+use crate::upstream::{Link, Upstream};
 
 /// Documents read in one go while loading.
 const PAGE: usize = 1_000;
@@ -69,6 +70,8 @@ pub(crate) struct Ca {
     pub(crate) standing: Option<Standing>,
     pub(crate) spawner: Spawner,
     pub(crate) federation: Federation,
+    /// The Rhizome above, where this one is a cluster's own.
+    pub(crate) upstream: Option<Upstream>,
     /// Whose turn it is among requests of one name.
     pub(crate) turns: Cache<(String, String), Arc<tokio::sync::Mutex<()>>>,
     pub(crate) recent: Cache<(String, String), Arc<Recorded<IssuedLeaf>>>,
@@ -125,6 +128,7 @@ impl Ca {
             presence: Presence::default(),
             acknowledgements: Acknowledgements::default(),
             federation: Federation::new(settings.federation.web_roots.clone(), settings.limits),
+            upstream: settings.upstream.clone().map(|it| Upstream::new(Link::new(it))),
             lately: Lately::default(),
             following: Following::from(shared, since),
             standing,

@@ -29,7 +29,10 @@ impl Ca {
         let mut checks = vec![self.check_ready(), self.check_clock(now), self.check_self()];
         checks.extend(self.check_authorities(now, within));
         checks.extend(self.check_issuer_source(now));
-        checks.push(self.check_jwt_key(now));
+        if self.settings.rotation.jwt_keys {
+            checks.push(self.check_jwt_key(now));
+        }
+        checks.extend(self.check_upstream());
         checks.push(self.check_serving(now));
         checks.extend(self.check_keys(now).await);
         checks.push(self.check_store().await);
@@ -78,7 +81,7 @@ impl Ca {
             .values()
             .map(|it| Arc::clone(&it.value))
             .filter(|it| it.state == AuthorityState::Active && self.concerns_us(it));
-        let brought = self.root_is_elsewhere();
+        let brought = self.root_is_elsewhere() && self.upstream.is_none();
         living
             .map(|it| {
                 // Of everything above it, too.
@@ -140,10 +143,28 @@ impl Ca {
         } else {
             format!("no issuer is due; {left}")
         };
-        let remedy = "`rhizome root ceremony request`, sign it on the machine that has the root's key, and import the \
-                      answer: see `A root whose key is offline` in operations.md";
-        let it = check("authority.issuer.request", CheckSeverity::Warning, !due, summary, remedy);
+        let remedy = if let Some(upstream) = &self.upstream {
+            let cause = upstream.trouble();
+            cause.unwrap_or_else(|| {
+                "the Rhizome above is asked again and again; read the server's log".to_owned()
+            })
+        } else {
+            "`rhizome root ceremony request`, sign it on the machine that has the root's key, and import the \
+                      answer: see `A root whose key is offline` in operations.md"
+                .to_owned()
+        };
+        let it = check("authority.issuer.request", CheckSeverity::Warning, !due, summary, &remedy);
         Some(Check { expires_at: until.map(convert::timestamp), ..it })
+    }
+
+    /// A cluster's own Rhizome hears of a new root, and gets its next intermediate, only while the one above answers.
+    fn check_upstream(&self) -> Option<Check> {
+        let trouble = self.upstream.as_ref()?.trouble();
+        let ok = trouble.is_none();
+        let summary = trouble.unwrap_or_else(|| "the Rhizome above answers".to_owned());
+        let remedy =
+            "see to it before the issuer ends (check authority.issuer.expiry); until then everything goes on";
+        Some(check("upstream", CheckSeverity::Warning, ok, summary, remedy))
     }
 
     /// The key for JWT-SVIDs: there is one, it is not overdue, and the bundle has it.

@@ -10,16 +10,18 @@
 
 use std::sync::Arc;
 
-use rhizome_core::authority::AuthorityKind;
+use rhizome_core::authority::{Authority, AuthorityKind, AuthorityState};
 use rhizome_core::caller::AttestedCaller;
 use rhizome_core::clusters::{
     Alarm, Cluster, ClusterRefusal, ClusterReport, ClusterState, Granted, IntermediateWish, Reported,
 };
-use rhizome_core::documents::{Stored as _, Transaction, Versioned};
+use rhizome_core::documents::{Stored as _, Transaction, Version, Versioned};
 use rhizome_core::issuance::Prepared;
 use rhizome_core::ledger::Record;
 use rhizome_core::ports::StoreError;
-use rhizome_id::{Timestamp, Ttl};
+use rhizome_core::state::State;
+use rhizome_id::{Digest, Timestamp, Ttl};
+use rhizome_tls::MAX_ISSUERS;
 use rhizome_x509::{CaCertificate, IntermediateSpec, PublicKey, Signature, SigningAlgorithm, probe_for};
 
 use crate::ca::Ca;
@@ -89,6 +91,10 @@ impl Ca {
         key: &ProvenKey,
         ttl: Option<Ttl>,
     ) -> Result<Intermediate, ApiError> {
+        let who = caller.principal().to_string();
+        if let Err(retry_after) = self.quota.admit_intermediate(&who) {
+            return Err(ApiError::Limited { who, retry_after });
+        }
         let mut tries = 0;
         loop {
             tries += 1;
@@ -115,6 +121,7 @@ impl Ca {
         let root = state.active_root().cloned().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         can_sign_issuers(&root)?;
         let window = root.window();
+        let root_version = state.version_of(&root.key()).unwrap_or(Version(0));
         let wish = IntermediateWish { public_key: public_key.digest(), ttl };
         let others = state.clusters().values().map(|it| &*it.value);
         let ours = state.authorities().values().map(|it| &*it.value);
@@ -147,6 +154,8 @@ impl Ca {
         let detail = format!("{id} until {}, for cluster {}", validity.not_after, cluster.name);
         let alongside = Transaction::named("grant intermediate")
             .require_unchanged(cluster.key(), *version)
+            // A root that ceased to sign meanwhile signs nothing more.
+            .require_unchanged(root.key(), root_version)
             .put(&cluster.granting(granted.clone(), now))
             .record(self.changed(&by, "cluster.grant", cluster.name.as_str(), &detail));
         let certificate = self.certify_alongside(prepared, alongside, now).await?;
@@ -202,9 +211,10 @@ impl Ca {
             Some(known) => transaction.require_unchanged(report.key(), known.version),
             None => transaction.require_absent(report.key()),
         };
-        for alarm in &alarms {
+        let by = caller.principal().to_string();
+        // A few a second: whoever issues what it likes cannot fill our ledger with it. All are counted.
+        for alarm in alarms.iter().filter(|_| self.quota.may_record_refusal(&by)) {
             let detail = format!("{}: {}: {}", alarm.code, alarm.subject, alarm.detail);
-            let by = caller.principal().to_string();
             transaction =
                 transaction.record(self.changed(&by, "cluster.alarm", cluster.name.as_str(), &detail));
         }
@@ -223,6 +233,21 @@ fn say(cluster: &Cluster, alarm: &Alarm) {
         position = alarm.position,
         "a cluster's ledger gives rise to an alarm; `rhizome cluster show` has all, `rhizome cluster suspend` cuts it off"
     );
+}
+
+/// SHA-256 of the keys that sign the certificates of this Rhizome's own servers: how a cluster's Rhizome tells them from
+/// servers that another cluster's issuer made up.
+pub(crate) fn own_issuer_keys(state: &State, now: Timestamp) -> Vec<Digest> {
+    let living = |it: &&Arc<Authority>| {
+        it.kind == AuthorityKind::Issuer
+            && it.state != AuthorityState::Tainted
+            && it.certificate.not_after() >= now
+    };
+    let mut issuers: Vec<_> = state.authorities().values().map(|it| &it.value).filter(living).collect();
+    issuers.sort_by_key(|it| std::cmp::Reverse(it.prepared_at));
+    let mut keys: Vec<Digest> = issuers.iter().map(|it| it.certificate.public_key().digest()).collect();
+    keys.truncate(MAX_ISSUERS);
+    keys
 }
 
 /// Whether `cluster` was removed before then and nothing that it was granted was valid any more: its record may go.

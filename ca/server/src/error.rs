@@ -17,6 +17,8 @@ use rhizome_core::tokens::TokenError;
 use rhizome_id::Timestamp;
 use rhizome_x509::CsrError;
 
+use crate::upstream::UpstreamError;
+
 /// Why a certificate or a token was not issued.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
@@ -43,6 +45,9 @@ pub enum IssueError {
     /// The key was taken out of service while the request was being recorded.
     #[error("the key was tainted while the request was recorded; ask again")]
     KeyTainted,
+    /// Keys for tokens stand in the bundle of the Rhizome above, which signs with its own.
+    #[error("this Rhizome is below another one, which alone gives JWT-SVIDs")]
+    TokensAbove,
     /// There is no active authority yet.
     #[error("no authority is active yet")]
     NoAuthority,
@@ -237,6 +242,9 @@ pub enum ApiError {
         /// The path.
         method: String,
     },
+    /// Nothing comes from the Rhizome above.
+    #[error(transparent)]
+    Upstream(Box<UpstreamError>),
     /// The store failed outside of issuing.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -246,6 +254,12 @@ pub enum ApiError {
     /// A fault of ours.
     #[error("bug: {0}")]
     Bug(String),
+}
+
+impl From<UpstreamError> for ApiError {
+    fn from(cause: UpstreamError) -> Self {
+        if let UpstreamError::Own(ours) = cause { *ours } else { Self::Upstream(Box::new(cause)) }
+    }
 }
 
 /// Who may call a method.

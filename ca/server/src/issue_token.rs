@@ -35,7 +35,8 @@ impl Ca {
         let grant = self.decide(&state, caller, wish, now)?;
 
         // 4. A unique id, from the counter of serial numbers; 5. exactly the bytes that will be signed.
-        let key = state.jwt_key().ok_or(IssueError::NoAuthority)?;
+        let none = || if self.upstream.is_some() { IssueError::TokensAbove } else { IssueError::NoAuthority };
+        let key = state.jwt_key().ok_or_else(none)?;
         let (serial, draw) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
         let bundle = state.bundle().map_or(0, |it| it.value.bundle.sequence());
         let attributes = wish.attributes();

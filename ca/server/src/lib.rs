@@ -46,10 +46,12 @@ mod settings;
 mod spawn;
 mod status;
 mod system;
+mod upstream;
 mod web;
 
 pub use error::{ApiError, AuthError, IssueError, Needed};
 pub use roles::METHODS;
 pub use run::{Running, StartError, start};
-pub use settings::{DoorLimits, FederationSettings, Ports, Settings, WebCertificate};
+pub use settings::{DoorLimits, FederationSettings, Ports, Settings, UpstreamSettings, WebCertificate};
 pub use system::{Stopwatch, SystemClock, SystemEntropy};
+pub use upstream::UpstreamError;

@@ -18,6 +18,9 @@ use crate::settings::DoorLimits;
 /// Refusals of one caller that reach the ledger, a second.
 const RECORDED_REFUSALS_PER_SECOND: u32 = 5;
 
+/// Intermediates for one cluster in a minute, at most as many at once: each is a signature of the root.
+const INTERMEDIATES_PER_MINUTE: NonZeroU32 = NonZeroU32::MIN.saturating_add(7);
+
 /// Connections from one address for each request without a credential that it may make: a fleet behind one address
 /// translator connects once per agent and then stays.
 const CONNECTIONS_PER_REQUEST: u32 = 4;
@@ -40,6 +43,7 @@ pub(crate) struct Quota {
     connections: DefaultKeyedRateLimiter<Source>,
     by_identity: DefaultKeyedRateLimiter<String>,
     refusals: DefaultKeyedRateLimiter<String>,
+    intermediates: DefaultKeyedRateLimiter<String>,
     clock: DefaultClock,
     /// How many replicas share what one caller may ask for.
     share: AtomicU32,
@@ -54,6 +58,7 @@ impl Quota {
             )),
             by_identity: RateLimiter::keyed(rate(limits.per_identity_per_second)),
             refusals: RateLimiter::keyed(rate(RECORDED_REFUSALS_PER_SECOND)),
+            intermediates: RateLimiter::keyed(Rate::per_minute(INTERMEDIATES_PER_MINUTE)),
             clock: DefaultClock::default(),
             share: AtomicU32::new(1),
         }
@@ -113,11 +118,21 @@ impl Quota {
         self.refusals.check_key(caller).is_ok()
     }
 
+    /// Counts an intermediate for the Rhizome of a cluster.
+    ///
+    /// # Errors
+    /// How long to wait until the next one fits.
+    pub(crate) fn admit_intermediate(&self, caller: &String) -> Result<(), Duration> {
+        let fits = self.intermediates.check_key(caller);
+        fits.map_err(|full| full.wait_time_from(self.clock.now()))
+    }
+
     /// Forgets buckets that are full again.
     pub(crate) fn forget_idle(&self) {
         self.by_source.retain_recent();
         self.connections.retain_recent();
         self.by_identity.retain_recent();
+        self.intermediates.retain_recent();
         self.refusals.retain_recent();
     }
 }

@@ -49,6 +49,7 @@ impl Ca {
     /// [`ApiError::Conflict`] when the store belongs to another trust domain.
     pub(crate) async fn found(self: &Arc<Self>) -> Result<(), ApiError> {
         self.found_once(true).await?;
+        self.begin_below().await?;
         self.bring_in_order().await
     }
 
@@ -237,7 +238,7 @@ impl Ca {
         let asked = effects.iter().find_map(|effect| {
             if let Effect::AskForIssuer { reason } = effect { Some(reason) } else { None }
         });
-        let Some(reason) = asked else { return };
+        let Some(reason) = asked.filter(|_| self.upstream.is_none()) else { return };
         let last = Timestamp::from_unix(self.asked_at.load(Ordering::Relaxed));
         if now.since(last) < ASK_EVERY_SECONDS {
             return;

@@ -101,6 +101,10 @@ impl Ca {
     ) -> Result<(Transaction, u64), ApiError> {
         let state = self.state();
         let Some(published) = state.bundle() else { return Ok((transaction, 0)) };
+        if self.upstream.is_some() {
+            // It is the bundle of the Rhizome above, and changes there alone.
+            return Ok((transaction, published.value.bundle.sequence()));
+        }
         let detail = match (&added, removed) {
             (Some(key), _) => format!(", with JWT key {}", key.kid()),
             (None, Some(kid)) => format!(", without JWT key {kid}"),

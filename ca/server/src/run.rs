@@ -165,6 +165,7 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     ca.spawner.spawn_until_stop("record refusals", Arc::clone(&ca).record_refusals(refusals));
     ca.spawner.spawn_until_stop("probe store", Arc::clone(&ca).probe_store());
     ca.spawner.spawn_until_stop("federation", Arc::clone(&ca).keep_federation());
+    ca.spawner.spawn_until_stop("upstream", Arc::clone(&ca).keep_upstream());
     ca.spawner.spawn_until_stop("housekeeping", Arc::clone(&ca).keep_house());
     let forgetting = Arc::clone(&ca);
     ca.spawner.spawn_until_stop("forget idle callers", async move {

@@ -13,8 +13,8 @@ use rhizome_core::limits;
 use rhizome_core::policy::PolicyLimits;
 use rhizome_core::ports::{Clock, Entropy, KeyRing, Store};
 use rhizome_core::rotation::Choices;
-use rhizome_id::{ReplicaName, TrustDomain, Ttl};
-use rhizome_tls::WebRoots;
+use rhizome_id::{ClusterName, ReplicaName, TrustDomain, Ttl};
+use rhizome_tls::{JoinString, WebRoots};
 use rhizome_x509::{DnsName, SigningAlgorithm};
 
 /// The settings of one server process.
@@ -63,6 +63,8 @@ pub struct Settings {
     pub workers: usize,
     /// Federation with foreign trust domains, and OpenID Connect's discovery.
     pub federation: FederationSettings,
+    /// The Rhizome above, where this one is a cluster's own.
+    pub upstream: Option<UpstreamSettings>,
 }
 
 impl Settings {
@@ -85,6 +87,7 @@ impl Settings {
                 issuer_ttl: limits::ISSUER_TTL,
                 jwt_key_ttl: limits::JWT_KEY_TTL,
                 first_root: FirstRoot::Make,
+                jwt_keys: true,
             },
             root_rotation: Choices::default(),
             algorithm: SigningAlgorithm::default(),
@@ -96,8 +99,31 @@ impl Settings {
             scratch: None,
             workers: 0,
             federation: FederationSettings::default(),
+            upstream: None,
         }
     }
+
+    /// The same as a cluster's own Rhizome below another one: root and bundle come from there, and so do the keys of
+    /// JWT-SVIDs in it.
+    #[must_use]
+    pub fn below(self, upstream: UpstreamSettings) -> Self {
+        // How long an issuer lives is said above; the next one is asked for at half of that, whatever is said here.
+        let issuer_ttl = self.rotation.root_ttl;
+        let rotation =
+            RotationPolicy { first_root: FirstRoot::Await, jwt_keys: false, issuer_ttl, ..self.rotation };
+        Self { rotation, upstream: Some(upstream), ..self }
+    }
+}
+
+/// The Rhizome above.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    /// What to join with, and as which cluster. Needed until it has joined.
+    pub join: Option<(JoinString, ClusterName)>,
+    /// Where its servers are, `host:port` each, in order of preference.
+    pub servers: Vec<String>,
+    /// Directory of the identity as which this one calls.
+    pub identity: PathBuf,
 }
 
 /// Federation with foreign trust domains, and OpenID Connect's discovery for JWT-SVIDs.

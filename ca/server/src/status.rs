@@ -95,6 +95,11 @@ pub(crate) fn public(error: &ApiError) -> Public {
         ApiError::NoSuchMethod { .. } => {
             Public::new(Code::Unimplemented, "no_such_method", error.to_string())
         }
+        ApiError::Upstream(_) => unavailable(
+            "upstream",
+            "the Rhizome above does not answer; the server's log says why",
+            Duration::from_secs(5),
+        ),
         ApiError::Stopping => {
             Public::new(Code::Unavailable, "stopping", "the server is stopping; connect again")
                 .retry(Duration::from_secs(1))
@@ -115,6 +120,7 @@ fn of_issue(error: &IssueError) -> Public {
         IssueError::KeyTainted => {
             unavailable("key_tainted", "the signing key was just replaced", Duration::from_secs(1))
         }
+        IssueError::TokensAbove => Public::new(Code::FailedPrecondition, "tokens_above", error.to_string()),
         IssueError::NoAuthority => {
             unavailable("no_authority", "the authority is starting", Duration::from_secs(1))
         }
@@ -244,6 +250,28 @@ pub(crate) fn refusal<B: Default>(error: ApiError) -> tonic::codegen::http::Resp
     Status::from(error).into_http()
 }
 
+/// What another Rhizome's error means to this one as its client.
+pub(crate) enum Refusal {
+    /// It does not know the caller, in its words.
+    Unknown(String),
+    /// It knows the caller, and does not do that, in its words.
+    Denied(String),
+    /// It did not answer, or cannot now: why.
+    NoAnswer(String),
+}
+
+/// Reads another Rhizome's error.
+pub(crate) fn heard(status: &Status) -> Refusal {
+    let code = status.code();
+    if code == Code::Unauthenticated {
+        Refusal::Unknown(status.message().to_owned())
+    } else if matches!(code, Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition) {
+        Refusal::Denied(status.message().to_owned())
+    } else {
+        Refusal::NoAnswer(rhizome_tls::cause_of(status))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rhizome_core::caller::Role;
@@ -258,6 +286,22 @@ mod tests {
 
     use super::*;
     use crate::error::{AuthError, Needed};
+    use crate::upstream::UpstreamError;
+
+    /// What can be wrong with a token.
+    fn token_errors() -> Vec<ApiError> {
+        let at = Timestamp::from_unix(1_000);
+        vec![
+            IssueError::Token(TokenIssuanceError::WrongReceipt).into(),
+            IssueError::Token(TokenIssuanceError::KeyNotValid {
+                id: "jwt-1".parse().unwrap(),
+                not_before: at,
+                not_after: at,
+                now: at,
+            })
+            .into(),
+        ]
+    }
 
     /// One error of every shape that has an answer of its own.
     fn errors() -> Vec<ApiError> {
@@ -276,6 +320,7 @@ mod tests {
             IssueError::CallerGone(AuthError::Unknown { who: text() }).into(),
             IssueError::PolicyChanged.into(),
             IssueError::KeyTainted.into(),
+            IssueError::TokensAbove.into(),
             IssueError::NoAuthority.into(),
             IssueError::ClockWentBack { now: at, seen: at }.into(),
             IssueError::NoEntropy.into(),
@@ -286,14 +331,6 @@ mod tests {
                 not_after: at,
                 now: at,
                 remedy: "",
-            })
-            .into(),
-            IssueError::Token(TokenIssuanceError::WrongReceipt).into(),
-            IssueError::Token(TokenIssuanceError::KeyNotValid {
-                id: "jwt-1".parse().unwrap(),
-                not_before: at,
-                not_after: at,
-                now: at,
             })
             .into(),
             IssueError::Keys(KeyRingError::Unavailable { cause: text() }).into(),
@@ -327,6 +364,7 @@ mod tests {
             ApiError::Conflict { what: "rule", name: "web".to_owned(), problem: "exists already" },
             ApiError::Rotation(rhizome_core::rotation::Refusal::NoneUnderWay),
             ApiError::NoSuchMethod { method: "/a/b".to_owned() },
+            ApiError::Upstream(Box::new(UpstreamError::Refused(text()))),
             ApiError::Stopping,
             ApiError::Bug(text()),
         ]
@@ -340,7 +378,7 @@ mod tests {
                 public.retry_after.map_or(String::new(), |it| format!(" (retry {} ms)", it.as_millis()));
             format!("{:?} | {} | {}{retry}\n", public.grpc, public.code, public.message)
         };
-        let table: String = errors().iter().map(line).collect();
+        let table: String = errors().iter().chain(&token_errors()).map(line).collect();
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/status.txt");
         #[expect(clippy::disallowed_methods, reason = "the one variable that rewrites golden files")]
         if std::env::var("RHIZOME_BLESS").is_ok() {
@@ -368,7 +406,7 @@ mod tests {
 
     #[test]
     fn what_only_the_log_may_read_is_in_no_answer() {
-        for error in errors() {
+        for error in errors().into_iter().chain(token_errors()) {
             assert!(!public(&error).message.contains("detail for the log"), "{error}");
         }
     }

@@ -144,7 +144,7 @@ pub enum Sealing {
 }
 
 /// The signing authorities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     /// How they sign.
     pub algorithm: SigningAlgorithm,
@@ -154,6 +154,18 @@ pub struct Authority {
     pub issuer_ttl: Ttl,
     /// Lifetime of a key for JWT-SVIDs.
     pub jwt_key_ttl: Ttl,
+    /// The Rhizome above, where this one is a cluster's own.
+    pub upstream: Option<Upstream>,
+}
+
+/// The Rhizome above.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// The file of the join string that `rhizome cluster add` printed there. It is used once; where its servers are is read
+    /// from it ever after.
+    pub join_file: PathBuf,
+    /// Where its servers are instead.
+    pub servers: Vec<Endpoint>,
 }
 
 /// Lifetimes of what is issued: the usual one, and the longest that may be asked for.

@@ -20,7 +20,7 @@ use super::tree::Node;
 use super::values::{self, Endpoint, Host};
 use super::{
     Admin, Authority, Config, Federation, Limits, Log, LogFormat, LogLevel, Policy, Rotation, Sealing,
-    Warning,
+    Upstream, Warning,
 };
 
 /// Values in one list: replicas, names and administrators are counted in tens.
@@ -70,6 +70,7 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
     web.finish();
     let (keys, unsealed_at) = keys::read(file.section("keys"));
     let (authority, bounds) = authority(file.section("authority"));
+    refuse_many_below(&mut file, &authority, &store);
     let policy = policy(file.section("policy"), bounds);
     let limits = read_limits(file.section("limits"));
     let mut bundle = file.section("bundle");
@@ -122,6 +123,15 @@ pub(super) fn read(root: Option<&Node>, faults: Shared<'_>) -> Option<(Config, V
         log,
     };
     Some((config, warnings))
+}
+
+/// A cluster's own Rhizome is one server.
+fn refuse_many_below(file: &mut Section<'_>, authority: &Authority, store: &super::StoreChoice) {
+    if authority.upstream.is_some() && matches!(store, super::StoreChoice::Postgres(_)) {
+        let problem = "a cluster's own Rhizome has one server so far, and PostgreSQL is for many";
+        let refusal = Refusal::new(problem, "remove `store:`, or `authority.upstream`");
+        file.fault("authority.upstream", None, refusal);
+    }
 }
 
 /// Where the server is and what it is called.
@@ -211,6 +221,7 @@ fn authority(mut section: Section<'_>) -> (Authority, Bounds) {
     let root = section.value("root_ttl", values::ttl);
     let issuer = section.value("issuer_ttl", values::ttl);
     let jwt_key = section.value("jwt_key_ttl", values::ttl);
+    let upstream = upstream(section.section("upstream"));
     let jwt_sound = !jwt_key.is_faulty();
     let jwt_key_ttl = jwt_key.or(limits::JWT_KEY_TTL);
     let sound = !root.is_faulty() && !issuer.is_faulty();
@@ -225,7 +236,20 @@ fn authority(mut section: Section<'_>) -> (Authority, Bounds) {
     let algorithm = algorithm.given().unwrap_or_default();
     let bounds =
         Bounds { issuer_ttl: sound.then_some(issuer_ttl), jwt_key_ttl: jwt_sound.then_some(jwt_key_ttl) };
-    (Authority { algorithm, root_ttl, issuer_ttl, jwt_key_ttl }, bounds)
+    (Authority { algorithm, root_ttl, issuer_ttl, jwt_key_ttl, upstream }, bounds)
+}
+
+/// The Rhizome above; `None` when nothing is said of one.
+fn upstream(mut section: Section<'_>) -> Option<Upstream> {
+    let join_file = section.value("join_file", values::path);
+    let servers = section.list("servers", MAX_LIST, values::endpoint);
+    if let (true, Some(at)) = (join_file.is_absent(), servers.position()) {
+        let remedy =
+            "write what `rhizome cluster add` printed on the server above into a file, and name it here";
+        section.fault("join_file", Some(at), Refusal::new("required beside servers, but not given", remedy));
+    }
+    section.finish();
+    Some(Upstream { join_file: join_file.given()?, servers: servers.or(Vec::new()) })
 }
 
 fn policy(mut section: Section<'_>, bounds: Bounds) -> Policy {

@@ -141,6 +141,14 @@ fn fields_that_contradict_each_other_are_faults() {
             "1:23: authority.issuer_ttl: issuers would live 30d, no shorter than",
         ),
         (
+            "authority: {upstream: {servers: ['a:1']}}\n",
+            "1:33: authority.upstream.join_file: required beside servers, but not given;",
+        ),
+        (
+            "authority: {upstream: {join_file: /j}}\nstore: {postgres: \"host=/run/p user=r dbname=r\"}\n",
+            "1:1: authority.upstream: a cluster's own Rhizome has one server so far",
+        ),
+        (
             "policy: {node_max_ttl: 60d}\n",
             "1:24: policy.node_max_ttl: 60d is more than authority.issuer_ttl (30d)",
         ),

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rhizome_id::{SpiffeId, Timestamp, TrustDomain};
+use rhizome_id::{Digest, SpiffeId, Timestamp, TrustDomain};
 use rhizome_x509::{LeafFacts, PeerError, PeerUsage, TrustAnchors, inspect, verify_peer};
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -28,6 +28,9 @@ const SERVER_PATH: [&str; 2] = ["rhizome", "server"];
 pub enum ExpectedServer {
     /// Any Rhizome server of this trust domain: `spiffe://TD/rhizome/server/NAME`.
     ServerOf(TrustDomain),
+    /// Any Rhizome server of this trust domain whose certificate was signed by one of these keys (SHA-256 of their
+    /// SubjectPublicKeyInfo): whoever else has an issuer below the root could make such a name up.
+    IssuedBy(TrustDomain, Vec<Digest>),
     /// This one.
     Exact(SpiffeId),
 }
@@ -37,7 +40,7 @@ impl ExpectedServer {
     pub fn accepts(&self, id: &SpiffeId) -> bool {
         match self {
             Self::Exact(wanted) => id == wanted,
-            Self::ServerOf(domain) => {
+            Self::ServerOf(domain) | Self::IssuedBy(domain, _) => {
                 let mut segments = id.segments();
                 let reserved = SERVER_PATH.into_iter().all(|wanted| segments.next() == Some(wanted));
                 id.is_member_of(domain) && reserved && segments.count() == 1
@@ -50,6 +53,9 @@ impl fmt::Display for ExpectedServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ServerOf(domain) => write!(f, "a server of {domain} (spiffe://{domain}/rhizome/server/…)"),
+            Self::IssuedBy(domain, _) => {
+                write!(f, "a server of {domain} with a certificate of that Rhizome's own issuers")
+            }
             Self::Exact(id) => write!(f, "{id}"),
         }
     }
@@ -145,7 +151,11 @@ impl ServerVerifier {
         let now = (self.clock)();
         let peer = verify_peer(leaf, above, &self.anchors, PeerUsage::Server, now)
             .map_err(|error| self.explain(error, leaf, above, now))?;
-        if self.expected.accepts(&peer.spiffe_id) {
+        let issued = match &self.expected {
+            ExpectedServer::IssuedBy(_, issuers) => issuers.contains(&peer.issuer_key_digest),
+            ExpectedServer::ServerOf(_) | ExpectedServer::Exact(_) => true,
+        };
+        if issued && self.expected.accepts(&peer.spiffe_id) {
             return Ok(());
         }
         Err(self.wrong_identity(peer.spiffe_id))

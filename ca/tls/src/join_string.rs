@@ -21,6 +21,9 @@ pub const MAX_ADDRESSES: usize = 8;
 /// Most pinned roots in a join string: a rotation has two.
 pub const MAX_ROOTS: usize = 8;
 
+/// Most issuers of the servers in a cluster's join string: two for each of eight replicas.
+pub const MAX_ISSUERS: usize = 16;
+
 /// Longest address, in bytes: a DNS name of 253, a colon and a port of 5 digits.
 const MAX_ADDRESS_BYTES: usize = 259;
 
@@ -40,6 +43,9 @@ pub struct JoinString {
     /// For the Rhizome of this cluster. Absent: for a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster: Option<ClusterName>,
+    /// With `cluster`: SHA-256 of the keys of the issuers that the servers have their certificates from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    issuer_sha256: Vec<Digest>,
 }
 
 /// Why a text is not a join string, or parts do not make one.
@@ -78,6 +84,9 @@ pub enum JoinStringError {
     /// It is for a node, and the Rhizome of a cluster read it.
     #[error("this join string is for a node; `rhizome cluster add` makes one for the Rhizome of a cluster")]
     ForNode,
+    /// No issuer of the servers, or too many.
+    #[error("a cluster's join string names 1 to 16 issuers of the servers; this names {0}")]
+    Issuers(usize),
     /// The token is empty, too long, or has bytes outside printable ASCII.
     #[error("the token in the join string is not valid")]
     Token,
@@ -94,15 +103,22 @@ impl JoinString {
         root_sha256: Vec<Digest>,
         token: String,
     ) -> Result<Self, JoinStringError> {
-        let join = Self { addresses, trust_domain, root_sha256, token, cluster: None };
+        let join =
+            Self { addresses, trust_domain, root_sha256, token, cluster: None, issuer_sha256: Vec::new() };
         join.validate()?;
         Ok(join)
     }
 
-    /// The same for the Rhizome of `cluster`: nodes refuse it.
+    /// The same for the Rhizome of `cluster`, which believes only servers with certificates of these issuers: nodes refuse
+    /// it.
     #[must_use]
-    pub fn for_cluster(self, cluster: ClusterName) -> Self {
-        Self { cluster: Some(cluster), ..self }
+    pub fn for_cluster(self, cluster: ClusterName, issuer_sha256: Vec<Digest>) -> Self {
+        Self { cluster: Some(cluster), issuer_sha256, ..self }
+    }
+
+    /// SHA-256 of the keys of the issuers that the servers have their certificates from; for the Rhizome of a cluster.
+    pub fn issuer_sha256(&self) -> &[Digest] {
+        &self.issuer_sha256
     }
 
     /// Reads a node's join string; white space around it is ignored.
@@ -124,6 +140,9 @@ impl JoinString {
     pub fn decode_for_cluster(text: &str) -> Result<(Self, ClusterName), JoinStringError> {
         let join = Self::read(text)?;
         let cluster = join.cluster.clone().ok_or(JoinStringError::ForNode)?;
+        if !(1..=MAX_ISSUERS).contains(&join.issuer_sha256.len()) {
+            return Err(JoinStringError::Issuers(join.issuer_sha256.len()));
+        }
         Ok((join, cluster))
     }
 
@@ -218,13 +237,14 @@ pub fn is_address(text: &str) -> bool {
 
 impl fmt::Debug for JoinString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { addresses, trust_domain, root_sha256, token: _secret, cluster } = self;
+        let Self { addresses, trust_domain, root_sha256, token: _secret, cluster, issuer_sha256 } = self;
         f.debug_struct("JoinString")
             .field("addresses", addresses)
             .field("trust_domain", trust_domain)
             .field("root_sha256", root_sha256)
             .field("token", &"…")
             .field("cluster", cluster)
+            .field("issuer_sha256", issuer_sha256)
             .finish()
     }
 }
@@ -251,10 +271,14 @@ mod tests {
 
     #[test]
     fn a_join_string_of_a_cluster_is_for_its_rhizome_alone_and_one_of_a_node_for_a_node() {
-        let text = sample().for_cluster("east".parse().unwrap()).encode().unwrap();
+        let issuers = vec![Digest::from_bytes([3; 32])];
+        let text = sample().for_cluster("east".parse().unwrap(), issuers.clone()).encode().unwrap();
         assert_eq!(JoinString::decode(&text), Err(JoinStringError::ForCluster("east".parse().unwrap())));
         let (join, cluster) = JoinString::decode_for_cluster(&text).unwrap();
         assert_eq!((join.token(), cluster.as_str()), (sample().token(), "east"));
+        assert_eq!(join.issuer_sha256(), issuers);
+        let none = sample().for_cluster("east".parse().unwrap(), Vec::new()).encode().unwrap();
+        assert_eq!(JoinString::decode_for_cluster(&none), Err(JoinStringError::Issuers(0)));
         let node = sample().encode().unwrap();
         assert_eq!(JoinString::decode_for_cluster(&node), Err(JoinStringError::ForNode));
     }

@@ -30,6 +30,7 @@ pub use identity::{ClientIdentity, ServingIdentity};
 pub use identity_dir::{IdentityDir, IdentityDirError, StoredIdentity};
 pub use join::{JoinError, discover, pinned};
 pub use join_string::{
-    JoinString, JoinStringError, MAX_ADDRESSES, MAX_BYTES as MAX_JOIN_STRING_BYTES, MAX_ROOTS, is_address,
+    JoinString, JoinStringError, MAX_ADDRESSES, MAX_BYTES as MAX_JOIN_STRING_BYTES, MAX_ISSUERS, MAX_ROOTS,
+    is_address,
 };
 pub use server::{AcceptError, Accepted, ClientTrust, ServerTls};

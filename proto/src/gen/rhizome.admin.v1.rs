@@ -2624,6 +2624,10 @@ pub struct AddClusterResponse {
     /// SHA-256 fingerprints of the current roots, 32 raw bytes each: what the cluster's Rhizome pins.
     #[prost(bytes = "bytes", repeated, tag = "6")]
     pub root_digests: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// SHA-256 of the SubjectPublicKeyInfo of each issuer that signs certificates of this Rhizome's servers, 32 raw bytes
+    /// each; at most 16. The cluster's Rhizome believes no server that anybody else below the root signed for.
+    #[prost(bytes = "bytes", repeated, tag = "7")]
+    pub issuer_key_digests: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// Asks for all clusters.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -109,6 +109,10 @@ pub struct ReportResponse {
     /// The clock of the root's Rhizome.
     #[prost(message, optional, tag = "7")]
     pub now: ::core::option::Option<::prost_types::Timestamp>,
+    /// SHA-256 of the SubjectPublicKeyInfo of each issuer that signs certificates of the root's own servers, 32 raw bytes
+    /// each; at most 16. The caller believes a server only when one of them signed its certificate.
+    #[prost(bytes = "bytes", repeated, tag = "8")]
+    pub issuer_key_sha256: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// Generated client implementations.
 pub mod upstream_service_client {

@@ -19,6 +19,8 @@ mod client;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
+mod clusters;
+#[cfg(test)]
 mod disk;
 #[cfg(test)]
 mod envoy;

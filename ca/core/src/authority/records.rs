@@ -45,6 +45,8 @@ pub struct RotationPolicy {
     pub jwt_key_ttl: Ttl,
     /// Where the very first root comes from.
     pub first_root: FirstRoot,
+    /// Whether keys for JWT-SVIDs are made: not where the bundle is another Rhizome's.
+    pub jwt_keys: bool,
 }
 
 /// Where the very first root comes from.

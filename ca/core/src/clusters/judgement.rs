@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Cluster;
 use crate::caller::{Principal, principal_of};
-use crate::ledger::{
-    Event, Fault, FaultKind, Head, Issuance, JwtIssuance, Position, Profile, Record, Verifier,
-};
+use crate::ledger::{Event, Fault, FaultKind, Head, Issuance, Position, Profile, Record, Verifier};
 use crate::template::is_reserved;
 
 /// Something to raise an alarm about, as it is stored.
@@ -50,7 +48,8 @@ pub fn outside_scope(
             Some(Outside { identity, serial, why })
         }
         Event::JwtIssued(token) => {
-            let why = jwt(cluster, domain, token)?;
+            // Its keys would have to be in our bundle, and none is.
+            let why = "a token; a cluster's Rhizome gives none".to_owned();
             Some(Outside { identity: token.spiffe_id.clone(), serial: token.jti.to_string(), why })
         }
         Event::SigningFailed { .. } | Event::Changed { .. } | Event::Refused { .. } => None,
@@ -74,6 +73,9 @@ fn certificate(
     if is_reserved(&issuance.spiffe_id) {
         return reserved(&cluster.name, domain, issuance);
     }
+    if issuance.profile != Profile::Workload {
+        return Some(format!("a {:?} certificate with a workload's identity", issuance.profile));
+    }
     let seconds = issuance.not_after.since(issuance.not_before).saturating_add(1);
     workload(cluster, domain, &issuance.spiffe_id, seconds)
 }
@@ -88,10 +90,6 @@ fn reserved(name: &ClusterName, domain: &TrustDomain, issuance: &Issuance) -> Op
         Some(Principal::Local { .. } | Principal::Token { .. }) | None => false,
     };
     (!allowed).then(|| format!("a reserved identity; its nodes are below /rhizome/node/{name}"))
-}
-
-fn jwt(cluster: &Cluster, domain: &TrustDomain, token: &JwtIssuance) -> Option<String> {
-    workload(cluster, domain, &token.spiffe_id, token.expires_at.since(token.issued_at))
 }
 
 fn workload(cluster: &Cluster, domain: &TrustDomain, id: &SpiffeId, seconds: i64) -> Option<String> {
@@ -165,6 +163,8 @@ impl Alarm {
 
     /// Of a record that cannot be read.
     pub fn unreadable(position: Position, cause: &str, at: Timestamp) -> Self {
+        // It may quote what the record says.
+        let cause: String = cause.chars().take(200).collect();
         Self {
             code: "ledger_unreadable".to_owned(),
             subject: format!("record {}", position.0),

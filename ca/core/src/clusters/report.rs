@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Alarm, Cluster, ClusterState, continue_ledger, outside_scope};
 use crate::documents::{Kind, Stored};
-use crate::ledger::{Event, Fault, Head, Position, Record};
+use crate::ledger::{Event, Fault, FaultKind, Head, Position, Record};
 use crate::limits::{
     CLUSTER_ALARMS_KEPT, CLUSTER_SAME_SECONDS, CLUSTER_SILENT_SECONDS, ROTATION_SKEW_SECONDS,
 };
@@ -104,6 +104,13 @@ impl ClusterReport {
         }
     }
 
+    /// What is kept when the cluster begins anew with another ledger: alarms, and what is still valid of what it issued.
+    #[must_use]
+    pub fn begun_anew(&self) -> Self {
+        let Self { cluster, issued, alarms, recent, .. } = self.clone();
+        Self { issued, alarms, recent, ..Self::empty(cluster) }
+    }
+
     /// Up to where its ledger was followed.
     pub const fn cursor(&self) -> Head {
         Head { position: Position(self.read_to), hash: self.read_hash }
@@ -125,21 +132,41 @@ impl ClusterReport {
         let same = reported.holds == self.reported.holds;
         let held_since = if same { self.held_since } else { now };
         let mut next = Self { at: now, held_since, reported, ..self.clone() };
-        let found = match continue_ledger(self.cursor(), records) {
+        let fresh = self.fresh(&next.reported, records);
+        let found = match fresh.and_then(|fresh| continue_ledger(self.cursor(), fresh)) {
             Ok(continued) => {
                 (next.read_to, next.read_hash) = (continued.head.position.0, continued.head.hash);
                 next.take_in(continued.events, cluster, domain, now)
             }
             Err(fault) if self.read_to == 0 => return Err(fault),
             Err(fault) => {
+                // What it issued was issued: it is counted again, and not forgotten.
                 (next.read_to, next.read_hash) = (0, Digest::ZERO);
-                next.issued.clear();
                 vec![Alarm::rewritten(&fault, now)]
             }
         };
         next.issued.retain(|_, served| now.since(served.until) <= ROTATION_SKEW_SECONDS);
         let new = next.raise(found);
         Ok((next, new))
+    }
+
+    /// Of `records` those that were not read yet. An answer that was lost, or a start, makes a cluster begin too early; one
+    /// that begins too late is told where to.
+    fn fresh<'r>(&self, reported: &Reported, records: &'r [Record]) -> Result<&'r [Record], Fault> {
+        let rewritten =
+            |at: u64| Fault { at: Position(at), kind: FaultKind::Rewritten { kept: self.read_hash } };
+        if (1..self.read_to).contains(&reported.last_record) {
+            return Err(rewritten(reported.last_record));
+        }
+        if records.first().is_some_and(|first| first.position.0 > self.read_to.saturating_add(1)) {
+            return Ok(&[]);
+        }
+        let last_read = records.iter().find(|it| it.position.0 == self.read_to);
+        if last_read.is_some_and(|it| it.hash != self.read_hash) {
+            return Err(rewritten(self.read_to));
+        }
+        let known = records.iter().take_while(|it| it.position.0 <= self.read_to).count();
+        Ok(records.get(known..).unwrap_or_default())
     }
 
     fn take_in(
@@ -161,11 +188,14 @@ impl ClusterReport {
             if let Some(outside) = outside_scope(cluster, domain, &event, now) {
                 found.push(Alarm::outside(&outside, position, now));
             }
-            if let Event::Issued(issuance) = event {
-                let served = self.issued.entry(issuance.issuer);
-                let served = served.or_insert(ServedIssuer { count: 0, until: issuance.not_after });
+            // Only what it was granted can be believed by anybody, and for so long: other names would fill this record.
+            if let Event::Issued(issuance) = event
+                && let Some(granted) = cluster.granted.iter().find(|it| it.id == issuance.issuer)
+            {
+                let until = issuance.not_after.min(granted.not_after);
+                let served = self.issued.entry(issuance.issuer).or_insert(ServedIssuer { count: 0, until });
                 served.count = served.count.saturating_add(1);
-                served.until = served.until.max(issuance.not_after);
+                served.until = served.until.max(until);
             }
         }
         found

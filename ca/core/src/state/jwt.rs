@@ -7,6 +7,7 @@ use rhizome_id::{AuthorityId, KeyId, ReplicaName, Timestamp};
 
 use super::{State, Subscriber};
 use crate::authority::{Authority, AuthorityState, JwtAuthority, Records};
+use crate::clusters::ClusterState;
 use crate::documents::Versioned;
 use crate::issuance::jwt::ActiveJwtKey;
 
@@ -37,10 +38,25 @@ impl State {
             .filter(move |it| self.node_of(&it.principal).is_some_and(|node| node.value.lives(now)))
     }
 
+    /// The lowest bundle sequence that anybody has in each cluster with a Rhizome of its own, of those that live.
+    fn clusters_hold(&self, now: Timestamp) -> impl Iterator<Item = u64> {
+        let living = self.clusters().values().map(|it| &it.value).filter(move |it| {
+            it.state == ClusterState::Active && it.matters_until().is_some_and(|until| until >= now)
+        });
+        living.map(|it| {
+            let report = self.cluster_reports().get(&it.name);
+            report.and_then(|it| it.value.reported.holds).map_or(0, |held| held.sequence)
+        })
+    }
+
     /// Every authority, for the machine that replaces them.
     pub fn authority_records(&self, now: Timestamp) -> Records {
         Records {
-            acknowledged: self.live_subscribers(now).map(|it| it.sequence).min(),
+            acknowledged: self
+                .live_subscribers(now)
+                .map(|it| it.sequence)
+                .chain(self.clusters_hold(now))
+                .min(),
             certifying: self.authorities.values().map(|it| Authority::clone(&it.value)).collect(),
             jwt: self.jwt_authorities.values().map(|it| JwtAuthority::clone(&it.value)).collect(),
         }

@@ -120,9 +120,11 @@ impl Ca {
         }
         let after = redemption.token;
         // A cluster that was suspended or removed before its Rhizome joined.
-        if let Some(cluster) = state.cluster_of_node(&token.cluster, &token.node) {
+        let cluster = state.cluster_of_node(&token.cluster, &token.node).cloned();
+        if let Some(cluster) = &cluster {
             cluster.value.check_active()?;
         }
+        let ttl = cluster.as_ref().map(|it| it.value.intermediate_ttl);
         let alongside = |issuance: &Issuance| {
             let record = first_record(&token, issuance, now);
             let node_key = record.key();
@@ -132,6 +134,10 @@ impl Ca {
                 None => transaction.require_absent(node_key),
                 Some(known) => transaction.require_unchanged(node_key, known.version),
             };
+            let transaction = match &cluster {
+                None => transaction,
+                Some(cluster) => transaction.require_unchanged(cluster.value.key(), cluster.version),
+            };
             let detail = format!("token {} created by {}", token.id, token.created_by);
             transaction.put(&record).record(self.changed(
                 &token_name(&token),
@@ -140,7 +146,7 @@ impl Ca {
                 &detail,
             ))
         };
-        let leaf = self.issue_with(&caller, csr, Wish::Node { ttl: None }, None, alongside).await?;
+        let leaf = self.issue_with(&caller, csr, Wish::Node { ttl }, None, alongside).await?;
         Ok((convert::issued(&leaf, self.wire_bundle().as_deref().cloned()), node_id))
     }
 
@@ -173,7 +179,9 @@ impl Ca {
                 Err(_checked_before) => transaction.put(&*record.value),
             }
         };
-        let leaf = self.issue_with(caller, csr, Wish::Node { ttl: None }, None, alongside).await?;
+        // A cluster's Rhizome must find its way back for as long as its intermediate lives.
+        let ttl = state.cluster_of(caller.principal()).map(|it| it.value.intermediate_ttl);
+        let leaf = self.issue_with(caller, csr, Wish::Node { ttl }, None, alongside).await?;
         Ok(convert::issued(&leaf, self.wire_bundle().as_deref().cloned()))
     }
 }

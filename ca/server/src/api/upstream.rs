@@ -15,7 +15,7 @@ use rhizome_proto::upstream::v1::upstream_service_server::UpstreamService;
 use tonic::{Request, Response};
 
 use super::{Api, convert};
-use crate::clusters::ProvenKey;
+use crate::clusters::{ProvenKey, own_issuer_keys};
 use crate::error::{ApiError, IssueError};
 use crate::status::Answer;
 
@@ -63,15 +63,17 @@ impl UpstreamService for Api {
         let root = state.active_root().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         let published = self.0.bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         let (sequence, digest) = (published.bundle.sequence(), published.bundle.digest());
+        let issuers = own_issuer_keys(&state, self.0.ports.clock.now());
         let same = holds.is_some_and(|it| (it.sequence, it.digest) == (sequence, digest));
         Ok(Response::new(wire::ReportResponse {
             next_position: report.read_to.saturating_add(1),
             bundle_sequence: sequence,
             bundle: (!same).then(|| convert::bundle(&published.bundle)),
-            signing_root_sha256: convert::digest(&root.certificate.fingerprint()),
+            signing_root_sha256: convert::digest(&root.anchor().fingerprint()),
             scope: cluster.scope.to_string(),
             intermediate_ttl_seconds: Ttl::seconds(cluster.intermediate_ttl),
             now: Some(convert::timestamp(self.0.ports.clock.now())),
+            issuer_key_sha256: issuers.iter().map(convert::digest).collect(),
         }))
     }
 }

@@ -356,8 +356,10 @@ async fn what_a_cluster_s_ledger_shows_outside_its_scope_is_raised_as_an_alarm()
     server.recorded(&["cluster.alarm", "east", "ns/pay/sa/ledger", "namespaces shop"]).await;
 
     // The same again brings nothing new; a gap, and another ledger, do.
-    let (code, message) = refusal(self::below(&server, "west").await.report(&[shown_gap(&inside)]).await);
-    assert_eq!((code, message.contains("expected position 1")), (Code::InvalidArgument, true), "{message}");
+    let gap = [inside.clone(), shown_gap(&shown_gap(&inside))];
+    let (code, message) = refusal(self::below(&server, "west").await.report(&gap).await);
+    assert_eq!((code, message.contains("expected position 2")), (Code::InvalidArgument, true), "{message}");
+    below.ledger = inside.head();
     let restored = below.report(&[inside]).await.unwrap();
     assert_eq!(restored.next_position, 1, "from the first record anew");
     let shown = show(&server, "east").await;

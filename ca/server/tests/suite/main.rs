@@ -25,3 +25,4 @@ mod rules;
 mod streams;
 mod support;
 mod tokens;
+mod upstream;

@@ -19,7 +19,8 @@ use rhizome_proto::ca::v1::bundle_service_client::BundleServiceClient;
 use rhizome_proto::ca::v1::certificate_service_client::CertificateServiceClient;
 use rhizome_proto::node::v1 as node;
 use rhizome_proto::node::v1::node_service_client::NodeServiceClient;
-use rhizome_server::{DoorLimits, Ports, Running, Settings, SystemEntropy};
+pub(crate) use rhizome_server::UpstreamSettings as Above;
+use rhizome_server::{DoorLimits, Ports, Running, Settings, StartError, SystemEntropy};
 use rhizome_store::{FaultyStore, MemoryStore};
 use rhizome_tls::{ClientIdentity, ExpectedServer};
 use rhizome_x509::{Bundle, CaCertificate, JwtKey, KeyAlgorithm, RequestKey, TrustAnchors, create_csr};
@@ -87,6 +88,15 @@ impl TestServer {
         clock: Arc<ManualClock>,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
+        Self::try_over(store, keys, clock, change).await.unwrap()
+    }
+
+    async fn try_over(
+        store: MemoryStore,
+        keys: Arc<MemoryKeyRing>,
+        clock: Arc<ManualClock>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<Self, StartError> {
         let scratch = TempDir::new().unwrap();
         let socket = scratch.path().join("admin.sock");
         let store = Arc::new(FaultyStore::new(store));
@@ -98,8 +108,33 @@ impl TestServer {
         };
         let mut settings = settings(socket.clone());
         change(&mut settings);
-        let running = rhizome_server::start(settings, ports).await.unwrap();
-        Self { clock, store, keys, running, socket, _scratch: scratch }
+        let running = rhizome_server::start(settings, ports).await?;
+        Ok(Self { clock, store, keys, running, socket, _scratch: scratch })
+    }
+
+    /// A cluster's own Rhizome below this one, with its clock.
+    pub(crate) async fn below(&self, above: &Above) -> Self {
+        self.try_below(above, &self.clock).await.unwrap()
+    }
+
+    /// The same by a clock of its own; it may be refused.
+    pub(crate) async fn try_below(
+        &self,
+        above: &Above,
+        clock: &Arc<ManualClock>,
+    ) -> Result<Self, StartError> {
+        let (above, keys) = (above.clone(), Arc::new(MemoryKeyRing::new()));
+        let change = |settings: &mut Settings| *settings = settings.clone().below(above);
+        Self::try_over(MemoryStore::new(), keys, Arc::clone(clock), change).await
+    }
+
+    /// Stops, and starts again on what is stored.
+    pub(crate) async fn again(self, above: &Above) -> Self {
+        let (store, keys) = (self.store.inner().clone(), Arc::clone(&self.keys));
+        let (clock, above) = (Arc::clone(&self.clock), above.clone());
+        self.stop().await;
+        let change = |settings: &mut Settings| *settings = settings.clone().below(above);
+        Self::over(store, keys, clock, change).await
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

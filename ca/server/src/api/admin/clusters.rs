@@ -10,8 +10,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rhizome_core::caller::Scope;
-use rhizome_core::clusters::{Cluster, ClusterReport, ClusterScope, ClusterState, Ended, IdentityPattern};
-use rhizome_core::documents::{Stored as _, Transaction, Versioned};
+use rhizome_core::clusters::{Cluster, ClusterScope, ClusterState, Ended, IdentityPattern};
+use rhizome_core::documents::{DocumentKey, Kind, Stored as _, Transaction, Versioned};
 use rhizome_core::limits::{CLUSTER_INTERMEDIATE_TTL, CLUSTERS, WORKLOAD_MAX_TTL};
 use rhizome_core::nodes::NodeState;
 use rhizome_core::ports::StoreError;
@@ -26,6 +26,7 @@ use super::read_required_reason;
 use crate::api::admin::tokens::{Invitation, namespaces, read_namespaces};
 use crate::api::{Api, convert};
 use crate::ca::Ca;
+use crate::clusters::own_issuer_keys;
 use crate::error::ApiError;
 use crate::status::Answer;
 
@@ -135,6 +136,11 @@ impl Ca {
         request: wire::AddClusterRequest,
     ) -> Result<wire::AddClusterResponse, ApiError> {
         let name: ClusterName = convert::read("name", &request.name)?;
+        if self.upstream.is_some() {
+            let problem =
+                "cannot be here: this Rhizome is below another one, and its intermediate signs leaves only";
+            return Err(ApiError::Conflict { what: "cluster", name: name.to_string(), problem });
+        }
         let (scope, intermediate_ttl) = self.read_cluster_scope(request.scope)?;
         let ttl = self.read_token_ttl("token_ttl_seconds", request.token_ttl_seconds)?;
         let Invitation { secret, addresses, root_digests } = self.invitation()?;
@@ -174,6 +180,7 @@ impl Ca {
             trust_domain: self.settings.trust_domain.to_string(),
             addresses,
             root_digests,
+            issuer_key_digests: own_issuer_keys(&self.state(), now).iter().map(convert::digest).collect(),
         })
     }
 
@@ -194,9 +201,14 @@ impl Ca {
             return Err(ApiError::Conflict { what: "cluster", name: cluster.name.to_string(), problem });
         }
         cluster.granted.clone_from(&known.value.granted);
-        let report = ClusterReport::empty(cluster.name.clone()).key();
         let transaction = transaction.require_unchanged(cluster.key(), known.version).put(&cluster);
-        Ok(transaction.delete(report))
+        Ok(match state.cluster_reports().get(&cluster.name) {
+            None => transaction,
+            Some(report) => {
+                let kept = report.value.begun_anew();
+                transaction.require_unchanged(kept.key(), report.version).put(&kept)
+            }
+        })
     }
 
     /// Changes the record of cluster `name`, and what its node may, in one transaction.
@@ -230,6 +242,13 @@ impl Ca {
                 .require_unchanged(next.key(), *version)
                 .put(&next)
                 .record(entry);
+            // A token that was not used yet ends with what it was for.
+            let removed = matches!(next.state, ClusterState::Removed(_));
+            let token = next.node.as_str().strip_prefix("rhizome-").filter(|_| removed);
+            let transaction = match token {
+                Some(token) => transaction.delete(DocumentKey::new(Kind::Token, token)),
+                None => transaction,
+            };
             let transaction = with_node(&state, transaction, &next, node, (by, detail, now));
             match self.commit(transaction).await {
                 Err(StoreError::Conflict { .. }) if tries < TRIES => {}
