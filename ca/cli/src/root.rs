@@ -7,25 +7,22 @@ use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rhizome_id::{AuthorityId, Timestamp, Ttl};
+use rhizome_id::{AuthorityId, Ttl};
 use rhizome_proto::admin::v1::rotation_service_client::RotationServiceClient;
 use rhizome_proto::admin::v1::{
     AbortRotationRequest, AdvanceRotationRequest, ExemptSubscriberRequest, GetRotationRequest,
-    ListDependentsRequest, ListDependentsResponse, PlanRotationRequest, PlanRotationResponse, Rotation,
-    RotationBlocker, RotationChoices, RotationMode, RotationPhase, RotationPlace, SeenRotation,
-    StartRotationRequest, WatchRotationRequest,
+    ListDependentsRequest, PlanRotationRequest, Rotation, RotationChoices, RotationMode, RotationPlace,
+    SeenRotation, StartRotationRequest, WatchRotationRequest,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use tonic::transport::Channel;
 
 use crate::exit::{Exit, Failure};
 use crate::offline_root::OfflineVerb;
-use crate::output::{View, details, instant_with_distance, or_dash, printable, span, table};
+use crate::output::{View, or_dash, printable};
+use crate::root_view::{PHASES, dependents, phase, phase_of, plan, status};
 use crate::session::{Session, call};
 use crate::wire;
-
-/// Blockers shown to people; `--output json` has all of them.
-const SHOWN: usize = 10;
 
 /// Change the root for another, bring one from elsewhere, or keep its key offline
 #[derive(Subcommand, Clone, Debug)]
@@ -40,7 +37,7 @@ pub enum RootVerb {
     },
     /// Follow the change of the root until it ends
     Watch,
-    /// Leave the phase now, if its gate is open; without --yes, show the gate
+    /// Leave a phase, if its gate is open; without --yes, show the gate and what to say
     Advance(AdvanceRoot),
     /// Take the change back: the machine goes the same way backwards; without --yes, show where it stands
     Abort(AbortRoot),
@@ -101,9 +98,13 @@ pub struct RotateRoot {
     yes: bool,
 }
 
-/// Whether the loss is accepted.
+/// Which phase is left, and whether the loss is accepted.
 #[derive(Args, Clone, Debug)]
 pub struct AdvanceRoot {
+    /// The phase that is to be left; if it was left already, nothing is done
+    #[arg(long, value_name = "PHASE", value_parser = PHASES, required_if_eq("yes", "true"))]
+    from: Option<String>,
+
     /// The digest of the loss that is accepted, as `rhizome root status` shows it; only of a compromised root
     #[arg(long, value_name = "DIGEST", default_value = "")]
     accept_loss: String,
@@ -160,17 +161,7 @@ pub(crate) async fn run(verb: RootVerb, session: &mut Session<'_, '_>) -> Result
             None => session.show(&View::new(&Value::Null, "the root was never changed\n".to_owned())?)?,
         },
         RootVerb::Status { watch: true } | RootVerb::Watch => return watch(&mut client, session).await,
-        RootVerb::Advance(wish) => {
-            let seen = underway(&mut client).await?;
-            let rotation = if wish.yes {
-                let request =
-                    AdvanceRotationRequest { seen: Some(named(&seen)), accept_loss: wish.accept_loss };
-                client.advance_rotation(call(request)).await?.into_inner().rotation
-            } else {
-                Some(seen)
-            };
-            show(rotation, wish.yes, "advance", session)?;
-        }
+        RootVerb::Advance(wish) => return advance(wish, &mut client, session).await,
         RootVerb::Abort(wish) => {
             let seen = underway(&mut client).await?;
             let rotation = if wish.yes {
@@ -237,6 +228,44 @@ async fn rotate(
     let rotation = wire::promised(answer.rotation, "the rotation")?;
     session.show(&status(&rotation, session.now())?)?;
     Ok(Exit::Done)
+}
+
+/// What is left must be said: somebody else may have left it a moment ago, and this would leave the next.
+async fn advance(
+    wish: AdvanceRoot,
+    client: &mut Client,
+    session: &mut Session<'_, '_>,
+) -> Result<Exit, Failure> {
+    let seen = underway(client).await?;
+    if !wish.yes {
+        session.show(&status(&seen, session.now())?)?;
+        session.remark(&format!("nothing was changed; to leave this phase, say: {}", words_to_leave(&seen)));
+        return Ok(Exit::Done);
+    }
+    let from = wish.from.unwrap_or_default();
+    let order = |phase: &str| PHASES.iter().position(|it| *it == phase);
+    if seen.back || order(phase(&seen)) < order(&from) {
+        let problem = format!("it stands in {} and not in {from}; look at it again", phase_of(&seen));
+        return Err(Failure::new(Exit::Failed, "rotation_changed", problem));
+    }
+    if phase(&seen) != from {
+        session.show(&status(&seen, session.now())?)?;
+        session.remark(&format!("nothing was changed; {from} was left already"));
+        return Ok(Exit::Done);
+    }
+    let request = AdvanceRotationRequest { seen: Some(named(&seen)), accept_loss: wish.accept_loss };
+    let rotation = client.advance_rotation(call(request)).await?.into_inner().rotation;
+    show(rotation, true, "advance", session)?;
+    Ok(Exit::Done)
+}
+
+/// The command that leaves the phase that was seen.
+fn words_to_leave(seen: &Rotation) -> String {
+    let loss = match seen.loss_digest.as_str() {
+        "" => String::new(),
+        digest => format!(" --accept-loss {digest}"),
+    };
+    format!("rhizome root advance --from {}{loss} --yes", phase(seen))
 }
 
 fn seconds(ttl: Ttl) -> u64 {
@@ -334,228 +363,16 @@ impl Bars {
     }
 }
 
-fn phase_of(rotation: &Rotation) -> String {
-    let phase = match rotation.phase() {
-        RotationPhase::Unspecified => "unknown",
-        RotationPhase::Stable => "stable",
-        RotationPhase::Staged => "staged",
-        RotationPhase::Distributing => "distributing",
-        RotationPhase::Canary => "canary",
-        RotationPhase::Active => "active",
-        RotationPhase::Untrusting => "untrusting",
-        RotationPhase::Retired => "retired",
-    };
-    if rotation.back { format!("{phase}, backwards") } else { phase.to_owned() }
-}
-
-fn mode_of(rotation: &Rotation) -> &'static str {
-    match rotation.mode() {
-        RotationMode::Unspecified | RotationMode::Planned => "planned",
-        RotationMode::Compromised => "compromised",
-        RotationMode::Expired => "expired",
-    }
-}
-
-fn status(rotation: &Rotation, now: Timestamp) -> Result<View, Failure> {
-    let at = |instant: Option<&prost_types::Timestamp>| instant_with_distance(wire::instant(instant), now);
-    let ended = !rotation.outcome.is_empty();
-    let mut fields = vec![
-        ("rotation", format!("{} ({}), version {}", rotation.name, mode_of(rotation), rotation.version)),
-        ("phase", if ended { rotation.outcome.clone() } else { phase_of(rotation) }),
-        ("since", at(rotation.since.as_ref())),
-        ("old root", rotation.old.clone()),
-        ("new root", rotation.new.clone()),
-        ("started", format!("{} by {}", at(rotation.started_at.as_ref()), printable(&rotation.started_by))),
-    ];
-    if !ended {
-        let open = if rotation.gate_open { "open" } else { "shut" };
-        fields.push(("gate", format!("{} ({open})", rotation.gate)));
-        fields.extend(rotation.waits.iter().map(|it| ("waits for", printable(it))));
-    }
-    fields.extend(rotation.warnings.iter().map(|it| ("warning", printable(it))));
-    if let Some(latest) = wire::instant(rotation.latest.as_ref()) {
-        fields.push(("nobody matters after", instant_with_distance(Some(latest), now)));
-    }
-    if !rotation.accepted.is_empty() {
-        fields.push(("accepted loss", printable(&rotation.accepted)));
-    }
-    for it in &rotation.exemptions {
-        let until = at(it.expires_at.as_ref());
-        let text = format!("{} until {until} by {}: {}", it.subscriber, it.approver, it.reason);
-        fields.push(("exempted", printable(&text)));
-    }
-    if !rotation.loss_digest.is_empty() {
-        let names = rotation.losses.join(", ");
-        fields.push(("would break", printable(&format!("{} workloads: {names}", rotation.lost_workloads))));
-        fields.push(("loss digest", rotation.loss_digest.clone()));
-    }
-    let mut text = details(fields.iter().map(|(name, value)| (*name, value.clone())));
-    if !ended {
-        text.push('\n');
-        text.push_str(&places(&rotation.places));
-        text.push_str(&blockers(&rotation.blockers, rotation.blocker_count));
-    }
-    View::new(&as_json(rotation), text)
-}
-
-fn places(places: &[RotationPlace]) -> String {
-    let rows = places
-        .iter()
-        .map(|it| vec![or_dash(&it.cluster), it.kind.clone(), format!("{}/{}", it.done, it.total)]);
-    table(&["CLUSTER", "KIND", "READY"], rows, "nobody depends on the root")
-}
-
-fn blockers(blockers: &[RotationBlocker], count: u32) -> String {
-    if blockers.is_empty() {
-        return String::new();
-    }
-    let mut text = format!("\nheld up by {count}:\n");
-    for it in blockers.iter().take(SHOWN) {
-        text.push_str(&format!("  {}\n", printable(&it.why)));
-    }
-    let more = count.saturating_sub(u32::try_from(SHOWN).unwrap_or(u32::MAX));
-    if more > 0 {
-        text.push_str(&format!("  and {more} more\n"));
-    }
-    text
-}
-
-fn place_json(it: &RotationPlace) -> Value {
-    json!({ "cluster": it.cluster, "kind": it.kind, "done": it.done, "total": it.total })
-}
-
-fn blocker_json(it: &RotationBlocker) -> Value {
-    json!({
-        "name": it.name,
-        "kind": it.kind,
-        "cluster": it.cluster,
-        "why": it.why,
-        "last_contact": wire::instant(it.last_contact.as_ref()),
-        "matters_until": wire::instant(it.matters_until.as_ref()),
-    })
-}
-
-fn as_json(rotation: &Rotation) -> Value {
-    json!({
-        "name": rotation.name,
-        "version": rotation.version,
-        "mode": mode_of(rotation),
-        "phase": phase_of(rotation).split(',').next().unwrap_or_default(),
-        "back": rotation.back,
-        "outcome": wire::text(rotation.outcome.clone()),
-        "old": rotation.old,
-        "new": rotation.new,
-        "started_by": rotation.started_by,
-        "started_at": wire::instant(rotation.started_at.as_ref()),
-        "since": wire::instant(rotation.since.as_ref()),
-        "gate": rotation.gate,
-        "gate_open": rotation.gate_open,
-        "waits": rotation.waits,
-        "blockers": rotation.blockers.iter().map(blocker_json).collect::<Vec<_>>(),
-        "blocker_count": rotation.blocker_count,
-        "places": rotation.places.iter().map(place_json).collect::<Vec<_>>(),
-        "exemptions": rotation.exemptions.iter().map(|it| json!({
-            "subscriber": it.subscriber,
-            "reason": it.reason,
-            "approver": it.approver,
-            "expires_at": wire::instant(it.expires_at.as_ref()),
-        })).collect::<Vec<_>>(),
-        "losses": rotation.losses,
-        "lost_workloads": rotation.lost_workloads,
-        "loss_digest": wire::text(rotation.loss_digest.clone()),
-        "bundle_sequence": rotation.bundle_sequence,
-        "choices": choices_json(rotation.choices.as_ref()),
-        "warnings": rotation.warnings,
-        "latest": wire::instant(rotation.latest.as_ref()),
-        "accepted": wire::text(rotation.accepted.clone()),
-    })
-}
-
-fn choices_json(choices: Option<&RotationChoices>) -> Value {
-    choices.map_or(Value::Null, |it| {
-        json!({
-            "manual": it.manual,
-            "until_expiry": it.until_expiry,
-            "without_bridge": it.without_bridge,
-            "settle_seconds": it.settle_seconds,
-            "soak_seconds": it.soak_seconds,
-            "window_seconds": it.window_seconds,
-            "renewals_per_second": it.renewals_per_second,
-        })
-    })
-}
-
-fn plan(plan: &PlanRotationResponse, now: Timestamp) -> Result<View, Failure> {
-    let least = i64::try_from(plan.least_seconds).unwrap_or(i64::MAX);
-    let mut fields = vec![
-        ("old root", or_dash(&plan.old)),
-        ("renewals", format!("{}, {} a second", plan.renewals, plan.renewals_per_second)),
-        ("takes at least", span(least)),
-    ];
-    if let Some(it) = &plan.choices {
-        let part =
-            |seconds: Option<u64>| span(i64::try_from(seconds.unwrap_or_default()).unwrap_or(i64::MAX));
-        fields.push(("settles for", part(it.settle_seconds)));
-        fields.push(("soaks for", part(it.soak_seconds)));
-        let rate = it.renewals_per_second.unwrap_or_default();
-        fields.push(("renews over", format!("{}, at most {rate} a second", part(it.window_seconds))));
-    }
-    fields.extend(plan.warnings.iter().map(|it| ("warning", printable(it))));
-    if let Some(latest) = wire::instant(plan.latest.as_ref()) {
-        fields.push(("nobody away matters after", instant_with_distance(Some(latest), now)));
-    }
-    let mut text = details(fields.iter().map(|(name, value)| (*name, value.clone())));
-    text.push('\n');
-    text.push_str(&places(&plan.places));
-    let count = u32::try_from(plan.blockers.len()).unwrap_or(u32::MAX);
-    if !plan.blockers.is_empty() {
-        text.push_str(&format!("\n{count} would hold it up as things are:\n"));
-        for it in plan.blockers.iter().take(SHOWN) {
-            let until = instant_with_distance(wire::instant(it.matters_until.as_ref()), now);
-            text.push_str(&format!("  {} {}, matters until {until}\n", printable(&it.name), it.why));
-        }
-    }
-    let json = json!({
-        "old": wire::text(plan.old.clone()),
-        "places": plan.places.iter().map(place_json).collect::<Vec<_>>(),
-        "blockers": plan.blockers.iter().map(blocker_json).collect::<Vec<_>>(),
-        "renewals": plan.renewals,
-        "renewals_per_second": plan.renewals_per_second,
-        "least_seconds": plan.least_seconds,
-        "latest": wire::instant(plan.latest.as_ref()),
-        "choices": choices_json(plan.choices.as_ref()),
-        "warnings": plan.warnings,
-    });
-    View::new(&json, text)
-}
-
-fn dependents(answer: &ListDependentsResponse, now: Timestamp) -> Result<View, Failure> {
-    let rows = answer.dependents.iter().map(|it| {
-        vec![
-            it.name.clone(),
-            it.kind.clone(),
-            or_dash(&it.cluster),
-            it.certificates.to_string(),
-            instant_with_distance(wire::instant(it.not_after.as_ref()), now),
-        ]
-    });
-    let heading = ["NAME", "KIND", "CLUSTER", "CERTIFICATES", "UNTIL"];
-    let text = table(&heading, rows, &format!("nobody depends on {}", answer.root));
-    let json = json!({
-        "root": answer.root,
-        "count": answer.count,
-        "dependents": answer.dependents.iter().map(|it| json!({
-            "name": it.name,
-            "kind": it.kind,
-            "cluster": it.cluster,
-            "certificates": it.certificates,
-            "not_after": wire::instant(it.not_after.as_ref()),
-            "last_contact": wire::instant(it.last_contact.as_ref()),
-        })).collect::<Vec<_>>(),
-    });
-    View::new(&json, text)
-}
-
 #[cfg(test)]
-#[path = "root_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_that_leave_a_phase_name_it_and_the_loss_that_they_accept() {
+        let phase = rhizome_proto::admin::v1::RotationPhase::Active.into();
+        let seen = Rotation { phase, ..Rotation::default() };
+        assert_eq!(words_to_leave(&seen), "rhizome root advance --from active --yes");
+        let seen = Rotation { loss_digest: "ab12".into(), ..seen };
+        assert_eq!(words_to_leave(&seen), "rhizome root advance --from active --accept-loss ab12 --yes");
+    }
+}

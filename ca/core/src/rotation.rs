@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use rhizome_id::{AuthorityId, Digest, RotationName, Timestamp};
+use rhizome_id::{AuthorityId, RotationName, Timestamp};
 
 use crate::limits::{EXEMPTIONS, ROTATION_REASON_BYTES};
 
@@ -29,7 +29,7 @@ mod work;
 
 pub use canary::Canary;
 pub use evidence::{Published, World};
-pub use gate::{Blocker, Gate};
+pub use gate::{Blocker, Consent, Gate};
 pub use record::{
     Accepted, Choices, Exemption, Heading, Mode, Names, Outcome, Passage, Phase, Rotation, SelfTest,
 };
@@ -74,11 +74,13 @@ pub enum Order {
         mode: Mode,
         /// What was chosen.
         choices: Choices,
+        /// Why, in one line.
+        reason: String,
     },
     /// Leave this phase, if its gate is open.
     Advance {
-        /// The digest of the loss that is accepted, as it was named; only in [`Mode::Compromised`].
-        accept: Option<Digest>,
+        /// The loss that is accepted, as it was named; only in [`Mode::Compromised`].
+        accept: Option<Consent>,
     },
     /// Take it back.
     Abort,
@@ -139,12 +141,21 @@ fn command(
     now: Timestamp,
 ) -> Result<Step, Refusal> {
     let underway = current.filter(|it| it.phase != Phase::Stable);
-    if let Order::Start { name, new, mode, choices } = order {
-        return match underway {
-            Some(same) if same.name == name => Ok(Step::default()),
-            Some(other) => Err(Refusal::InProgress { rotation: other.name.clone(), phase: other.phase }),
-            None => begin(by, name, new, mode, choices, world, now).map(|next| Step::to(Some(next))),
-        };
+    if let Order::Start { name, new, mode, choices, reason } = order {
+        match (underway, current) {
+            (Some(same), _) if same.name == name => return Ok(Step::default()),
+            (Some(other), _) => {
+                return Err(Refusal::InProgress { rotation: other.name.clone(), phase: other.phase });
+            }
+            // Whoever is late with an old plan would destroy what the new one of that name has made.
+            (None, Some(ended)) if ended.name == name => return Err(Refusal::NameUsed { rotation: name }),
+            (None, Some(ended)) if [&ended.old, &ended.new].contains(&&new) => {
+                return Err(Refusal::NameTaken { root: new });
+            }
+            (None, _) => {}
+        }
+        let begun = begin(by, name, new, mode, choices, world, now)?;
+        return Ok(Step::to(Some(Rotation { reason, ..begun })));
     }
     let rotation = underway.ok_or(Refusal::NoneUnderWay)?;
     if seen != Some((&rotation.name, rotation.version)) {
@@ -195,6 +206,7 @@ fn begin(
         new,
         choices,
         started_by: by.to_owned(),
+        reason: String::new(),
         started_at: now,
         since: now,
         before: facts.bundle.anchors.clone(),
@@ -228,7 +240,7 @@ fn check(choices: &Choices) -> Result<(), Refusal> {
 fn advance(
     rotation: &Rotation,
     by: &str,
-    accept: Option<Digest>,
+    accept: Option<Consent>,
     world: &World,
     now: Timestamp,
 ) -> Result<Step, Refusal> {
@@ -245,13 +257,12 @@ fn advance(
     }
     match gate.loss() {
         Some(loss) if !unready && rotation.mode == Mode::Compromised => {
-            if accept == Some(loss.digest) {
-                let accepted = Some(loss.accepted(rotation, by, now));
-                let giving_up = Rotation { accepted, ..rotation.clone() };
-                Ok(Step::to(Some(giving_up.left(by, &gate, world, now))))
-            } else {
-                Err(Refusal::NeedsConsent { loss: Box::new(loss) })
-            }
+            let Some(consent) = accept.filter(|it| it.covers(&loss)) else {
+                return Err(Refusal::NeedsConsent { loss: Box::new(loss) });
+            };
+            let accepted = Some(loss.accepted(rotation, by, consent.digest, now));
+            let giving_up = Rotation { accepted, ..rotation.clone() };
+            Ok(Step::to(Some(giving_up.left(by, &gate, world, now))))
         }
         Some(_) | None => Err(Refusal::blocked(rotation.phase, &gate)),
     }
@@ -269,7 +280,11 @@ fn abort(rotation: &Rotation, by: &str, world: &World, now: Timestamp) -> Result
 
 fn exempt(rotation: &Rotation, exemption: Exemption, world: &World, now: Timestamp) -> Result<Step, Refusal> {
     let bad = |what| Err(Refusal::BadExemption { what });
-    if rotation.exemptions.contains(&exemption) {
+    let same = |it: &Exemption| {
+        (&it.subscriber, &it.reason) == (&exemption.subscriber, &exemption.reason)
+            && it.expires_at >= exemption.expires_at
+    };
+    if rotation.exemptions.iter().any(same) {
         return Ok(Step::default());
     }
     let reason = &exemption.reason;

@@ -68,7 +68,13 @@ pub(super) fn both() -> World {
 }
 
 pub(super) fn start(mode: Mode, choices: Choices) -> Order {
-    Order::Start { name: "rotation-1".parse().unwrap(), new: id("new"), mode, choices }
+    Order::Start {
+        name: "rotation-1".parse().unwrap(),
+        new: id("new"),
+        mode,
+        choices,
+        reason: "yearly".into(),
+    }
 }
 
 pub(super) fn ordered(rotation: Option<&Rotation>, order: Order, world: &World) -> Result<Step, Refusal> {
@@ -133,6 +139,7 @@ fn a_rotation_starts_from_the_active_root_and_remembers_the_bundle() {
         new: id("newer"),
         mode: Mode::Planned,
         choices: Choices::default(),
+        reason: String::new(),
     };
     let refused = ordered(Some(&rotation), other, &before()).unwrap_err();
     assert_eq!(refused.code(), "rotation_in_progress");
@@ -329,7 +336,10 @@ fn a_compromised_root_goes_at_the_price_of_those_that_were_named() {
     let presents = vec![Presented { root: id("old"), count: 3, until: later(600) }];
     let away = Subscriber { connected: false, presents, ..subscriber("node:away", SubscriberKind::Agent) };
     world.subscribers = vec![away];
-    let advance = |accept| ordered(Some(&rotation), Order::Advance { accept }, &world);
+    let advance = |accept: Option<Digest>| {
+        let accept = accept.map(Consent::to);
+        ordered(Some(&rotation), Order::Advance { accept }, &world)
+    };
     let loss = asked(&rotation, &world);
     assert_eq!((loss.workloads, loss.subscribers.as_slice()), (2, ["node:away".to_owned()].as_slice()));
     assert!(advance(Some(Digest::ZERO)).is_err(), "another loss than the one named");

@@ -8,6 +8,7 @@
 //! does (`rhizome-agent`).
 //! Sources: ca/docs/issuance.md, Renewal.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -37,6 +38,8 @@ pub(crate) enum Whom {
     Cluster(ClusterName),
     /// Every node.
     All,
+    /// These principals, with how many certificates each has to renew at least.
+    These(BTreeMap<String, u32>),
 }
 
 /// What is to be ordered.
@@ -80,11 +83,20 @@ impl Ca {
                 (all.filter(|it| it.cluster == *cluster).collect(), format!("cluster {cluster}"))
             }
             Whom::All => (state.nodes().values().map(|it| &*it.value).collect(), "all nodes".to_owned()),
+            Whom::These(them) => {
+                let all = state.nodes().values().map(|it| &*it.value);
+                let meant = |it: &&NodeRecord| them.contains_key(&it.principal().to_string());
+                (all.filter(meant).collect(), format!("{} nodes", them.len()))
+            }
         };
         let lives = |it: &&NodeRecord| it.lives(now);
         let mut connected: usize = 0;
         let holders = records.into_iter().filter(lives).map(|record| {
-            let (holder, present) = self.holder_of(record, wish.issuers);
+            let (mut holder, present) = self.holder_of(record, wish.issuers);
+            if let Whom::These(them) = &wish.whom {
+                let known = them.get(&holder.principal).copied().unwrap_or_default();
+                holder.certificates = holder.certificates.max(known.min(MOST_PER_NODE));
+            }
             connected = connected.saturating_add(usize::from(present));
             holder
         });

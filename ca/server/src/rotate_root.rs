@@ -16,22 +16,20 @@ use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Version, V
 use rhizome_core::issuance::Prepared;
 use rhizome_core::limits::WITHIN_REACH_SECONDS;
 use rhizome_core::ports::{KeyPurpose, StoreError};
-use rhizome_core::renewals::RenewalOrder;
 use rhizome_core::replicas::Lease;
 use rhizome_core::rotation::evidence::SubscriberKind;
 use rhizome_core::rotation::{
-    Accepted, Effect, Input, Mode, Order, Outcome, Passage, Phase, Rotation, SelfTest, Step, World, gate,
-    pacing, step,
+    Effect, Input, Mode, Order, Outcome, Phase, Rotation, SelfTest, Step, World, gate, step,
 };
 use rhizome_core::state::BundleRecord;
-use rhizome_id::{AuthorityId, KeyId, RotationName, Timestamp, Ttl};
+use rhizome_id::{AuthorityId, KeyId, RotationName, Timestamp};
 use rhizome_x509::{Bundle, CaCertificate, CrossSpec, RootSpec};
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::metrics::{ByCluster, ByKind};
-use crate::renewals::{Whom, Wish};
 use crate::replicas::Right;
+use crate::rotate_root_words::{changed, one_line, passed};
 
 /// How often it looks while a rotation is under way, and while none is.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -92,10 +90,11 @@ impl Ca {
                 return Ok(());
             }
             let outcome = match (moved, effects.first()) {
-                (Some(next), _) => self.move_root(Some(&held), *next, SERVER).await,
+                (Some(next), _) => self.move_root(Some(&held), *next, SERVER, "").await,
                 (None, None | Some(Effect::WakeAt(_))) => return Ok(()),
-                (None, Some(Effect::OrderRenewals { root, reason })) => {
-                    return self.order_renewals(&held.value, root, &reason.to_string(), now).await;
+                (None, Some(Effect::OrderRenewals { root, whom, reason })) => {
+                    let told = (root, whom.as_slice(), reason.to_string());
+                    return self.order_renewals(&held.value, &world, told, now).await;
                 }
                 (None, Some(effect)) => self.perform_root(&held, effect, now).await,
             };
@@ -142,19 +141,25 @@ impl Ca {
         }
     }
 
-    /// An administrator's word; the record as it is after it.
+    /// An administrator's word, said by the principal `by`, and why; the record as it is after it.
     ///
     /// # Errors
     /// [`ApiError::Rotation`] when it is refused, [`ApiError::Store`] with a conflict when somebody was faster.
     pub(crate) async fn command_root(
         self: &Arc<Self>,
         by: &str,
+        why: &str,
         seen: Option<(&RotationName, u64)>,
         order: Order,
     ) -> Result<Option<Arc<Rotation>>, ApiError> {
         let turn = self.root.turn.lock().await;
         let held = self.state().rotation().cloned();
         let now = self.now()?;
+        if self.clock.shaken() && matches!(order, Order::Start { .. } | Order::Advance { .. }) {
+            let name = held.as_ref().map_or_else(|| "root".to_owned(), |it| it.value.name.to_string());
+            let problem = "rests: the clock stepped ahead, and what it calls expired may live";
+            return Err(ApiError::Conflict { what: "rotation", name, problem });
+        }
         // One that has ended tells nothing about the one that begins.
         let underway = held.as_ref().map(|it| &*it.value).filter(|it| it.phase != Phase::Stable);
         let world = self.root_world(underway, now).await?;
@@ -177,7 +182,7 @@ impl Ca {
         }
         if let Some(next) = found.moved {
             tracing::warn!(by, what, rotation = %next.name, phase = %next.phase, "root rotation: an administrator's word");
-            self.move_root(held.as_ref(), *next, by).await?;
+            self.move_root(held.as_ref(), *next, by, why).await?;
         }
         drop(turn);
         self.keep_root().await?;
@@ -199,12 +204,14 @@ impl Ca {
         held: Option<&Held>,
         next: Rotation,
         by: &str,
+        why: &str,
     ) -> Result<(), ApiError> {
         let left = held.filter(|it| it.value.phase != next.phase || it.value.heading != next.heading);
         let detail = match (left, &next.last) {
             (Some(before), Some(passage)) => passed(&before.value, &next, passage),
             _ => changed(held.map(|it| &*it.value), &next),
         };
+        let detail = if why.is_empty() { detail } else { format!("{detail}; why: {}", one_line(why)) };
         let entry = self.changed(by, "rotation.move", next.name.as_str(), &detail);
         let transaction = Transaction::named("move rotation");
         // The machine's own moves are the leader's; an administrator's word counts wherever it is said.
@@ -252,7 +259,7 @@ impl Ca {
                 let input = Input::SelfTested { rotation: &held.value.name, verdict };
                 let found = step(Some(&held.value), input, now);
                 match found.map_err(|bug| ApiError::Bug(bug.to_string()))?.moved {
-                    Some(next) => self.move_root(Some(held), *next, SERVER).await,
+                    Some(next) => self.move_root(Some(held), *next, SERVER, "").await,
                     None => Ok(()),
                 }
             }
@@ -502,81 +509,9 @@ impl Ca {
         self.commit(transaction.put(&record).put(&next).record(entry)).await?;
         Ok(())
     }
-
-    /// Orders whoever presents certificates below `root` to renew them, each in its slot; once, until the window has ended.
-    async fn order_renewals(
-        self: &Arc<Self>,
-        rotation: &Rotation,
-        root: &AuthorityId,
-        reason: &str,
-        now: Timestamp,
-    ) -> Result<(), ApiError> {
-        let reason = format!("{}: {reason}", rotation.name);
-        let state = self.state();
-        let in_force = |order: &RenewalOrder| order.order.reason == reason && order.order.deadline > now;
-        if state.renewals().values().any(|it| in_force(&it.value)) {
-            return Ok(());
-        }
-        let below = state.authorities().values().filter(|it| it.value.issuer.as_ref() == Some(root));
-        let issuers: Vec<Vec<u8>> = below.map(|it| it.value.certificate.key_identifier().to_vec()).collect();
-        let window = Ttl::from_seconds(rotation.choices.window_seconds.max(1));
-        let window = window.map_err(|bad| ApiError::Bug(bad.to_string()))?;
-        let wish = Wish { whom: Whom::All, window, issuers: &issuers, by: "server", reason: &reason };
-        let planned = self.plan_renewal(&wish, now)?;
-        // As many a second as was chosen, however many there are.
-        let count = u32::try_from(planned.schedule.certificates).unwrap_or(u32::MAX);
-        let window = Ttl::from_seconds(pacing::window_seconds(count, &rotation.choices).max(1));
-        let window = window.map_err(|bad| ApiError::Bug(bad.to_string()))?;
-        let planned = self.plan_renewal(&Wish { window, ..wish }, now)?;
-        self.order_renewal(&planned).await
-    }
 }
 
 /// The key of a root has its name.
 fn key_of(root: &AuthorityId) -> Result<KeyId, ApiError> {
     root.as_str().parse().map_err(|cause: rhizome_id::NameError| ApiError::Bug(cause.to_string()))
-}
-
-/// The ledger's words for a phase that was left.
-fn passed(before: &Rotation, next: &Rotation, passage: &Passage) -> String {
-    let Passage { acknowledged, count, exempted, probes, accepted, .. } = passage;
-    let names = match exempted.count {
-        0 => "nobody".to_owned(),
-        count => {
-            format!("{count} ({}), SHA-256 {}", several(&exempted.first, count), exempted.digest)
-        }
-    };
-    let lost = accepted.as_ref().map(lost).unwrap_or_default();
-    format!(
-        "{} -> {} ({:?}); {count} acknowledged, SHA-256 {acknowledged}; exempted: {names}{lost}; probes: {}, failed: {}",
-        before.phase, next.phase, next.heading, probes.0, probes.1
-    )
-}
-
-/// An accepted loss in words.
-pub(crate) fn lost(it: &Accepted) -> String {
-    let names = several(&it.first, it.count);
-    format!(
-        "; given up: {} ({names}) with {} certificates, accepted by {} as {}",
-        it.count, it.workloads, it.by, it.digest
-    )
-}
-
-fn several(first: &[String], count: u32) -> String {
-    let more = count.saturating_sub(u32::try_from(first.len()).unwrap_or(u32::MAX));
-    let names = first.join(", ");
-    if more > 0 { format!("{names} and {more} more") } else { names }
-}
-
-/// The ledger's words for a change within a phase.
-fn changed(before: Option<&Rotation>, next: &Rotation) -> String {
-    let Some(before) = before.filter(|it| it.name == next.name) else {
-        return format!("{} gives way to {}: {:?}, {:?}", next.old, next.new, next.mode, next.choices);
-    };
-    match next.exemptions.iter().find(|it| !before.exemptions.contains(it)) {
-        Some(it) => {
-            format!("{} is exempted until {} by {}: {}", it.subscriber, it.expires_at, it.approver, it.reason)
-        }
-        None => format!("self-test: {:?}", next.self_test),
-    }
 }

@@ -31,6 +31,7 @@ use rhizome_proto::node::v1::ServedIssuer;
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::presence::Present;
+use crate::rotate_root_orders::NamedLosses;
 use crate::rotate_root_test::PROBE;
 
 /// Ledger records read in one go.
@@ -48,6 +49,8 @@ pub(crate) struct RootRotation {
     /// Held by whoever steps: one at a time in a process; between processes the store decides.
     pub(crate) turn: tokio::sync::Mutex<()>,
     ledger: tokio::sync::Mutex<LedgerIndex>,
+    /// Whom people were told that they would break.
+    pub(crate) losses: std::sync::Mutex<NamedLosses>,
 }
 
 /// Who may present what, as the ledger shows it.

@@ -6503,6 +6503,9 @@ pub struct PlanRotationResponse {
     /// What deserves a second look: a settling time that is too short, a bridge that cannot be made.
     #[prost(string, repeated, tag = "9")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How many would hold up a gate as things are.
+    #[prost(uint32, tag = "10")]
+    pub blocker_count: u32,
 }
 /// Begins a rotation.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6564,7 +6567,7 @@ pub struct Rotation {
     /// The root that comes.
     #[prost(string, tag = "8")]
     pub new: ::prost::alloc::string::String,
-    /// By whom it was begun.
+    /// By whom it was begun: the stable text of a principal.
     #[prost(string, tag = "9")]
     pub started_by: ::prost::alloc::string::String,
     /// When.
@@ -6600,7 +6603,7 @@ pub struct Rotation {
     /// How many workloads that are.
     #[prost(uint32, tag = "20")]
     pub lost_workloads: u32,
-    /// SHA-256 over that list, 64 hexadecimal digits: what accepting it names. Empty: nobody would break.
+    /// SHA-256 over all their names, a line each, 64 hexadecimal digits: what accepting it names. Empty: nobody would break.
     #[prost(string, tag = "21")]
     pub loss_digest: ::prost::alloc::string::String,
     /// Sequence of the first bundle of this phase; 0: it is not published yet.
@@ -6619,6 +6622,12 @@ pub struct Rotation {
     /// The loss that was accepted, in words. Empty: none was.
     #[prost(string, tag = "26")]
     pub accepted: ::prost::alloc::string::String,
+    /// How many subscribers would break if the phase were left now.
+    #[prost(uint32, tag = "27")]
+    pub loss_count: u32,
+    /// Why it was begun. Empty: an older release began it, and says so in `started_by`.
+    #[prost(string, tag = "28")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// Asks for the rotation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6653,10 +6662,11 @@ pub struct SeenRotation {
 /// Leaves the phase.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AdvanceRotationRequest {
-    /// What was seen. Absent: whatever is there.
+    /// What was seen. Needed: nobody acts on what they have not seen.
     #[prost(message, optional, tag = "1")]
     pub seen: ::core::option::Option<SeenRotation>,
-    /// `Rotation.loss_digest` of the loss that is accepted. Empty: none is.
+    /// `Rotation.loss_digest` of the loss that is accepted. The server that named it accepts it also when only some of those are
+    /// left; another server, when they are the very same. Empty: none is.
     #[prost(string, tag = "2")]
     pub accept_loss: ::prost::alloc::string::String,
 }
@@ -6670,7 +6680,7 @@ pub struct AdvanceRotationResponse {
 /// Takes the rotation back.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AbortRotationRequest {
-    /// What was seen. Absent: whatever is there.
+    /// What was seen. Needed: nobody acts on what they have not seen.
     #[prost(message, optional, tag = "1")]
     pub seen: ::core::option::Option<SeenRotation>,
     /// Why, for the audit log. 1 to 1024 bytes.
@@ -6687,16 +6697,17 @@ pub struct AbortRotationResponse {
 /// Exempts a subscriber.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExemptSubscriberRequest {
-    /// What was seen. Absent: whatever is there.
+    /// What was seen. Needed: nobody acts on what they have not seen.
     #[prost(message, optional, tag = "1")]
     pub seen: ::core::option::Option<SeenRotation>,
     /// Its name, as `RotationBlocker.name` shows it.
     #[prost(string, tag = "2")]
     pub subscriber: ::prost::alloc::string::String,
-    /// Why. 1 to 1024 bytes.
+    /// Why. 1 to 1024 bytes, in one line.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
-    /// For how many seconds.
+    /// For how many seconds; to the end of the minute in which they end. Who is exempted already, for the same reason and until
+    /// then or later, stays so.
     #[prost(uint64, tag = "4")]
     pub seconds: u64,
 }

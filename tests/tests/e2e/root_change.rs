@@ -99,7 +99,7 @@ impl Mesh {
     fn distribute(&self) {
         self.root(&["rotate", "--reason", "the story wants it", "--manual", "--yes"]);
         self.until("tested", |it| it["phase"] == "staged" && it["gate_open"] == true);
-        self.root(&["advance", "--yes"]);
+        self.root(&["advance", "--from", "staged", "--yes"]);
         self.until("distributed", |it| it["phase"] == "distributing" && it["gate_open"] == true);
     }
 
@@ -200,7 +200,7 @@ fn no_handshake_fails_when_a_change_is_taken_back_while_both_roots_are_distribut
     mesh.more_calls();
 
     mesh.distribute();
-    mesh.root(&["advance", "--yes"]);
+    mesh.root(&["advance", "--from", "distributing", "--yes"]);
     mesh.until("active", |it| it["phase"] == "active");
     mesh.wait_for_other_issuers(&issuer);
     mesh.more_calls();

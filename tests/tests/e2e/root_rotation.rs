@@ -66,6 +66,17 @@ fn judged(good: &Path, roots: &[pem::Pem], but: &[Judge]) {
     }
 }
 
+/// Whoever says a second time which phase is to be left leaves no other one, and nobody leaves one that they do not name.
+fn leave_distributing(server: &Server) {
+    let again = root(server, &["advance", "--from", "staged", "--yes"]);
+    assert_eq!(again["phase"], "distributing", "{again}");
+    let unsaid = run(&mut server.admin(&["root", "advance", "--yes"])).unwrap();
+    assert!(said(&unsaid).contains("--from"), "{}", said(&unsaid));
+    let words = said(&must(&mut server.admin(&["root", "advance"])));
+    assert!(words.contains("rhizome root advance --from distributing --yes"), "{words}");
+    root(server, &["advance", "--from", "distributing", "--yes"]);
+}
+
 #[test]
 fn a_gate_names_who_is_away_every_validator_accepts_the_chain_and_an_abort_leaves_the_very_same_bytes() {
     let mut server = Server::start();
@@ -94,7 +105,7 @@ fn a_gate_names_who_is_away_every_validator_accepts_the_chain_and_an_abort_leave
     assert!(said(&second).contains(&refusal), "{}", said(&second));
 
     until(&server, "tested", |it| it["phase"] == "staged" && it["gate_open"] == true);
-    root(&server, &["advance", "--yes"]);
+    root(&server, &["advance", "--from", "staged", "--yes"]);
     let distributing = |it: &Value| it["phase"] == "distributing" && it["bundle_sequence"] != 0;
     let status = until(&server, "distributing", distributing);
     assert_eq!(names(&status), ["node:dev/join_token/n1"], "{status}");
@@ -103,12 +114,13 @@ fn a_gate_names_who_is_away_every_validator_accepts_the_chain_and_an_abort_leave
     server.start_again();
     let again = until(&server, "where it was", distributing);
     assert_eq!((&again["name"], &again["version"]), (&status["name"], &status["version"]), "{again}");
-    let refused = run(&mut server.admin(&["root", "advance", "--yes"])).unwrap();
+    let refused = run(&mut server.admin(&["root", "advance", "--from", "distributing", "--yes"])).unwrap();
     assert!(said(&refused).contains("node:dev/join_token/n1"), "{}", said(&refused));
     let exempt = ["exempt", "node:dev/join_token/n1", "--reason", "it has no agent", "--yes"];
-    root(&server, &exempt);
+    let exempted = root(&server, &exempt);
+    assert_eq!(exempted["exemptions"].as_array().unwrap().len(), 1, "{exempted}");
     until(&server, "free to go", |it| it["phase"] == "distributing" && it["gate_open"] == true);
-    root(&server, &["advance", "--yes"]);
+    leave_distributing(&server);
     until(&server, "active", |it| it["phase"] == "active");
 
     let dependents = root(&server, &["who-depends-on"]);

@@ -138,6 +138,13 @@ impl SubscriberKind {
     }
 }
 
+impl SubscriberKind {
+    /// Whether it is told to renew, and does ([`crate::renewals`]).
+    pub(super) const fn obeys_orders(self) -> bool {
+        matches!(self, Self::Agent | Self::Subordinate)
+    }
+}
+
 impl fmt::Display for SubscriberKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

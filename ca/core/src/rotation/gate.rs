@@ -45,8 +45,8 @@ pub struct Gate {
     pub acknowledged: Digest,
     /// How many they are.
     pub acknowledged_count: u32,
-    /// Whether anybody presents what this phase gets rid of.
-    pub somebody_presents: bool,
+    /// Who presents what this phase gets rid of, follows renewal orders, and is not exempted, in order of names.
+    pub presenting: Vec<String>,
     /// Who would break if the phase were left now, in [`Mode::Compromised`]; they are among the blockers or out of reach.
     losses: BTreeMap<String, u32>,
 }
@@ -139,8 +139,29 @@ pub struct Loss {
     pub workloads: u32,
     /// Who, in order of names.
     pub subscribers: Vec<String>,
-    /// SHA-256 over their names and numbers: who accepts the loss says which one.
+    /// SHA-256 over their names, a line each: who accepts the loss says which one.
     pub digest: Digest,
+}
+
+/// A loss that somebody has seen and accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consent {
+    /// Which: the digest of the loss as it was named.
+    pub digest: Digest,
+    /// Who stood in it then, and ever since, where that is still known: whoever accepts a loss accepts a smaller one.
+    pub names: BTreeSet<String>,
+}
+
+impl Consent {
+    /// To exactly the loss that was named by `digest`.
+    pub const fn to(digest: Digest) -> Self {
+        Self { digest, names: BTreeSet::new() }
+    }
+
+    /// Whether `loss` is the one that was accepted, or nothing but what is left of it.
+    pub fn covers(&self, loss: &Loss) -> bool {
+        self.digest == loss.digest || loss.subscribers.iter().all(|it| self.names.contains(it))
+    }
 }
 
 /// The gate of the phase that `rotation` is in.
@@ -170,6 +191,7 @@ pub fn of(rotation: &Rotation, world: &World, now: Timestamp) -> Gate {
         format!("{name} {} {digest}", held.sequence)
     }));
     gate.blockers.sort();
+    gate.presenting.sort();
     gate
 }
 
@@ -244,7 +266,7 @@ impl Gate {
             exempted: Vec::new(),
             acknowledged: Digest::ZERO,
             acknowledged_count: 0,
-            somebody_presents: false,
+            presenting: Vec::new(),
             losses: BTreeMap::new(),
         }
     }
@@ -262,7 +284,7 @@ impl Gate {
         if self.losses.is_empty() || !self.waits.is_empty() || others {
             return None;
         }
-        let digest = digest_of(self.losses.iter().map(|(name, workloads)| format!("{name} {workloads}")));
+        let digest = digest_of(self.losses.keys().cloned());
         Some(Loss {
             workloads: self.losses.values().fold(0, |sum, it| sum.saturating_add(*it)),
             subscribers: self.losses.keys().cloned().collect(),
@@ -328,12 +350,13 @@ impl Gate {
             progress.done = progress.done.saturating_add(1);
             return;
         };
-        let presents = matches!(why, Why::Presents { .. });
-        self.somebody_presents |= presents;
         if rotation.exempts(&subscriber.name, now) {
             progress.done = progress.done.saturating_add(1);
             self.exempted.push(subscriber.name.clone());
             return;
+        }
+        if matches!(why, Why::Presents { .. }) && subscriber.kind.obeys_orders() {
+            self.presenting.push(subscriber.name.clone());
         }
         if rotation.mode == Mode::Compromised {
             // What can be had without them is not waited for; who breaks by it is asked about. With the bridge, nobody
@@ -488,10 +511,10 @@ impl Names {
 }
 
 impl Loss {
-    /// What is kept of it once `by` has accepted it in `rotation`.
-    pub(super) fn accepted(&self, rotation: &Rotation, by: &str, now: Timestamp) -> Accepted {
+    /// What is kept of it once `by` has accepted it in `rotation` as the one of `digest`.
+    pub(super) fn accepted(&self, rotation: &Rotation, by: &str, digest: Digest, now: Timestamp) -> Accepted {
         let Names { count, first, .. } = Names::of(&self.subscribers);
-        let (digest, workloads) = (self.digest, self.workloads);
+        let workloads = self.workloads;
         Accepted { digest, count, workloads, first, from: rotation.phase, at: now, by: by.to_owned() }
     }
 }

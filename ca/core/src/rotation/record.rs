@@ -168,7 +168,8 @@ pub struct Names {
 /// A loss that an administrator accepted: those break, and nobody waits for them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Accepted {
-    /// Which: the digest of [`super::gate::Loss`], as it was named.
+    /// Which: the digest of [`super::gate::Loss`] as it was named to whoever accepted it. Those below may be fewer than
+    /// that named: some were done meanwhile.
     pub digest: Digest,
     /// How many subscribers.
     pub count: u32,
@@ -239,8 +240,11 @@ pub struct Rotation {
     pub new: AuthorityId,
     /// What was chosen.
     pub choices: Choices,
-    /// By whom it was started.
+    /// By whom it was started: the stable text of a principal.
     pub started_by: String,
+    /// Why, in one line; older releases kept it in `started_by`.
+    #[serde(default)]
+    pub reason: String,
     /// When.
     pub started_at: Timestamp,
     /// When it entered its phase.

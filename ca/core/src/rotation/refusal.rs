@@ -39,6 +39,12 @@ pub enum Refusal {
         /// Which.
         root: AuthorityId,
     },
+    /// The name is that of a rotation that has ended.
+    #[error("a rotation called {rotation} has ended already, and names are never used again; try again")]
+    NameUsed {
+        /// Which.
+        rotation: RotationName,
+    },
     /// The old root has expired.
     #[error(
         "root {root} has expired at {end}; nothing below it works any more: use the mode for expired roots"
@@ -130,6 +136,7 @@ impl Refusal {
             Self::Changed { .. } => "rotation_changed",
             Self::NoRoot => "rotation_no_root",
             Self::NameTaken { .. } => "rotation_name_taken",
+            Self::NameUsed { .. } => "rotation_name_used",
             Self::Expired { .. } => "rotation_root_expired",
             Self::NotExpired { .. } => "rotation_root_not_expired",
             Self::NoBridge { .. } => "rotation_no_bridge",

@@ -107,11 +107,13 @@ pub enum Effect {
         /// Why.
         reason: Reason,
     },
-    /// Tell whoever presents certificates under this root to renew them, each in its slot ([`crate::renewals`]). Whoever was
+    /// Tell those who present certificates under this root to renew them, each in its slot ([`crate::renewals`]). Whoever was
     /// told already need not be told again.
     OrderRenewals {
         /// Which root.
         root: AuthorityId,
+        /// Whom, in order of names: those who are waited for and can be told.
+        whom: Vec<String>,
         /// Why.
         reason: Reason,
     },
@@ -185,8 +187,8 @@ pub(super) fn meanwhile(rotation: &Rotation, gate: &Gate, now: Timestamp) -> Vec
         Heading::Back => (rotation.phase == Phase::Distributing).then_some((&rotation.new, Reason::Aborting)),
     };
     let mut effects = Vec::new();
-    if let Some((root, reason)) = leaving.filter(|_| gate.somebody_presents) {
-        effects.push(Effect::OrderRenewals { root: root.clone(), reason });
+    if let Some((root, reason)) = leaving.filter(|_| !gate.presenting.is_empty()) {
+        effects.push(Effect::OrderRenewals { root: root.clone(), whom: gate.presenting.clone(), reason });
     }
     effects.extend(gate.next_look(now).map(Effect::WakeAt));
     effects

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use rhizome_core::rotation::evidence::{
     Direction, Held, Presented, Probe, Subscriber, SubscriberKind, World,
 };
-use rhizome_core::rotation::gate::{self, Loss};
+use rhizome_core::rotation::gate::{self, Consent, Loss};
 use rhizome_core::rotation::invariants::{self, Leaf, Verifier};
 use rhizome_core::rotation::{
     Canary, Choices, Effect, Exemption, Heading, Input, Mode, Order, Phase, Rotation, SelfTest, Step, canary,
@@ -322,7 +322,7 @@ impl Model {
             }
             Event::AcceptLoss => {
                 let loss = next.loss(bounds)?;
-                next.command(bounds, Order::Advance { accept: Some(loss.digest) })?;
+                next.command(bounds, Order::Advance { accept: Some(Consent::to(loss.digest)) })?;
                 Arc::make_mut(&mut next.store).given_up.extend(loss.subscribers);
             }
             Event::Deliver(number)
@@ -570,5 +570,6 @@ fn start(bounds: &Bounds) -> Order {
             unbridged: !bounds.bridge,
             ..Choices::default()
         },
+        reason: String::new(),
     }
 }

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rhizome_core::rotation::evidence::{Held, SubscriberKind};
+use rhizome_core::rotation::gate::Consent;
 use rhizome_core::rotation::holdings::{Issued, Report};
 use rhizome_core::rotation::invariants::Leaf;
 use rhizome_core::rotation::{
@@ -475,7 +476,7 @@ impl Sim {
             (_, 2..6) if self.kind.mode == Mode::Compromised => match loss() {
                 Some(loss) => {
                     given_up = loss.subscribers;
-                    ("accept loss", Order::Advance { accept: Some(loss.digest) })
+                    ("accept loss", Order::Advance { accept: Some(Consent::to(loss.digest)) })
                 }
                 None => return "nothing to administer",
             },
@@ -521,6 +522,7 @@ impl Sim {
                 unbridged: !self.kind.bridge,
                 ..Choices::default()
             },
+            reason: String::new(),
         })
     }
 }

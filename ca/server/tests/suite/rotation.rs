@@ -173,9 +173,15 @@ async fn a_gate_names_the_node_that_was_stopped_and_an_abort_restores_trust_byte
         reason: "it is in repair".into(),
         seconds: 3_600,
     };
-    client.exempt_subscriber(exempt.clone()).await.unwrap();
-    let twice = client.exempt_subscriber(exempt).await.unwrap_err();
+    let once = client.exempt_subscriber(exempt.clone()).await.unwrap().into_inner().rotation.unwrap();
+    let twice = client.exempt_subscriber(exempt.clone()).await.unwrap_err();
     assert_eq!(twice.code(), Code::FailedPrecondition, "somebody acts on what they saw before: {twice}");
+    let now = current(&mut client).await;
+    if now.phase() == admin::RotationPhase::Distributing {
+        let again = admin::ExemptSubscriberRequest { seen: seen(&now), ..exempt };
+        let again = client.exempt_subscriber(again).await.unwrap().into_inner().rotation.unwrap();
+        assert_eq!(again.exemptions, once.exemptions, "whoever says it twice has said it once");
+    }
     until(&mut client, "active", is(admin::RotationPhase::Active)).await;
     let renewed = here.renew(&server).await;
     assert_eq!(
@@ -203,6 +209,9 @@ async fn a_gate_names_the_node_that_was_stopped_and_an_abort_restores_trust_byte
     assert!(after.sequence() > before.sequence());
     let again = client.abort_rotation(abort).await.unwrap_err();
     assert_eq!(again.code(), Code::FailedPrecondition, "{ended:?}");
+    assert_eq!((ended.started_by.split(':').next(), ended.reason.as_str()), (Some("local"), "a new root"));
+    let aborted = server.recorded(&["rotation.move", "; why: second thoughts"]).await;
+    assert!(aborted.contains(&format!(r#""by":"{}""#, ended.started_by)), "a principal alone: {aborted}");
     server.stop().await;
 }
 
@@ -219,6 +228,13 @@ async fn a_whole_rotation_waits_for_every_certificate_and_leaves_the_new_root_al
     let request = admin::ListDependentsRequest { root: active.old.clone() };
     let dependents = client.list_dependents(request).await.unwrap().into_inner();
     assert!(dependents.dependents.iter().any(|it| it.name == "node:prod/join_token/vm-1"), "{dependents:?}");
+
+    let vm_presents = |it: &admin::Rotation| {
+        let vm = it.blockers.iter().find(|it| it.name == "node:prod/join_token/vm-1");
+        vm.is_some_and(|it| it.why.contains(" presents 1 certificates under root-"))
+    };
+    let held_up = until(&mut client, "held up by a certificate below the old root", vm_presents).await;
+    assert_eq!((held_up.phase(), held_up.gate_open), (admin::RotationPhase::Active, false));
 
     let vm = vm.renew(&server).await;
     let untrusting = until(&mut client, "untrusting", is(admin::RotationPhase::Untrusting)).await;
@@ -237,6 +253,44 @@ async fn a_whole_rotation_waits_for_every_certificate_and_leaves_the_new_root_al
     let sent: Vec<&[u8]> = vm.holder.issued.chain_der.iter().skip(1).map(|der| &der[..]).collect();
     let usage = rhizome_x509::PeerUsage::Client;
     rhizome_x509::verify_peer(&vm.holder.issued.chain_der[0], &sent, &anchors, usage, server.now()).unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_loss_that_was_named_is_accepted_when_some_of_it_has_gone_meanwhile() {
+    let server = TestServer::start().await;
+    for name in ["a", "b"] {
+        server.join(name).await;
+    }
+    let mut client = client(&server).await;
+    let choices = admin::RotationChoices { mode: admin::RotationMode::Compromised.into(), ..choices() };
+    let request = admin::StartRotationRequest { choices: Some(choices), reason: "stolen".into() };
+    client.start_rotation(request).await.unwrap();
+    let asks = |it: &admin::Rotation| it.phase() == admin::RotationPhase::Active && it.loss_count == 2;
+    let named = until(&mut client, "asking", asks).await;
+    assert_eq!(named.losses, ["node:prod/join_token/a", "node:prod/join_token/b"]);
+    let seen = |rotation: &admin::Rotation| {
+        Some(admin::SeenRotation { name: rotation.name.clone(), version: rotation.version })
+    };
+    let exempt = admin::ExemptSubscriberRequest {
+        seen: seen(&named),
+        subscriber: "node:prod/join_token/a".into(),
+        reason: "it is switched off".into(),
+        seconds: 3_600,
+    };
+    let fewer = client.exempt_subscriber(exempt).await.unwrap().into_inner().rotation.unwrap();
+    assert_eq!(fewer.losses, ["node:prod/join_token/b"]);
+    assert_ne!(fewer.loss_digest, named.loss_digest);
+    let advance = |accept_loss: &str| admin::AdvanceRotationRequest {
+        seen: seen(&fewer),
+        accept_loss: accept_loss.into(),
+    };
+    let other = client.advance_rotation(advance(&"0".repeat(64))).await.unwrap_err();
+    assert!(other.message().contains("node:prod/join_token/b"), "{other}");
+    let accepted = client.advance_rotation(advance(&named.loss_digest)).await.unwrap().into_inner();
+    let accepted = accepted.rotation.unwrap().accepted;
+    assert!(accepted.contains("given up: 1 (node:prod/join_token/b)"), "{accepted}");
+    assert!(accepted.contains(&named.loss_digest), "{accepted}");
     server.stop().await;
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhizome_core::limits::ROTATION_SETTLE_SECONDS;
-use rhizome_core::rotation::gate::{self, Blocker, Place, Progress};
+use rhizome_core::rotation::gate::{self, Blocker, Loss, Place, Progress};
 use rhizome_core::rotation::{
     Choices, Exemption, Gate, Heading, Mode, Order, Outcome, Phase, Refusal, Rotation, World, plan,
 };
@@ -23,6 +23,7 @@ use super::read_required_reason;
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
+use crate::rotate_root_words::one_line;
 use crate::status::{Answer, Broken, Outgoing};
 
 /// Blockers, losses and dependents in one answer.
@@ -63,6 +64,7 @@ impl RotationService for Api {
             old: plan.old.map(String::from).unwrap_or_default(),
             places: places.collect(),
             blockers: blockers.collect(),
+            blocker_count: u32::try_from(plan.absent.len()).unwrap_or(u32::MAX),
             renewals: plan.renewals,
             renewals_per_second: plan.renewals_per_second,
             least_seconds: u64::try_from(plan.seconds).unwrap_or_default(),
@@ -78,14 +80,15 @@ impl RotationService for Api {
     ) -> Answer<wire::StartRotationResponse> {
         let by = self.0.caller(&request)?.principal().to_string();
         let request = request.into_inner();
-        let reason = read_required_reason(&request.reason)?;
+        let reason = one_line(read_required_reason(&request.reason)?);
         let (mode, choices) = self.0.read_choices(&request.choices.unwrap_or_default())?;
         let (name, new) = self.0.rotation_names()?;
         tracing::warn!(by, reason, %name, "rotation of the root begins");
-        let order = Order::Start { name, new, mode, choices: choices.clone() };
-        let by = format!("{by}: {reason}");
-        let same = |it: &Rotation| it.started_by == by && it.mode == mode && it.choices == choices;
-        match self.0.command_root(&by, None, order).await {
+        let order = Order::Start { name, new, mode, choices: choices.clone(), reason: reason.clone() };
+        let same = |it: &Rotation| {
+            (&it.started_by, &it.reason, it.mode, &it.choices) == (&by, &reason, mode, &choices)
+        };
+        match self.0.command_root(&by, &reason, None, order).await {
             // The same person said the very same before, and did not hear the answer.
             Err(ApiError::Rotation(Refusal::InProgress { .. }))
                 if self.0.state().rotation().is_some_and(|it| same(&it.value)) => {}
@@ -127,7 +130,14 @@ impl RotationService for Api {
         let request = request.into_inner();
         let seen = read_seen(request.seen)?;
         let accept = convert::read_optional::<Digest>("accept_loss", &request.accept_loss)?;
-        self.0.command_root(&by, as_seen(&seen), Order::Advance { accept }).await?;
+        let accept = accept.map(|digest| self.0.consent(digest));
+        let outcome = self.0.command_root(&by, "", as_seen(&seen), Order::Advance { accept }).await;
+        if let Err(ApiError::Rotation(Refusal::NeedsConsent { loss })) = &outcome
+            && let Some(rotation) = self.0.state().rotation()
+        {
+            self.0.name_loss(&rotation.value, loss);
+        }
+        drop(outcome?);
         Ok(Response::new(wire::AdvanceRotationResponse { rotation: self.0.rotation_shown().await? }))
     }
 
@@ -139,7 +149,7 @@ impl RotationService for Api {
         let request = request.into_inner();
         let reason = read_required_reason(&request.reason)?;
         let seen = read_seen(request.seen)?;
-        self.0.command_root(&format!("{by}: {reason}"), as_seen(&seen), Order::Abort).await?;
+        self.0.command_root(&by, reason, as_seen(&seen), Order::Abort).await?;
         Ok(Response::new(wire::AbortRotationResponse { rotation: self.0.rotation_shown().await? }))
     }
 
@@ -160,9 +170,9 @@ impl RotationService for Api {
             subscriber: request.subscriber,
             reason,
             approver: by.clone(),
-            expires_at: self.0.ports.clock.now().plus(seconds),
+            expires_at: to_the_minute(self.0.ports.clock.now().plus(seconds)),
         };
-        self.0.command_root(&by, as_seen(&seen), Order::Exempt(exemption)).await?;
+        self.0.command_root(&by, "", as_seen(&seen), Order::Exempt(exemption)).await?;
         Ok(Response::new(wire::ExemptSubscriberResponse { rotation: self.0.rotation_shown().await? }))
     }
 
@@ -227,7 +237,12 @@ impl Ca {
         let now = self.ports.clock.now();
         let world = self.root_world(Some(&rotation), now).await?;
         let warnings = self.root_warnings(rotation.mode, &rotation.choices, &world, Some(&rotation), now);
-        Ok(Some(wire::Rotation { warnings, ..shown(&rotation, &world, now) }))
+        let gate = gate::of(&rotation, &world, now);
+        let loss = gate.loss();
+        if let Some(loss) = &loss {
+            self.name_loss(&rotation, loss);
+        }
+        Ok(Some(wire::Rotation { warnings, ..shown(&rotation, &gate, loss) }))
     }
 
     /// Names that nobody had before: of a rotation, and of the root that it makes.
@@ -242,9 +257,12 @@ impl Ca {
     }
 }
 
-fn shown(rotation: &Rotation, world: &World, now: Timestamp) -> wire::Rotation {
-    let gate = gate::of(rotation, world, now);
-    let loss = gate.loss();
+/// The end of the minute of `at`: who repeats an exemption because no answer came says the same again.
+fn to_the_minute(at: Timestamp) -> Timestamp {
+    at.plus(at.unix().wrapping_neg().rem_euclid(60))
+}
+
+fn shown(rotation: &Rotation, gate: &Gate, loss: Option<Loss>) -> wire::Rotation {
     let blockers = gate.blockers.iter().take(MOST_NAMED).map(shown_blocker);
     let exemptions = rotation.exemptions.iter().map(|it| wire::RotationExemption {
         subscriber: it.subscriber.clone(),
@@ -266,6 +284,7 @@ fn shown(rotation: &Rotation, world: &World, now: Timestamp) -> wire::Rotation {
         old: rotation.old.to_string(),
         new: rotation.new.to_string(),
         started_by: rotation.started_by.clone(),
+        reason: rotation.reason.clone(),
         started_at: Some(convert::timestamp(rotation.started_at)),
         since: Some(convert::timestamp(rotation.since)),
         gate: Gate::in_words(rotation).to_owned(),
@@ -276,13 +295,14 @@ fn shown(rotation: &Rotation, world: &World, now: Timestamp) -> wire::Rotation {
         places: gate.progress.iter().map(|(place, progress)| shown_place(place.clone(), *progress)).collect(),
         exemptions: exemptions.collect(),
         lost_workloads: loss.as_ref().map_or(0, |it| it.workloads),
+        loss_count: loss.as_ref().map_or(0, |it| u32::try_from(it.subscribers.len()).unwrap_or(u32::MAX)),
         loss_digest: loss.as_ref().map(|it| it.digest.to_string()).unwrap_or_default(),
         losses: loss.map(|it| it.subscribers.into_iter().take(MOST_NAMED).collect()).unwrap_or_default(),
         bundle_sequence: rotation.published.map_or(0, |it| it.sequence),
         choices: Some(shown_choices(rotation.mode, &rotation.choices)),
         warnings: Vec::new(),
-        latest: latest(&gate).map(convert::timestamp),
-        accepted: rotation.accepted.as_ref().map(crate::rotate_root::lost).unwrap_or_default(),
+        latest: latest(gate).map(convert::timestamp),
+        accepted: rotation.accepted.as_ref().map(crate::rotate_root_words::lost).unwrap_or_default(),
     }
 }
 
