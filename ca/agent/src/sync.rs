@@ -101,7 +101,8 @@ impl Sync {
                 changed = served.changed() => {
                     changed.map_err(gone)?;
                     served.mark_unchanged();
-                    say(&requests, Message::ServedIssuers(report(self.issuers()))).await?;
+                    let (issuers, with_own) = self.issuers();
+                    say(&requests, Message::ServedIssuers(report(issuers, with_own))).await?;
                 }
                 _ = again.tick() => served.mark_changed(),
                 changed = foreign.changed() => {
@@ -116,16 +117,17 @@ impl Sync {
     }
 
     /// What is served, and what this node itself presents, by issuer.
-    fn issuers(&self) -> BTreeMap<Vec<u8>, (u32, Timestamp)> {
+    fn issuers(&self) -> (BTreeMap<Vec<u8>, (u32, Timestamp)>, bool) {
         let mut issuers = self.cache.issuers();
         let own = self.node.current();
         let issuer = own.as_ref().and_then(|node| inspect(&node.leaf()?).ok()?.issuer_key_id);
+        let with_own = issuer.is_some();
         if let Some((issuer, node)) = issuer.zip(own) {
             let (count, earliest) = issuers.entry(issuer).or_insert((0, node.not_after));
             *count = count.saturating_add(1);
             *earliest = node.not_after.min(*earliest);
         }
-        issuers
+        (issuers, with_own)
     }
 
     async fn acknowledge(
@@ -298,13 +300,13 @@ fn in_force(bundles: &[InForce]) -> wire::FederatedBundlesInForce {
 }
 
 /// What is served, by issuer.
-fn report(issuers: BTreeMap<Vec<u8>, (u32, Timestamp)>) -> wire::ServedIssuers {
+fn report(issuers: BTreeMap<Vec<u8>, (u32, Timestamp)>, with_own: bool) -> wire::ServedIssuers {
     let served = issuers.into_iter().take(ISSUERS).map(|(issuer, (count, earliest))| wire::ServedIssuer {
         authority_key_id: Bytes::from(issuer),
         count,
         earliest_not_after: Some(WireTimestamp { seconds: earliest.unix(), nanos: 0 }),
     });
-    wire::ServedIssuers { issuers: served.collect() }
+    wire::ServedIssuers { issuers: served.collect(), with_own }
 }
 
 async fn say(requests: &mpsc::Sender<wire::SyncRequest>, message: Message) -> Result<(), Status> {

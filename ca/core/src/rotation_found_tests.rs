@@ -104,7 +104,7 @@ fn a_rotation_without_a_bridge_is_one_that_somebody_chose() {
     world.facts.keys.clear();
     let refused = ordered(None, start(Mode::Planned, Choices::default()), &world).unwrap_err();
     assert_eq!(refused, Refusal::NoBridge { root: id("old") });
-    assert!(!plan::plan(&world, Mode::Planned, &Choices::default(), now()).bridge);
+    assert!(!plan::plan(&world, Mode::Planned, &Choices::default(), "server:r1", now()).bridge);
     let choices = Choices { unbridged: true, ..Choices::default() };
     let chosen = *ordered(None, start(Mode::Planned, choices), &world).unwrap().moved.unwrap();
     let staged = begun(Mode::Planned);
@@ -485,5 +485,57 @@ fn active_is_left_only_when_the_settling_time_after_the_last_issuer_has_passed()
         leaves(&world, gone.max(1_260)),
         Some(Phase::Untrusting),
         "an issuer that has ended issued nothing"
+    );
+}
+
+/// Found by a review: what a newer release had issued was a certificate that nobody counted.
+#[test]
+fn nothing_is_left_on_the_word_of_a_server_that_cannot_read_the_whole_ledger() {
+    for (phase, heading) in [
+        (Phase::Distributing, Heading::Forward),
+        (Phase::Active, Heading::Forward),
+        (Phase::Untrusting, Heading::Forward),
+        (Phase::Distributing, Heading::Back),
+    ] {
+        let rotation = Rotation { heading, ..in_phase(phase, Mode::Planned) };
+        let mut world = World { subscribers: Vec::new(), ..signs_below_the_new() };
+        world.facts.issuers.clear();
+        world.facts.unreadable = 2;
+        let gate = gate::of(&rotation, &world, later(100_000));
+        assert_eq!(gate.waits, [Wait::Unreadable { count: 2 }], "{phase}");
+        assert!(gate.waits[0].to_string().contains("2 entries of the ledger"));
+        world.facts.unreadable = 0;
+        assert!(gate::of(&rotation, &world, later(100_000)).is_open(), "{phase}");
+    }
+}
+
+/// Found by a review: the plan said half an hour, and the rotation waited a day for certificates that nobody had named.
+#[test]
+fn the_plan_names_those_who_have_no_stream_and_waits_until_their_certificates_have_expired() {
+    let below = |name: &str, kind, until: i64| {
+        let presents = vec![Presented { root: id("old"), count: 1, until: later(until) }];
+        Subscriber { presents, until: Some(later(until)), ..subscriber(name, kind) }
+    };
+    let mut world = before();
+    world.subscribers = vec![
+        below("node:a", SubscriberKind::Agent, 90_000),
+        below("server:r1", SubscriberKind::Replica, 80_000),
+        below("server:r2", SubscriberKind::Replica, 70_000),
+        below("admin:alice", SubscriberKind::OneShot, 60_000),
+    ];
+    let choices = Choices { soak_seconds: 100, settle_seconds: 10, window_seconds: 60, ..Choices::default() };
+    let planned = |mode, choices: &Choices| plan::plan(&world, mode, choices, "server:r1", now());
+    let plan = planned(Mode::Planned, &choices);
+    let mut names: Vec<_> = plan.absent.iter().map(|it| (it.name.as_str(), it.obeys)).collect();
+    names.sort_unstable();
+    assert_eq!(names, [("admin:alice", false), ("server:r2", false)], "this server renews its own at once");
+    assert_eq!(plan.seconds, 70_000 + ROTATION_SKEW_SECONDS + 100);
+    assert_eq!(plan.latest, Some(later(70_000 + ROTATION_SKEW_SECONDS)));
+    let patient = Choices { until_expiry: true, ..choices.clone() };
+    assert_eq!(planned(Mode::Planned, &patient).seconds, 90_000 + ROTATION_SKEW_SECONDS + 100);
+    assert_eq!(
+        planned(Mode::Compromised, &choices).seconds,
+        70,
+        "who is out of reach is given up, and no soak"
     );
 }

@@ -51,6 +51,7 @@ pub(super) fn before() -> World {
         issuers: vec![issuer],
         canary: None,
         restored: None,
+        unreadable: 0,
     };
     World { facts, subscribers: Vec::new(), probes: Vec::new() }
 }
@@ -400,7 +401,7 @@ fn the_plan_says_who_is_there_who_is_away_and_how_long_it_takes() {
         subscriber("client:1", SubscriberKind::OneShot),
     ];
     let choices = Choices { soak_seconds: 100, settle_seconds: 10, window_seconds: 60, ..Choices::default() };
-    let plan = plan::plan(&world, Mode::Planned, &choices, now());
+    let plan = plan::plan(&world, Mode::Planned, &choices, "server:r1", now());
     assert_eq!(plan.subscribers[&("prod".to_owned(), SubscriberKind::Agent)], 2);
     assert_eq!((plan.renewals, plan.renewals_per_second, plan.seconds), (6, 1, 170));
     assert_eq!(plan.absent.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["node:away"]);

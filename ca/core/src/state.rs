@@ -106,10 +106,20 @@ pub struct Subscriber {
 pub struct ServedReport {
     /// How many certificates, by the key identifier of their issuer, in hexadecimal.
     pub issuers: BTreeMap<String, u32>,
+    /// Whether the certificate by which it calls is among them. Agents of older releases leave it out.
+    #[serde(default)]
+    pub with_own: bool,
     /// When it last said so.
     pub said_at: Timestamp,
     /// When its stream was last seen open.
     pub seen_at: Timestamp,
+}
+
+impl ServedReport {
+    /// Of whoever has said nothing yet, and whose stream was open at `seen_at`.
+    pub const fn silent(seen_at: Timestamp) -> Self {
+        Self { issuers: BTreeMap::new(), with_own: false, said_at: Timestamp::EPOCH, seen_at }
+    }
 }
 
 /// The one setting that can never change: whose authority this is.

@@ -73,6 +73,10 @@ impl Acknowledged {
     fn node(&self) -> DocumentKey {
         DocumentKey::new(Kind::Node, node_id(&self.subscriber).unwrap_or_default())
     }
+
+    fn stands_on(&self, key: &DocumentKey) -> bool {
+        self.node() == *key || self.subscriber.key() == *key
+    }
 }
 
 /// The turn of whoever writes. Should it panic, whoever waits is told so and the next one writes.
@@ -117,6 +121,10 @@ fn together(state: &State, batch: Vec<Acknowledged>) -> (Transaction, Vec<Acknow
                 let known = state.subscribers().get(&one.subscriber.principal);
                 let report = known.and_then(|it| it.value.report.clone());
                 let next = Subscriber { report, ..one.subscriber.clone() };
+                // What another server wrote meanwhile of what it serves is not put back to what it was.
+                if let Some(known) = known.filter(|_| next.report.is_some()) {
+                    transaction = transaction.require_unchanged(next.key(), known.version);
+                }
                 transaction = transaction.require_unchanged(node.value.key(), node.version).put(&next);
                 writes.push(one);
             }
@@ -209,7 +217,7 @@ impl Ca {
             }
             outcome = self.commit(transaction).await.map(drop);
             let Err(StoreError::Conflict { key }) = &outcome else { break };
-            let (changed, others) = batch.into_iter().partition(|one| one.node() == *key);
+            let (changed, others) = batch.into_iter().partition(|one| one.stands_on(key));
             batch = others;
             let changed: Vec<Acknowledged> = changed;
             changed.into_iter().for_each(|one| one.tell(outcome.clone()));

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rhizome_id::Timestamp;
-use rhizome_proto::node::v1::ServedIssuer;
+use rhizome_proto::node::v1::{ServedIssuer, ServedIssuers};
 
-/// Issuers kept of one report: a node serves certificates of one or two, a few more while they rotate.
-const SERVED_ISSUERS: usize = 64;
+/// Issuers kept of one report: a node serves certificates of one or two, a few more while they rotate. Whoever says as many
+/// may serve more.
+pub(crate) const SERVED_ISSUERS: usize = 64;
 
 /// What is known about a connected caller.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +23,8 @@ pub(crate) struct Present {
     pub(crate) agent_version: String,
     /// Issuers of the certificates it serves, as it last reported.
     pub(crate) serves: Vec<ServedIssuer>,
+    /// Whether the certificate by which it calls is among them.
+    pub(crate) with_own: bool,
     /// When it last said so; `None`: not yet.
     pub(crate) reported_at: Option<Timestamp>,
     /// The generation of revocation lists that its newest stream was told.
@@ -44,6 +47,7 @@ impl Presence {
             last_seen: now,
             agent_version: String::new(),
             serves: Vec::new(),
+            with_own: false,
             reported_at: None,
             crls: 0,
         });
@@ -56,10 +60,11 @@ impl Presence {
     }
 
     /// Notes which issuers' certificates `who` serves.
-    pub(crate) fn serves(&self, who: &str, issuers: Vec<ServedIssuer>, now: Timestamp) {
+    pub(crate) fn serves(&self, who: &str, said: ServedIssuers, now: Timestamp) {
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(present) = callers.get_mut(who) {
-            present.serves = issuers.into_iter().take(SERVED_ISSUERS).collect();
+            present.with_own = said.with_own;
+            present.serves = said.issuers.into_iter().take(SERVED_ISSUERS).collect();
             present.reported_at = Some(now);
         }
     }

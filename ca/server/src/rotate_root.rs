@@ -462,9 +462,9 @@ impl Ca {
             unused.push(issuer.value.key.clone());
         }
         self.commit(transaction).await?;
-        for key in unused {
-            self.ports.keys.destroy(&key).await.map_err(IssueError::from)?;
-        }
+        // Nothing names them any more: a ring that does not answer now is asked again.
+        self.spent_keys().extend(unused);
+        self.destroy_spent_keys().await;
         Ok(())
     }
 

@@ -3,7 +3,8 @@
 //! Laws: whatever is not known counts as not acknowledged, and a certificate of an issuer that is not known counts as one
 //! below the root that goes. A certificate that the ledger shows counts as presented until it has expired; one of an agent
 //! only until that agent, well after it was issued and over a stream that is open, reports what it serves, and no
-//! certificate of that issuer is among it. Whoever has no stream holds the oldest bundle that went out with any of its
+//! certificate of that issuer is among it; its own, by which it calls, only where the report says that it speaks of that
+//! one, too; and a report that is as long as reports can be tells nothing. Whoever has no stream holds the oldest bundle that went out with any of its
 //! unexpired certificates: an answer may be lost, and one name may stand for many. On the way back, what was revoked counts
 //! until it has expired: with the new root its revocation list goes. The ledger is read once, and from then on only what
 //! is new of it, so a look costs what there is of subscribers and not of certificates; none is read while nothing is under
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use rhizome_core::authority::{Authority, AuthorityKind, AuthorityState};
 use rhizome_core::clusters;
 use rhizome_core::ledger::{Event, Issuance, Position, Profile};
-use rhizome_core::limits::{ROTATION_SKEW_SECONDS, WITHIN_REACH_SECONDS};
+use rhizome_core::limits::ROTATION_SKEW_SECONDS;
 use rhizome_core::nodes::{NodeRecord, NodeState};
 use rhizome_core::ports::{KeyInfo, KeyPurpose, StoreError};
 use rhizome_core::rotation::evidence::{
@@ -30,8 +31,9 @@ use rhizome_proto::node::v1::ServedIssuer;
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
-use crate::presence::Present;
+use crate::presence::{Present, SERVED_ISSUERS};
 use crate::rotate_root_orders::NamedLosses;
+use crate::rotate_root_reports::Sightings;
 use crate::rotate_root_test::PROBE;
 
 /// Ledger records read in one go.
@@ -51,6 +53,8 @@ pub(crate) struct RootRotation {
     ledger: tokio::sync::Mutex<LedgerIndex>,
     /// Whom people were told that they would break.
     pub(crate) losses: std::sync::Mutex<NamedLosses>,
+    /// Whom other servers were seen to reach.
+    sightings: std::sync::Mutex<Sightings>,
 }
 
 /// Who may present what, as the ledger shows it.
@@ -61,6 +65,8 @@ struct LedgerIndex {
     holders: BTreeMap<String, Holder>,
     /// When the store was last put back from a backup.
     restored: Option<Timestamp>,
+    /// Entries that this release cannot read.
+    unreadable: u32,
     /// Every issuer that was on record while this process looked: what an issuer signed is still there, and known to reach
     /// nothing, when it has gone with its root.
     issuers: BTreeMap<AuthorityId, KnownIssuer>,
@@ -75,8 +81,8 @@ struct KnownIssuer {
 
 #[derive(Default)]
 struct Holder {
-    /// By issuer and by the bundle that went out with them.
-    issued: BTreeMap<(AuthorityId, u64), Lines>,
+    /// By issuer and by the bundle that went out with them; those apart by which a node calls.
+    issued: BTreeMap<(AuthorityId, u64, bool), Lines>,
     /// The issuer of its newest certificate, in the order of the ledger.
     newest: Option<AuthorityId>,
 }
@@ -113,11 +119,15 @@ impl Ca {
         let mut ledger = self.root.ledger.lock().await;
         self.read_ledger(&mut ledger, now).await?;
         ledger.learn(&state);
-        let facts = Facts { restored: ledger.restored, ..facts };
+        let facts = Facts { restored: ledger.restored, unreadable: ledger.unreadable, ..facts };
         let fallback = Choices::default();
         let choices = rotation.map_or(&fallback, |it| &it.choices);
-        let look =
-            Look { state: &state, issuers: Issuers::of(&ledger.issuers), roots: &facts.roots, choices, now };
+        let elsewhere = {
+            let mut sightings = self.root.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            sightings.within_reach(&state, now)
+        };
+        let issuers = Issuers::of(&ledger.issuers);
+        let look = Look { state: &state, issuers, roots: &facts.roots, choices, elsewhere, now };
         let mut subscribers = self.subscribers(&look, &ledger);
         if rotation.is_some_and(|it| it.heading == Heading::Back) {
             subscribers.extend(revoked(&look));
@@ -142,7 +152,13 @@ impl Ca {
                     Ok((at, Event::Changed { action, .. })) if action == RESTORE => {
                         index.restored = index.restored.max(Some(at));
                     }
-                    Ok(_) | Err(_) => {}
+                    Ok(_) => {}
+                    // A newer release may have issued something.
+                    Err(unreadable) => {
+                        index.unreadable = index.unreadable.saturating_add(1);
+                        tracing::error!(%unreadable, "an entry of the ledger that this release cannot read: while the root is \
+                            changed, no phase that asks who holds what is left");
+                    }
                 }
             }
             // What is being written meanwhile is read at the next look.
@@ -157,6 +173,11 @@ impl Ca {
         Ok(())
     }
 
+    /// In whose name this server has its own certificates.
+    pub(crate) fn own_name(&self) -> String {
+        format!("server:{}", self.settings.replica)
+    }
+
     fn subscribers(&self, look: &Look<'_>, ledger: &LedgerIndex) -> Vec<Subscriber> {
         let nodes = look.state.nodes().values().map(|it| &*it.value);
         let nodes: BTreeMap<String, &NodeRecord> = nodes
@@ -169,13 +190,10 @@ impl Ca {
         for name in nodes.keys() {
             found.entry(name).or_insert(None);
         }
+        let own = self.own_name();
         let one = |(name, holder): (&str, Option<&Holder>)| match nodes.get(name) {
             Some(node) => agent(look, name, node, holder, self.presence.of(name).as_ref()),
-            None => {
-                let own =
-                    name.strip_prefix("server:").is_some_and(|it| *it == *self.settings.replica.as_str());
-                client(look, name, holder, own)
-            }
+            None => client(look, name, holder, *name == *own),
         };
         let clusters = below(look, ledger);
         let agents = found.into_iter().filter(|(name, _)| !clusters.contains_key(*name)).map(one);
@@ -216,6 +234,8 @@ struct Look<'w> {
     issuers: Issuers<'w>,
     roots: &'w BTreeMap<AuthorityId, RootFact>,
     choices: &'w Choices,
+    /// Whom other servers reach.
+    elsewhere: BTreeSet<String>,
     now: Timestamp,
 }
 
@@ -241,18 +261,18 @@ fn agent(
     let holds = acknowledged.map(|it| Held { sequence: it.sequence, digest: Some(it.digest), at: it.at });
     // Whichever server heard it, the newest counts.
     let written = acknowledged.and_then(|it| it.report.as_ref());
-    let said = present.and_then(|it| Some((served_by_key(&it.serves), it.reported_at?)));
-    let heard = written.map(|it| (it.issuers.clone(), it.said_at));
-    let (served, said_at) = match (said, heard) {
-        (Some(said), Some(heard)) if heard.1 > said.1 => (heard.0, Some(heard.1)),
-        (Some((served, at)), _) | (None, Some((served, at))) => (served, Some(at)),
-        (None, None) => (BTreeMap::new(), None),
+    let said = present.and_then(|it| Some((served_by_key(&it.serves), it.with_own, it.reported_at?)));
+    let heard = written.map(|it| (it.issuers.clone(), it.with_own, it.said_at));
+    let (served, with_own, said_at) = match (said, heard) {
+        (Some(said), Some(heard)) if heard.2 > said.2 => (heard.0, heard.1, Some(heard.2)),
+        (Some((served, own, at)), _) | (None, Some((served, own, at))) => (served, own, Some(at)),
+        (None, None) => (BTreeMap::new(), false, None),
     };
     let seen_at = written.map(|it| it.seen_at);
-    let elsewhere = seen_at.is_some_and(|at| look.now.since(at) <= WITHIN_REACH_SECONDS);
+    let elsewhere = look.elsewhere.contains(name);
     let issued = look.issuers.issued(holder);
     let until = issued.iter().map(|it| it.until).fold(node.not_after, Ord::max);
-    let report = said_at.and_then(|at| look.issuers.report(&served, at));
+    let report = said_at.and_then(|at| look.issuers.report(&served, with_own, at));
     let mut presents = look.presented(&issued, report.as_ref());
     // What it says that it serves, it presents, whatever the ledger shows.
     let says = |root: &AuthorityId| report.as_ref().is_some_and(|it| it.unknown || it.roots.contains(root));
@@ -288,6 +308,7 @@ fn client(look: &Look<'_>, name: &str, holder: Option<&Holder>, own: bool) -> Su
         Report {
             roots: root.map(|it| (*it).clone()).into_iter().collect(),
             unknown: root.is_none(),
+            with_own: true,
             at: look.now,
         }
     });
@@ -357,8 +378,9 @@ impl LedgerIndex {
         let Some(name) = holder_of(issuance) else { return };
         let holder = self.holders.entry(name).or_default();
         holder.newest = Some(issuance.issuer.clone());
+        let own = issuance.profile == Profile::Node;
         let first = Lines { until: issuance.not_after, last_at: at, count: 0 };
-        let lines = holder.issued.entry((issuance.issuer.clone(), issuance.bundle)).or_insert(first);
+        let lines = holder.issued.entry((issuance.issuer.clone(), issuance.bundle, own)).or_insert(first);
         lines.until = lines.until.max(issuance.not_after);
         lines.last_at = lines.last_at.max(at);
         lines.count = lines.count.saturating_add(1);
@@ -393,9 +415,10 @@ impl<'s> Issuers<'s> {
 
     fn issued(&self, holder: Option<&Holder>) -> Vec<Issued> {
         let lines = holder.into_iter().flat_map(|it| &it.issued);
-        let one = |((issuer, bundle), lines): (&(AuthorityId, u64), &Lines)| Issued {
+        let one = |((issuer, bundle, own), lines): (&(AuthorityId, u64, bool), &Lines)| Issued {
             root: self.roots.get(issuer).map(|it| (*it).clone()),
             bundle: *bundle,
+            own: *own,
             last_at: lines.last_at,
             until: lines.until,
             count: lines.count,
@@ -404,11 +427,13 @@ impl<'s> Issuers<'s> {
     }
 
     /// What an agent said at `at`; `None`: nothing that tells anything.
-    fn report(&self, serves: &BTreeMap<String, u32>, at: Timestamp) -> Option<Report> {
+    fn report(&self, serves: &BTreeMap<String, u32>, with_own: bool, at: Timestamp) -> Option<Report> {
         let of = |it: &String| self.roots.get(self.by_key_id.get(it.as_str())?).copied();
         let found: Vec<Option<&AuthorityId>> = serves.keys().map(of).collect();
         let roots = found.iter().flatten().map(|it| (*it).clone()).collect();
-        (!found.is_empty()).then(|| Report { roots, unknown: found.iter().any(Option::is_none), at })
+        // What did not fit into it may be below any root.
+        let unknown = found.len() >= SERVED_ISSUERS || found.iter().any(Option::is_none);
+        (!found.is_empty()).then_some(Report { roots, unknown, with_own, at })
     }
 }
 
@@ -459,5 +484,28 @@ fn facts(state: &State, keys: BTreeSet<AuthorityId>) -> Facts {
             not_after: it.certificate.not_after(),
         })
     });
-    Facts { roots: roots.collect(), keys, bundle, issuers: issuers.collect(), canary: None, restored: None }
+    Facts { roots: roots.collect(), keys, bundle, issuers: issuers.collect(), ..Facts::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_is_as_long_as_reports_can_be_may_have_left_something_out() {
+        let id = |text: String| text.parse::<AuthorityId>().unwrap();
+        let issuer = |number: usize| {
+            let known = KnownIssuer { key_id: format!("{number:02x}"), root: id("root-1".to_owned()) };
+            (id(format!("issuer-{number}")), known)
+        };
+        let known = (0..SERVED_ISSUERS).map(issuer).collect();
+        let issuers = Issuers::of(&known);
+        let said = |many: usize| {
+            let serves = (0..many).map(|number| (format!("{number:02x}"), 1)).collect();
+            issuers.report(&serves, true, Timestamp::EPOCH)
+        };
+        assert!(said(0).is_none(), "whoever says nothing tells nothing");
+        assert!(!said(SERVED_ISSUERS - 1).unwrap().unknown);
+        assert!(said(SERVED_ISSUERS).unwrap().unknown);
+    }
 }

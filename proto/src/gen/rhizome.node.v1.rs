@@ -76,9 +76,12 @@ pub struct ServedIssuer {
 /// Everything that a node serves, by issuer; replaces the last report.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServedIssuers {
-    /// One entry for each issuer; at most 64.
+    /// One entry for each issuer; at most 64. Where there are 64, there may be more that are not said.
     #[prost(message, repeated, tag = "1")]
     pub issuers: ::prost::alloc::vec::Vec<ServedIssuer>,
+    /// True: the certificate by which the node itself calls is among them. Agents of older releases leave both out.
+    #[prost(bool, tag = "2")]
+    pub with_own: bool,
 }
 /// The bundle of a foreign trust domain that a node has in force.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -42,6 +42,8 @@ pub struct Facts {
     pub canary: Option<AuthorityId>,
     /// When the store was last put back from a backup, if it ever was.
     pub restored: Option<Timestamp>,
+    /// How many entries of the ledger this release cannot read: each may be a certificate that nobody counts.
+    pub unreadable: u32,
 }
 
 /// A root on record.

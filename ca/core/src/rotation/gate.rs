@@ -116,6 +116,11 @@ pub enum Wait {
         /// What it is for.
         what: &'static str,
     },
+    /// A server that can read the whole ledger must look: what this one cannot read may be certificates.
+    Unreadable {
+        /// How many entries.
+        count: u32,
+    },
     /// Nothing was proved in this direction yet.
     Probe {
         /// Which direction.
@@ -182,6 +187,10 @@ pub fn of(rotation: &Rotation, world: &World, now: Timestamp) -> Gate {
     }
     if demands.acknowledged || demands.nothing_reaches_only.is_some() {
         gate.wait_for_the_forgotten(rotation, now);
+        // Those whom nobody can name cannot be asked, either, whether they may be given up.
+        if world.facts.unreadable > 0 && rotation.mode == Mode::Planned {
+            gate.waits.push(Wait::Unreadable { count: world.facts.unreadable });
+        }
     }
     gate.wait(rotation, world, now);
     gate.wait_for_what_is_issued_meanwhile(rotation, world, now);
@@ -327,9 +336,11 @@ impl Gate {
     pub fn next_look(&self, now: Timestamp) -> Option<Timestamp> {
         let waits = self.waits.iter().filter_map(|wait| match wait {
             Wait::Until { at, .. } => Some(*at),
-            Wait::SelfTest { .. } | Wait::Bridge { .. } | Wait::Probe { .. } | Wait::ProbeFailed { .. } => {
-                None
-            }
+            Wait::SelfTest { .. }
+            | Wait::Bridge { .. }
+            | Wait::Unreadable { .. }
+            | Wait::Probe { .. }
+            | Wait::ProbeFailed { .. } => None,
         });
         let ends = self.blockers.iter().filter_map(|it| it.until.map(|until| until.plus(1)));
         waits.chain(ends).filter(|at| *at > now).min()
@@ -555,6 +566,10 @@ impl fmt::Display for Wait {
             Self::Bridge { root, by } => {
                 write!(f, "the certificate of {root} by {by}, which a server that has the key of {by} makes")
             }
+            Self::Unreadable { count } => write!(
+                f,
+                "{count} entries of the ledger that this release cannot read; let a server of the newest release look"
+            ),
             Self::Until { at, what } => write!(f, "{what}, until {at}"),
             Self::Probe { direction } => write!(f, "a first probe: {direction}"),
             Self::ProbeFailed { direction, at, cause } => {

@@ -1,7 +1,8 @@
 //! What somebody holds, from what the ledger shows and from what they report: certificates, and bundles with them.
 //!
 //! Laws: whoever may hold something holds it. A certificate may be presented until it has expired; an agent presents it no
-//! more once it says, well after that certificate was issued, what it serves, and that is not among it. When it *said* so
+//! more once it says, well after that certificate was issued, what it serves, and that is not among it; of the one by which
+//! it calls itself only a report tells that says that it does. When it *said* so
 //! counts, not when somebody looks: an agent that is silent since may have taken into use what was under way to it. A bundle
 //! went out with each certificate, but an answer may have been lost, and one caller may be many processes: somebody in its
 //! name may hold the lowest of those whose certificates are alive. What was issued by an issuer nobody knows may be below
@@ -23,6 +24,8 @@ pub struct Issued {
     pub root: Option<AuthorityId>,
     /// The sequence of the bundle that went out with them.
     pub bundle: u64,
+    /// Whether they are those by which an agent calls, and not its workloads'.
+    pub own: bool,
     /// When the last of them was issued.
     pub last_at: Timestamp,
     /// The last second of the last of them.
@@ -38,6 +41,8 @@ pub struct Report {
     pub roots: BTreeSet<AuthorityId>,
     /// Whether something was among it whose issuer nobody knows.
     pub unknown: bool,
+    /// Whether it speaks of the certificate by which the agent calls, too. Those of older releases do not.
+    pub with_own: bool,
     /// When it said so.
     pub at: Timestamp,
 }
@@ -66,7 +71,9 @@ pub fn presented<'i>(
     now: Timestamp,
 ) -> Vec<Presented> {
     let superseded = |it: &Issued| {
-        let after = |said: &&Report| said.at.since(it.last_at) >= choices.settle_seconds;
+        let after = |said: &&Report| {
+            said.at.since(it.last_at) >= choices.settle_seconds && (said.with_own || !it.own)
+        };
         !choices.until_expiry && report.filter(after).is_some_and(|said| !said.names(it.root.as_ref()))
     };
     let mut found: BTreeMap<&AuthorityId, (u32, Timestamp)> = BTreeMap::new();
@@ -106,7 +113,7 @@ mod tests {
 
     fn issued(root: Option<&str>, bundle: u64, age: i64, life: i64) -> Issued {
         let last_at = now().minus(age);
-        Issued { root: root.map(id), bundle, last_at, until: last_at.plus(life), count: 1 }
+        Issued { root: root.map(id), bundle, own: false, last_at, until: last_at.plus(life), count: 1 }
     }
 
     fn named(presented: &[Presented]) -> Vec<(&str, u32)> {
@@ -129,6 +136,7 @@ mod tests {
         let report = |age, roots: &[&str], unknown| Report {
             roots: roots.iter().map(|it| id(it)).collect(),
             unknown,
+            with_own: true,
             at: now().minus(age),
         };
         let two = [issued(Some("old"), 1, 500, 3_600), issued(Some("new"), 2, 300, 3_600)];
@@ -146,13 +154,29 @@ mod tests {
         assert_eq!(named(&presented(&two, Some(&said), &roots, &choices, now())).len(), 2);
     }
 
+    /// Found by a review: an older agent's report of its workloads made its own certificate vanish, and the agent was locked
+    /// out.
+    #[test]
+    fn a_report_of_workloads_alone_tells_nothing_of_the_certificate_by_which_the_agent_calls() {
+        let choices = Choices { settle_seconds: 0, ..Choices::default() };
+        let roots = on_record(&["new", "old"]);
+        let own = Issued { own: true, ..issued(Some("old"), 1, 500, 3_600) };
+        let all = [own, issued(Some("old"), 1, 500, 3_600), issued(Some("new"), 2, 300, 3_600)];
+        let left = |with_own| {
+            let said = Report { roots: [id("new")].into(), unknown: false, with_own, at: now() };
+            presented(&all, Some(&said), &roots, &choices, now())
+        };
+        assert_eq!(named(&left(false)), [("new", 1), ("old", 1)], "until it has expired");
+        assert_eq!(named(&left(true)), [("new", 1)]);
+    }
+
     #[test]
     fn what_an_unknown_issuer_issued_counts_below_every_root() {
         let choices = Choices { settle_seconds: 0, ..Choices::default() };
         let roots = on_record(&["new", "old"]);
         let unknown = [issued(None, 1, 500, 3_600), issued(Some("old"), 1, 500, 3_600)];
         assert_eq!(named(&presented(&unknown, None, &roots, &choices, now())), [("new", 1), ("old", 2)]);
-        let said = Report { roots: [id("new")].into(), unknown: false, at: now() };
+        let said = Report { roots: [id("new")].into(), unknown: false, with_own: true, at: now() };
         let left = presented(&unknown, Some(&said), &roots, &choices, now());
         assert_eq!(named(&left), [("new", 1), ("old", 1)], "nobody can say that it is gone");
     }

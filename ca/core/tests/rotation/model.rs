@@ -205,6 +205,7 @@ impl Model {
             .map(|(root, bundle)| holdings::Issued {
                 root: Some(root.clone()),
                 bundle: *bundle,
+                own: false,
                 last_at: now(),
                 until: far,
                 count: 1,

@@ -283,7 +283,7 @@ impl Sim {
             let held = Held { sequence: it.sequence, digest, at: clock };
             let roots = it.leaf.iter().map(|leaf| leaf.root.clone()).collect();
             self.db.acknowledged.insert(agent, held);
-            self.db.reports.insert(agent, Report { roots, unknown: false, at: clock });
+            self.db.reports.insert(agent, Report { roots, unknown: false, with_own: true, at: clock });
         }
         if self.is_lost() || (self.servers[server].view.is_none() && !self.refresh(server)) {
             return "acknowledged, the answer is lost";
@@ -340,6 +340,7 @@ impl Sim {
         let issued = Issued {
             root: Some(flight.root.clone()),
             bundle: flight.bundle.0,
+            own: false,
             last_at: at,
             until: not_after,
             count: 1,

@@ -95,6 +95,7 @@ impl Store {
                 issuers: (0..replicas).map(issuer).collect(),
                 canary: None,
                 restored: None,
+                unreadable: 0,
             },
         }
     }

@@ -151,7 +151,7 @@ impl Ca {
                 self.acknowledge(who, &acknowledgement).await
             }
             Some(Message::ServedIssuers(served)) => {
-                self.presence.serves(who, served.issuers, self.ports.clock.now());
+                self.presence.serves(who, served, self.ports.clock.now());
                 Ok(())
             }
             Some(Message::FederatedBundles(bundles)) => self.hold_foreign(who, &bundles).await,

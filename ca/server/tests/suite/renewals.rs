@@ -127,7 +127,7 @@ async fn everybody_has_a_slot_of_its_own_that_grows_with_what_it_serves() {
             count,
             earliest_not_after: Some(prost_types::Timestamp { seconds: not_after.unix(), nanos: 0 }),
         };
-        Message::ServedIssuers(wire::ServedIssuers { issuers: vec![issuer] })
+        Message::ServedIssuers(wire::ServedIssuers { issuers: vec![issuer], with_own: true })
     };
     // The last one serves what ends first, and most; its own certificate is among them.
     streams[2].0.send(wire::SyncRequest { message: Some(served(7, 998)) }).await.unwrap();

@@ -84,7 +84,8 @@ impl Follower {
             count: 1,
             earliest_not_after: None,
         };
-        say(&sender, Message::ServedIssuers(wire::ServedIssuers { issuers: vec![issuer] })).await;
+        say(&sender, Message::ServedIssuers(wire::ServedIssuers { issuers: vec![issuer], with_own: true }))
+            .await;
         #[expect(clippy::disallowed_methods, reason = "a node of the test's own, which ends with its stream")]
         let follows = tokio::spawn(async move {
             while let Ok(Some(answer)) = answers.message().await {
@@ -316,11 +317,21 @@ async fn a_server_knows_whom_another_one_over_the_same_store_reaches() {
     let choices = Some(admin::RotationChoices { manual: true, ..choices() });
     let plan = admin::PlanRotationRequest { choices };
     let away = client.plan_rotation(plan).await.unwrap().into_inner();
-    assert_eq!(away.blockers.len(), 1, "nothing is under way, so nobody says whom they reach: {away:?}");
+    let of = |plan: &admin::PlanRotationResponse, kind: &str| {
+        plan.blockers.iter().filter(|it| it.kind == kind).map(|it| it.why.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&away, "agent"), ["is not connected to this server"], "nothing is under way: {away:?}");
+    assert!(away.warnings.iter().any(|it| it.contains("of this server alone")), "{away:?}");
+    assert_eq!(
+        of(&away, "replica").len(),
+        1,
+        "the other server's own certificate counts for a day: {away:?}"
+    );
+    assert!(away.least_seconds > 80_000 && away.blocker_count == 2, "{away:?}");
     let request = admin::StartRotationRequest { choices, reason: "a new root".into() };
     client.start_rotation(request).await.unwrap();
     let within_reach = async {
-        while !client.plan_rotation(plan).await.unwrap().into_inner().blockers.is_empty() {
+        while !of(&client.plan_rotation(plan).await.unwrap().into_inner(), "agent").is_empty() {
             tokio::task::yield_now().await;
         }
     };

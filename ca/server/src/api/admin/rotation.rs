@@ -45,7 +45,8 @@ impl RotationService for Api {
         let (mode, choices) = self.0.read_choices(&request.into_inner().choices.unwrap_or_default())?;
         let now = self.0.ports.clock.now();
         let world = self.0.root_world(None, now).await?;
-        let plan = plan::plan(&world, mode, &choices, now);
+        let plan = plan::plan(&world, mode, &choices, &self.0.own_name(), now);
+        let shared = self.0.ports.store.is_shared();
         let places = plan.subscribers.into_iter().map(|(place, total)| {
             let away =
                 plan.absent.iter().filter(|it| (it.cluster.as_str(), it.kind) == (place.0.as_str(), place.1));
@@ -56,7 +57,12 @@ impl RotationService for Api {
             name: it.name.clone(),
             kind: it.kind.to_string(),
             cluster: it.cluster.clone(),
-            why: "is not connected".to_owned(),
+            why: match (it.obeys, shared) {
+                (true, false) => "is not connected",
+                (true, true) => "is not connected to this server",
+                (false, _) => "has no stream: what it holds counts until it has expired",
+            }
+            .to_owned(),
             last_contact: it.last_contact.map(convert::timestamp),
             matters_until: it.until.map(convert::timestamp),
         });
@@ -412,6 +418,16 @@ impl Ca {
             warnings.push(format!(
                 "the soak time is {} s, less than an hour: after it nothing can be taken back",
                 choices.soak_seconds
+            ));
+        }
+        if rotation.is_none() && self.ports.store.is_shared() {
+            let problem = "who is connected is known of this server alone: the others write it down once a change is under way";
+            warnings.push(problem.to_owned());
+        }
+        if world.facts.unreadable > 0 {
+            warnings.push(format!(
+                "this release cannot read {} entries of the ledger: let a server of the newest release do it",
+                world.facts.unreadable
             ));
         }
         if let Some(problem) = missing_bridge(mode, world, rotation, now) {
