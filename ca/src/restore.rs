@@ -21,6 +21,7 @@ use rhizome_core::documents::{
 };
 use rhizome_core::ledger::{Entry, Event};
 use rhizome_core::ports::{Clock as _, KeyRingError, Store, StoreError};
+use rhizome_core::rotation::Restore;
 use rhizome_core::state::{BundleRecord, Identity};
 use rhizome_core::tokens::{JoinToken, TokenState};
 use rhizome_id::{Timestamp, TrustDomain};
@@ -282,6 +283,7 @@ pub(crate) async fn mark(
         subject: backup.display().to_string(),
         detail: format!("{revoked} outstanding join tokens revoked{sequences}"),
     };
+    let transaction = transaction.put(&Restore { restored_at: now });
     store.commit(transaction.record(Entry::new(now, &event))).await?;
     Ok((revoked, raised))
 }

@@ -9,12 +9,13 @@ mod fleet;
 mod herd;
 mod machine;
 mod memory;
+mod rotation;
 mod rules;
 mod start;
 mod subscribers;
 
 pub(crate) use {bundle::run as bundle, change::run as change, herd::run as herd};
-pub(crate) use {memory::run as memory, start::run as start};
+pub(crate) use {memory::run as memory, rotation::run as rotation, start::run as start};
 
 /// How much of everything.
 pub(crate) struct Sizes {
@@ -28,12 +29,15 @@ pub(crate) struct Sizes {
     pub(crate) changes: usize,
     /// Simulated agents to which a bundle is pushed, and which restart at once.
     pub(crate) fleet: usize,
+    /// Rows of the ledger behind a change of the root.
+    pub(crate) rows: usize,
 }
 
 impl Sizes {
     /// As the targets say.
     pub(crate) const FULL: Self =
-        Self { starts: 15, identities: 1_000, hearing: 1_000, changes: 20, fleet: 10_000 };
+        Self { starts: 15, identities: 1_000, hearing: 1_000, changes: 20, fleet: 10_000, rows: 1_000_000 };
     /// To see that everything works.
-    pub(crate) const QUICK: Self = Self { starts: 3, identities: 20, hearing: 50, changes: 3, fleet: 200 };
+    pub(crate) const QUICK: Self =
+        Self { starts: 3, identities: 20, hearing: 50, changes: 3, fleet: 200, rows: 20_000 };
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhizome_core::documents::Transaction;
+use rhizome_core::authority::{Authority, AuthorityKind};
+use rhizome_core::documents::{Kind, Transaction};
 use rhizome_core::ledger::{Entry, Event, Issuance, Profile};
 use rhizome_core::ports::Store as _;
 use rhizome_core::rules::{Rule, RuleDraft};
@@ -13,7 +14,7 @@ use rhizome_store::SqliteStore;
 
 use crate::load::{Load, Mode};
 use crate::raw;
-use crate::server::Server;
+use crate::server::{CLUSTER, Server, today};
 
 const LOAD: Load = Load { mode: Mode::Unary, connections: 2, in_flight: 64, pace: None };
 /// Things written in one transaction while filling.
@@ -21,7 +22,8 @@ const BATCH: usize = 500;
 
 pub(crate) async fn with_ledger_rows(sizes: &[usize], each: Duration) {
     for rows in sizes {
-        let server = filled(move |database| fill_ledger(database, *rows));
+        let mut server = filled(move |database| fill_ledger(database, *rows));
+        server.join();
         print!("{rows:>9} ledger rows: ");
         LOAD.run(&server, each).await.print(&raw::measure());
     }
@@ -29,15 +31,16 @@ pub(crate) async fn with_ledger_rows(sizes: &[usize], each: Duration) {
 
 pub(crate) async fn with_rules(sizes: &[usize], each: Duration) {
     for rules in sizes {
-        let server = filled(move |database| fill_rules(database, *rules));
+        let mut server = filled(move |database| fill_rules(database, *rules));
+        server.join();
         print!("{rules:>9} rules:       ");
         LOAD.run(&server, each).await.print(&raw::measure());
     }
 }
 
 /// A server whose database was filled; the filling runs on a runtime of its own, outside of ours.
-fn filled(fill: impl FnOnce(&Path) + Send) -> Server {
-    std::thread::scope(|scope| scope.spawn(|| Server::start(fill)).join().expect("a filled server"))
+pub(crate) fn filled(fill: impl FnOnce(&Path) + Send) -> Server {
+    std::thread::scope(|scope| scope.spawn(|| Server::filled(fill)).join().expect("a filled server"))
 }
 
 fn in_store<F: Future<Output = ()>>(database: &Path, work: impl FnOnce(Arc<SqliteStore>) -> F) {
@@ -49,25 +52,48 @@ fn in_store<F: Future<Output = ()>>(database: &Path, work: impl FnOnce(Arc<Sqlit
 }
 
 fn fill_ledger(database: &Path, rows: usize) {
+    let now = Timestamp::from_unix(1_700_000_000);
+    in_store(database, async |store| fill(&*store, rows, now, |serial, _number| issuance(serial, now)).await);
+}
+
+/// Certificates that are alive, issued in turns to as many nodes, which are called as those of a fleet.
+pub(crate) fn fill_with_living(database: &Path, rows: usize, nodes: usize) {
+    let now = today();
     in_store(database, async |store| {
-        let now = Timestamp::from_unix(1_700_000_000);
-        let replica = ReplicaNumber::new(0).expect("a replica");
-        let mut written = 0;
-        while written < rows {
-            let count = BATCH.min(rows - written);
-            let first =
-                store.reserve_serials(u32::try_from(count).expect("few"), now).await.expect("serials");
-            let mut transaction = Transaction::named("fill");
-            for offset in 0..count {
-                let counter = first.value() + offset as u64;
-                let counter = SerialCounter::new(counter).expect("a counter");
-                let serial = Serial::compose(replica, counter, [7; Serial::RANDOM_BYTES]);
-                transaction = transaction.record(Entry::new(now, &Event::Issued(issuance(serial, now))));
-            }
-            store.commit(transaction).await.expect("a commit");
-            written += count;
-        }
+        let authorities = store.documents(Kind::Authority, None, BATCH).await.expect("authorities");
+        let authorities = authorities.iter().map(|it| it.read::<Authority>().expect("an authority").value);
+        let issuer = authorities.into_iter().find(|it| it.kind == AuthorityKind::Issuer).expect("an issuer");
+        let living = |serial, number: usize| Issuance {
+            issuer: issuer.id.clone(),
+            key: issuer.key.clone(),
+            caller: format!("node:{CLUSTER}/join_token/sim-{:05}", number % nodes),
+            ..issuance(serial, now)
+        };
+        fill(&*store, rows, now, living).await;
     });
+}
+
+async fn fill(
+    store: &SqliteStore,
+    rows: usize,
+    now: Timestamp,
+    issuance: impl Fn(Serial, usize) -> Issuance,
+) {
+    let replica = ReplicaNumber::new(0).expect("a replica");
+    let mut written = 0;
+    while written < rows {
+        let count = BATCH.min(rows - written);
+        let first = store.reserve_serials(u32::try_from(count).expect("few"), now).await.expect("serials");
+        let mut transaction = Transaction::named("fill");
+        for offset in 0..count {
+            let counter = SerialCounter::new(first.value() + offset as u64).expect("a counter");
+            let serial = Serial::compose(replica, counter, [7; Serial::RANDOM_BYTES]);
+            let event = Event::Issued(issuance(serial, written + offset));
+            transaction = transaction.record(Entry::new(now, &event));
+        }
+        store.commit(transaction).await.expect("a commit");
+        written += count;
+    }
 }
 
 fn issuance(serial: Serial, now: Timestamp) -> Issuance {

@@ -41,10 +41,11 @@ const USAGE: &str = "bench [--seconds N] [--quick] [--only PART[,PART…]]\n\
     \x20             change: a rule, a revocation, a bundle, until in force at 1,000 agents\n\
     \x20             bundle: pushed to 10,000 agents\n\
     \x20             herd: 10,000 agents stay, then restart at once\n\
-    \x20             agent: all of these from start to herd";
+    \x20             rotation: both roots distributed to 10,000 agents, with 1,000,000 ledger rows\n\
+    \x20             agent: all of these from start to rotation";
 
 /// The parts that `agent` stands for.
-const AGENT: [&str; 5] = ["start", "memory", "change", "bundle", "herd"];
+const AGENT: [&str; 6] = ["start", "memory", "change", "bundle", "herd", "rotation"];
 const CA: &str = "ca";
 const POSTGRES: &str = "postgres";
 
@@ -122,6 +123,9 @@ async fn run(options: &Options) {
     }
     if wanted("herd") {
         agent::herd(&sizes).await;
+    }
+    if wanted("rotation") {
+        agent::rotation(&sizes).await;
     }
 }
 

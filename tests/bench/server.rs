@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rhizome_id::Timestamp;
 use rhizome_proto::admin::v1::token_service_client::TokenServiceClient;
@@ -14,6 +15,7 @@ use rhizome_x509::TrustAnchors;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
+use crate::figures::now;
 use crate::process::Process;
 
 pub(crate) const CLUSTER: &str = "bench";
@@ -30,6 +32,8 @@ pub(crate) enum Program {
 pub(crate) struct Server {
     process: Process,
     port: u16,
+    /// Where metrics are served, if they are.
+    web: Option<u16>,
     scratch: TempDir,
     tls: Option<Arc<rustls::ClientConfig>>,
 }
@@ -38,13 +42,34 @@ impl Server {
     /// Starts the real program on an empty store, lets `fill` put things into its database while it is stopped, starts
     /// it again and joins one node.
     pub(crate) fn start(fill: impl FnOnce(&Path)) -> Self {
-        let mut server = Self::launch(Program::Rhizome);
+        let mut server = Self::filled(fill);
+        server.join();
+        server
+    }
+
+    /// As [`Self::start`], and nobody joins.
+    pub(crate) fn filled(fill: impl FnOnce(&Path)) -> Self {
+        let web = free_port();
+        let mut server =
+            Self::launch_with(Program::Rhizome, &format!("web: {{ listen: 127.0.0.1:{web} }}\n"));
+        server.web = Some(web);
         server.process.terminate();
         fill(&server.scratch.path().join("data").join("rhizome.db"));
         server.process = spawn(Program::Rhizome, server.scratch.path());
-        let identity = join(server.scratch.path());
-        server.tls = Some(tls(&identity));
         server
+    }
+
+    /// Joins one node, whose connections are measured.
+    pub(crate) fn join(&mut self) {
+        self.tls = Some(tls(&join(self.scratch.path())));
+    }
+
+    /// Stops the program and starts it again; how long the start took, until administrators can connect.
+    pub(crate) fn restart(&mut self) -> Duration {
+        self.process.terminate();
+        let start = now();
+        self.process = spawn(Program::Rhizome, self.scratch.path());
+        start.elapsed()
     }
 
     /// Starts `program` on an empty store.
@@ -56,15 +81,14 @@ impl Server {
     pub(crate) fn over_postgres(database: &str) -> Self {
         let mut server =
             Self::launch_with(Program::Rhizome, &format!("store: {{ postgres: \"{database}\" }}\n"));
-        server.tls = Some(tls(&join(server.scratch.path())));
+        server.join();
         server
     }
 
     /// Starts `program` on an empty store, with these lines of configuration besides its own.
     fn launch_with(program: Program, besides: &str) -> Self {
         let scratch = TempDir::new().expect("a scratch directory");
-        let port =
-            std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
+        let port = free_port();
         let root = scratch.path().display();
         fs::write(
             scratch.path().join("rhizome.yaml"),
@@ -78,12 +102,17 @@ impl Server {
         .expect("the configuration");
         fs::create_dir(scratch.path().join("data")).expect("the data directory");
         let process = spawn(program, scratch.path());
-        Self { process, port, scratch, tls: None }
+        Self { process, port, web: None, scratch, tls: None }
     }
 
     /// Where agents connect.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where metrics are served.
+    pub(crate) fn web_address(&self) -> String {
+        format!("127.0.0.1:{}", self.web.expect("a server that was filled"))
     }
 
     /// A new connection of the joined node.
@@ -124,6 +153,10 @@ impl Server {
     pub(crate) fn memory_mib(&self) -> f64 {
         self.process.memory().rss
     }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port()
 }
 
 /// The program beside this one: built in release mode by the same command line.

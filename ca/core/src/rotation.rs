@@ -28,13 +28,13 @@ mod refusal;
 mod work;
 
 pub use canary::Canary;
-pub use evidence::{Published, World};
+pub use evidence::{Facts, Published, World};
 pub use gate::{Blocker, Consent, Gate};
 pub use record::{
-    Accepted, Choices, Exemption, Heading, Mode, Names, Outcome, Passage, Phase, Rotation, SelfTest,
+    Accepted, Choices, Exemption, Heading, Mode, Names, Outcome, Passage, Phase, Restore, Rotation, SelfTest,
 };
 pub use refusal::Refusal;
-pub use work::{Effect, Reason};
+pub use work::{Effect, Reason, keys_that_matter};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -114,22 +114,30 @@ pub fn step(current: Option<&Rotation>, input: Input<'_>, now: Timestamp) -> Res
     }
 }
 
-fn look(rotation: &Rotation, world: &World, now: Timestamp) -> Step {
-    if let Some(next) = rotation.overtaken(&world.facts, now) {
-        return Step::to(Some(next));
+/// What follows from the facts alone, before anybody is asked; `None`: it depends on the gate.
+pub fn on_facts(rotation: &Rotation, facts: &Facts, now: Timestamp) -> Option<Step> {
+    if let Some(next) = rotation.overtaken(facts, now) {
+        return Some(Step::to(Some(next)));
     }
-    if let Some(effect) = work::due(rotation, &world.facts, now) {
-        return Step { moved: None, effects: vec![effect] };
+    if let Some(effect) = work::due(rotation, facts, now) {
+        return Some(Step { moved: None, effects: vec![effect] });
     }
-    if rotation.phase == Phase::Stable {
-        return Step::default();
-    }
-    let gate = gate::of(rotation, world, now);
+    (rotation.phase == Phase::Stable).then(Step::default)
+}
+
+/// What follows where the facts are as the phase demands ([`on_facts`] has nothing to say): `gate` is that of the phase in
+/// `world`.
+pub fn at_gate(rotation: &Rotation, world: &World, gate: &Gate, now: Timestamp) -> Step {
     let may = !rotation.choices.manual || rotation.heading == Heading::Back;
     if gate.is_open() && may {
-        return Step::to(Some(rotation.left("server", &gate, world, now)));
+        return Step::to(Some(rotation.left("server", gate, world, now)));
     }
-    Step { moved: None, effects: work::meanwhile(rotation, &gate, now) }
+    Step { moved: None, effects: work::meanwhile(rotation, gate, now) }
+}
+
+fn look(rotation: &Rotation, world: &World, now: Timestamp) -> Step {
+    let at_gate = || at_gate(rotation, world, &gate::of(rotation, world, now), now);
+    on_facts(rotation, &world.facts, now).unwrap_or_else(at_gate)
 }
 
 fn command(
@@ -319,7 +327,7 @@ impl Rotation {
     }
 
     /// The phase that an abort leads to, where it can be taken back.
-    fn way_back(&self, facts: &evidence::Facts, now: Timestamp) -> Result<Phase, Refusal> {
+    fn way_back(&self, facts: &Facts, now: Timestamp) -> Result<Phase, Refusal> {
         let signed = matches!(self.phase, Phase::Canary | Phase::Active | Phase::Untrusting);
         if self.mode == Mode::Compromised && (signed || self.rewound) {
             return Err(Refusal::Tainted { root: self.old.clone() });
@@ -347,7 +355,7 @@ impl Rotation {
     }
 
     /// The record once it says what has come over it: the store was put back from a backup, or the old root has ended.
-    fn overtaken(&self, facts: &evidence::Facts, now: Timestamp) -> Option<Self> {
+    fn overtaken(&self, facts: &Facts, now: Timestamp) -> Option<Self> {
         if self.phase == Phase::Stable {
             return None;
         }

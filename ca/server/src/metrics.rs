@@ -62,6 +62,18 @@ pub(crate) struct RotationMetrics {
     pub(crate) duration: Gauge,
     pub(crate) blockers: Family<ByKind, Gauge>,
     pub(crate) acknowledged: Family<ByCluster, Gauge<f64, AtomicU64>>,
+    /// How long the last reading of the world took, with its gate.
+    pub(crate) look: Gauge<f64, AtomicU64>,
+}
+
+impl RotationMetrics {
+    /// Says that nobody holds anything up, as far as this server knows.
+    pub(crate) fn forget_gate(&self) {
+        for kind in SubscriberKind::ALL {
+            self.blockers.get_or_create(&ByKind { kind: kind.as_str() }).set(0);
+        }
+        self.acknowledged.clear();
+    }
 }
 
 /// Sums over all labels, for the status.
@@ -220,11 +232,11 @@ impl Metrics {
         it.register_with_unit("rotation_duration", help, Unit::Seconds, rotation.duration.clone());
         let help = "Who holds up the gate of the phase, by kind";
         it.register("rotation_blockers", help, rotation.blockers.clone());
-        for kind in SubscriberKind::ALL {
-            rotation.blockers.get_or_create(&ByKind { kind: kind.as_str() }).set(0);
-        }
+        rotation.forget_gate();
         let help = "Share of the live subscribers that do not hold up the gate, by cluster";
         it.register("bundle_ack_ratio", help, rotation.acknowledged.clone());
+        let help = "How long the last look took at everybody who holds up the phase, or does not";
+        it.register_with_unit("rotation_look", help, Unit::Seconds, rotation.look.clone());
     }
 
     fn register_crls(&self) {

@@ -4,12 +4,12 @@
 //! was read; every effect that writes requires that record to be unchanged, so whoever was away meanwhile does nothing.
 //! A key is made under the name that the record gives it, and destroyed only once no record names it. An outcome that is
 //! not known is looked at again. Issuers follow the active root by themselves (`rotate`).
-//! Not here: what is due and when a phase is left (`rhizome_core::rotation`), reading the world (`rotate_root_world`).
+//! Not here: what is due and when a phase is left (`rhizome_core::rotation`), when to look (`rotate_root_look`), reading the
+//! world (`rotate_root_world`).
 //! Sources: ca/docs/rotation.md.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Cross, Custody};
 use rhizome_core::documents::{DocumentKey, Kind, Stored, Transaction, Version, Versioned};
@@ -17,130 +17,22 @@ use rhizome_core::issuance::Prepared;
 use rhizome_core::limits::WITHIN_REACH_SECONDS;
 use rhizome_core::ports::{KeyPurpose, StoreError};
 use rhizome_core::replicas::Lease;
-use rhizome_core::rotation::evidence::SubscriberKind;
-use rhizome_core::rotation::{
-    Effect, Input, Mode, Order, Outcome, Phase, Rotation, SelfTest, Step, World, gate, step,
-};
+use rhizome_core::rotation::{Effect, Input, Mode, Order, Phase, Rotation, SelfTest, step};
 use rhizome_core::state::BundleRecord;
 use rhizome_id::{AuthorityId, KeyId, RotationName, Timestamp};
 use rhizome_x509::{Bundle, CaCertificate, CrossSpec, RootSpec};
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
-use crate::metrics::{ByCluster, ByKind};
 use crate::replicas::Right;
 use crate::rotate_root_words::{changed, one_line, passed};
 
-/// How often it looks while a rotation is under way, and while none is.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-const LOOK_SELDOM: Duration = Duration::from_secs(30);
-/// Steps in one go; the longest phase has seven.
-const MOST_STEPS: usize = 32;
-
 /// In whose name the machine moves by itself.
-const SERVER: &str = "server";
+pub(crate) const SERVER: &str = "server";
 
-type Held = Versioned<Arc<Rotation>>;
+pub(crate) type Held = Versioned<Arc<Rotation>>;
 
 impl Ca {
-    /// Keeps the change of the root going until the process stops.
-    pub(crate) async fn rotate_root_forever(self: Arc<Self>) {
-        let mut changes = self.changes();
-        loop {
-            changes.mark_unchanged();
-            if let Err(cause) = self.keep_root().await {
-                tracing::error!(%cause, "the change of the root does not go on; trying again");
-            }
-            let underway = self.state().rotation().is_some_and(|it| it.value.phase != Phase::Stable);
-            let wait = if underway { LOOK_EVERY } else { LOOK_SELDOM };
-            tokio::select! {
-                changed = changes.changed() => if changed.is_err() {
-                    return;
-                },
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
-    }
-
-    /// Performs what is due now, and moves on where a gate is open. Roots are everybody's: whoever has the lease sees to
-    /// them, and the others only count.
-    pub(crate) async fn keep_root(self: &Arc<Self>) -> Result<(), ApiError> {
-        let _one_at_a_time = self.root.turn.lock().await;
-        for _ in 0..MOST_STEPS {
-            let Some(held) = self.state().rotation().cloned() else { return Ok(()) };
-            if self.right().is_none() {
-                self.note_phase(&held.value);
-                return Ok(());
-            }
-            if self.clock.shaken() {
-                tracing::warn!(
-                    "the change of the root rests: the clock stepped ahead, and what it calls expired may live"
-                );
-                self.note_phase(&held.value);
-                return Ok(());
-            }
-            let now = self.now()?;
-            let world = self.root_world(Some(&held.value), now).await?;
-            self.note_rotation(&held.value, &world, now);
-            let Step { moved, effects } = step(Some(&held.value), Input::Look(&world), now)
-                .map_err(|bug| ApiError::Bug(bug.to_string()))?;
-            if let Some(next) = &moved
-                && self.is_hasty(&held.value, next, now)
-            {
-                return Ok(());
-            }
-            let outcome = match (moved, effects.first()) {
-                (Some(next), _) => self.move_root(Some(&held), *next, SERVER, "").await,
-                (None, None | Some(Effect::WakeAt(_))) => return Ok(()),
-                (None, Some(Effect::OrderRenewals { root, whom, reason })) => {
-                    let told = (root, whom.as_slice(), reason.to_string());
-                    return self.order_renewals(&held.value, &world, told, now).await;
-                }
-                (None, Some(effect)) => self.perform_root(&held, effect, now).await,
-            };
-            match outcome {
-                // Somebody else did it, or changed the ground it stood on: look again.
-                Ok(()) => {}
-                Err(
-                    ApiError::Store(StoreError::Conflict { key })
-                    | ApiError::Issue(IssueError::Store(StoreError::Conflict { key })),
-                ) => self.lost_if_lease(&key),
-                Err(cause) => return Err(cause),
-            }
-        }
-        Ok(())
-    }
-
-    fn note_phase(&self, rotation: &Rotation) {
-        let phase = Phase::ALL.iter().position(|it| *it == rotation.phase).unwrap_or_default();
-        self.metrics.rotation.phase.set(i64::try_from(phase).unwrap_or(i64::MAX));
-        if rotation.outcome == Some(Outcome::Rotated) {
-            self.metrics.rotation.duration.set(rotation.since.since(rotation.started_at));
-        }
-    }
-
-    /// Brings the gauges up to date.
-    fn note_rotation(&self, rotation: &Rotation, world: &World, now: Timestamp) {
-        self.note_phase(rotation);
-        let metrics = &self.metrics.rotation;
-        let gate = gate::of(rotation, world, now);
-        for kind in SubscriberKind::ALL {
-            let count = gate.blockers.iter().filter(|it| it.kind == kind).count();
-            let gauge = metrics.blockers.get_or_create(&ByKind { kind: kind.as_str() });
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
-        let mut clusters: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
-        for ((cluster, _), progress) in &gate.progress {
-            let (done, total) = clusters.entry(cluster).or_default();
-            *done = done.saturating_add(progress.done);
-            *total = total.saturating_add(progress.total);
-        }
-        for (cluster, (done, total)) in clusters {
-            let label = ByCluster { cluster: cluster.to_owned() };
-            metrics.acknowledged.get_or_create(&label).set(f64::from(done) / f64::from(total.max(1)));
-        }
-    }
-
     /// An administrator's word, said by the principal `by`, and why; the record as it is after it.
     ///
     /// # Errors
@@ -162,7 +54,12 @@ impl Ca {
         }
         // One that has ended tells nothing about the one that begins.
         let underway = held.as_ref().map(|it| &*it.value).filter(|it| it.phase != Phase::Stable);
-        let world = self.root_world(underway, now).await?;
+        let mut world = self.root_world(underway, now).await?;
+        if let Order::Start { new, .. } = &order
+            && self.has_root_key(&self.state(), new).await?
+        {
+            world.facts.keys.insert(new.clone());
+        }
         let current = held.as_ref().map(|it| &*it.value);
         let what = match &order {
             Order::Start { .. } => "rotation.start",
@@ -191,7 +88,7 @@ impl Ca {
 
     /// Whether the first phase of a change that waits only for those within reach would be left before every server has
     /// written down whom it reaches.
-    fn is_hasty(&self, held: &Rotation, next: &Rotation, now: Timestamp) -> bool {
+    pub(crate) fn is_hasty(&self, held: &Rotation, next: &Rotation, now: Timestamp) -> bool {
         let leaves =
             held.phase == Phase::Staged && next.phase != Phase::Staged && next.phase != Phase::Stable;
         let young = now.since(held.started_at) < WITHIN_REACH_SECONDS;
@@ -199,7 +96,7 @@ impl Ca {
     }
 
     /// Stores the record that a step moved to, and what the ledger says about it.
-    async fn move_root(
+    pub(crate) async fn move_root(
         self: &Arc<Self>,
         held: Option<&Held>,
         next: Rotation,
@@ -225,7 +122,7 @@ impl Ca {
         Ok(())
     }
 
-    async fn perform_root(
+    pub(crate) async fn perform_root(
         self: &Arc<Self>,
         held: &Held,
         effect: &Effect,
@@ -512,6 +409,6 @@ impl Ca {
 }
 
 /// The key of a root has its name.
-fn key_of(root: &AuthorityId) -> Result<KeyId, ApiError> {
+pub(crate) fn key_of(root: &AuthorityId) -> Result<KeyId, ApiError> {
     root.as_str().parse().map_err(|cause: rhizome_id::NameError| ApiError::Bug(cause.to_string()))
 }

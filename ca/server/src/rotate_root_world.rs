@@ -19,12 +19,12 @@ use rhizome_core::clusters;
 use rhizome_core::ledger::{Event, Issuance, Position, Profile};
 use rhizome_core::limits::ROTATION_SKEW_SECONDS;
 use rhizome_core::nodes::{NodeRecord, NodeState};
-use rhizome_core::ports::{KeyInfo, KeyPurpose, StoreError};
+use rhizome_core::ports::{KeyPurpose, KeyRingError, StoreError};
 use rhizome_core::rotation::evidence::{
     BundleFact, CrossFact, Facts, Held, IssuerFact, Presented, RootFact, Subscriber, SubscriberKind,
 };
 use rhizome_core::rotation::holdings::{self, Issued, Report};
-use rhizome_core::rotation::{Choices, Heading, Phase, Rotation, World};
+use rhizome_core::rotation::{Choices, Heading, Phase, Restore, Rotation, World, keys_that_matter};
 use rhizome_core::state::{Revocation, State};
 use rhizome_id::{AuthorityId, ReplicaName, Timestamp};
 use rhizome_proto::node::v1::ServedIssuer;
@@ -32,6 +32,8 @@ use rhizome_proto::node::v1::ServedIssuer;
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::presence::{Present, SERVED_ISSUERS};
+use crate::rotate_root::key_of;
+use crate::rotate_root_look::Reading;
 use crate::rotate_root_orders::NamedLosses;
 use crate::rotate_root_reports::Sightings;
 use crate::rotate_root_test::PROBE;
@@ -50,11 +52,15 @@ const ADMIN_PATH: &str = "/rhizome/admin/";
 pub(crate) struct RootRotation {
     /// Held by whoever steps: one at a time in a process; between processes the store decides.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// The newest reading, for whoever looks soon after.
+    pub(crate) reading: tokio::sync::Mutex<Option<Arc<Reading>>>,
     ledger: tokio::sync::Mutex<LedgerIndex>,
     /// Whom people were told that they would break.
     pub(crate) losses: std::sync::Mutex<NamedLosses>,
     /// Whom other servers were seen to reach.
     sightings: std::sync::Mutex<Sightings>,
+    /// When the store was put back, as the store says; servers do not run while that is done.
+    restored: tokio::sync::OnceCell<Option<Timestamp>>,
 }
 
 /// Who may present what, as the ledger shows it.
@@ -96,6 +102,46 @@ struct Lines {
 }
 
 impl Ca {
+    /// What the store and the key ring hold, without the ledger.
+    pub(crate) async fn root_facts(
+        &self,
+        state: &State,
+        rotation: Option<&Rotation>,
+        now: Timestamp,
+    ) -> Result<Facts, ApiError> {
+        let mut facts = facts(state);
+        facts.restored = *self.root.restored.get_or_try_init(|| self.when_restored()).await?;
+        let asked: BTreeSet<AuthorityId> = match rotation {
+            Some(rotation) => keys_that_matter(rotation, &facts, now).into_iter().cloned().collect(),
+            None => facts.active_root().into_iter().cloned().collect(),
+        };
+        for root in asked {
+            if self.has_root_key(state, &root).await? {
+                facts.keys.insert(root);
+            }
+        }
+        Ok(facts)
+    }
+
+    async fn when_restored(&self) -> Result<Option<Timestamp>, ApiError> {
+        let Some(document) = self.ports.store.document(&Restore::key()).await? else { return Ok(None) };
+        let restore = document.read::<Restore>();
+        let restore = restore.map_err(|bad| ApiError::Bug(format!("unreadable: {bad}")))?;
+        Ok(Some(restore.value.restored_at))
+    }
+
+    /// Whether the key of `root` is in this server's ring. Only the key that is on record under its name is a root's.
+    pub(crate) async fn has_root_key(&self, state: &State, root: &AuthorityId) -> Result<bool, ApiError> {
+        let key = match self.ports.keys.key(&key_of(root)?).await {
+            Ok(key) => key,
+            Err(KeyRingError::NotFound { .. }) => return Ok(false),
+            Err(cause) => return Err(IssueError::from(cause).into()),
+        };
+        let record = state.authorities().get(root);
+        let is_real = record.is_none_or(|it| *it.value.certificate.public_key() == key.public_key);
+        Ok(key.purpose == KeyPurpose::Root && is_real)
+    }
+
     /// The world as a rotation sees it; as one that begins would, where there is none.
     pub(crate) async fn root_world(
         &self,
@@ -103,23 +149,16 @@ impl Ca {
         now: Timestamp,
     ) -> Result<World, ApiError> {
         let state = self.state();
-        let keys = self.ports.keys.keys().await.map_err(IssueError::from)?;
-        // Only the key that is on record under its name is a root's.
-        let is_real = |id: &AuthorityId, key: &KeyInfo| {
-            let record = state.authorities().get(id);
-            record.is_none_or(|it| *it.value.certificate.public_key() == key.public_key)
-        };
-        let keys = keys.into_iter().filter(|it| it.purpose == KeyPurpose::Root);
-        let keys = keys.filter_map(|it| Some((it.id.as_str().parse::<AuthorityId>().ok()?, it)));
-        let keys = keys.filter(|(id, key)| is_real(id, key)).map(|(id, _)| id).collect();
-        let facts = facts(&state, keys);
+        let facts = self.root_facts(&state, rotation, now).await?;
         if rotation.is_some_and(|it| it.phase == Phase::Stable) {
             return Ok(World { facts, ..World::default() });
         }
         let mut ledger = self.root.ledger.lock().await;
         self.read_ledger(&mut ledger, now).await?;
         ledger.learn(&state);
-        let facts = Facts { restored: ledger.restored, unreadable: ledger.unreadable, ..facts };
+        // Earlier releases said it in the ledger alone.
+        let restored = ledger.restored.max(facts.restored);
+        let facts = Facts { restored, unreadable: ledger.unreadable, ..facts };
         let fallback = Choices::default();
         let choices = rotation.map_or(&fallback, |it| &it.choices);
         let elsewhere = {
@@ -437,7 +476,8 @@ impl<'s> Issuers<'s> {
     }
 }
 
-fn facts(state: &State, keys: BTreeSet<AuthorityId>) -> Facts {
+/// Without keys, and without what the store says of restores.
+fn facts(state: &State) -> Facts {
     let of_kind = |kind| {
         state.authorities().values().map(|it| &*it.value).filter(move |it: &&Authority| it.kind == kind)
     };
@@ -484,7 +524,7 @@ fn facts(state: &State, keys: BTreeSet<AuthorityId>) -> Facts {
             not_after: it.certificate.not_after(),
         })
     });
-    Facts { roots: roots.collect(), keys, bundle, issuers: issuers.collect(), ..Facts::default() }
+    Facts { roots: roots.collect(), bundle, issuers: issuers.collect(), ..Facts::default() }
 }
 
 #[cfg(test)]

@@ -132,9 +132,7 @@ pub async fn start(mut settings: Settings, ports: Ports) -> Result<Running, Star
     let (ca, refusals) = Ca::load(settings, ports, Spawner::default()).await?;
     ca.found().await?;
     // After a restore old chains carry their bridge before anything is issued.
-    if let Err(cause) = ca.keep_root().await {
-        tracing::error!(%cause, "the change of the root does not go on; trying again");
-    }
+    ca.prepare_root().await?;
     let identity = ca.start_serving().await?;
     let endpoint = Endpoint::open(&ca, &identity).await.map_err(StartError::Federation)?;
     let federation = endpoint.as_ref().and_then(Endpoint::address);

@@ -40,6 +40,7 @@ struct Plan {
     failing_commits: Vec<(u64, Moment, StoreError)>,
     failing_reservations: Vec<(u64, Moment, StoreError)>,
     failing_reads: Option<StoreError>,
+    failing_pages: Option<StoreError>,
     held_commits: Vec<(u64, Moment, Hold)>,
 }
 
@@ -114,6 +115,11 @@ impl<S: Store> FaultyStore<S> {
         self.plan().failing_reads = error;
     }
 
+    /// Makes every reading of more than one record of the ledger fail with `error`, until it is set to `None`.
+    pub fn fail_pages(&self, error: Option<StoreError>) {
+        self.plan().failing_pages = error;
+    }
+
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -186,6 +192,8 @@ impl<S: Store> Store for FaultyStore<S> {
     }
 
     async fn records(&self, from: Position, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let failure = self.plan().failing_pages.clone().filter(|_| limit > 1);
+        failure.map_or(Ok(()), Err)?;
         self.read()?.records(from, limit).await
     }
 

@@ -32,7 +32,7 @@ pub struct Facts {
     pub roots: BTreeMap<AuthorityId, RootFact>,
     /// Root keys that this server can sign with, by the name of their authority: those in its ring and, for a root on
     /// record, with that record's public key. Two rings may hold a key of one name each; the recorded one alone is the
-    /// root's.
+    /// root's. Of those that nothing due depends on ([`super::keys_that_matter`]), it may be silent.
     pub keys: BTreeSet<AuthorityId>,
     /// The published bundle.
     pub bundle: BundleFact,

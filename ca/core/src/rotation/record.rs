@@ -11,6 +11,7 @@ use rhizome_id::{AuthorityId, Digest, RotationName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Canary, Published};
+use crate::documents::{DocumentKey, Kind, Stored};
 use crate::limits::{
     NODE_MAX_TTL, ROTATION_RENEWALS_PER_SECOND, ROTATION_SETTLE_SECONDS, ROTATION_SOAK_SECONDS,
     ROTATION_WINDOW_SECONDS,
@@ -34,6 +35,29 @@ pub enum Phase {
     Untrusting,
     /// The old key is destroyed, and chains end in the new root alone.
     Retired,
+}
+
+/// When the store was last put back from a backup. It is written with the ledger's record of that, so that a server knows
+/// it before it has read the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// When.
+    pub restored_at: Timestamp,
+}
+
+impl Restore {
+    /// Its one key.
+    pub fn key() -> DocumentKey {
+        DocumentKey::new(Kind::Setting, "restore")
+    }
+}
+
+impl Stored for Restore {
+    const KIND: Kind = Kind::Setting;
+
+    fn id(&self) -> String {
+        Self::key().id
+    }
 }
 
 impl Phase {

@@ -163,6 +163,22 @@ impl fmt::Display for Reason {
     }
 }
 
+/// The roots whose keys decide what is due, where `facts` are known but for the keys: no other need be asked for.
+pub fn keys_that_matter<'r>(
+    rotation: &'r Rotation,
+    facts: &'r Facts,
+    now: Timestamp,
+) -> BTreeSet<&'r AuthorityId> {
+    match rotation.phase {
+        Phase::Stable => rotation.dead().into_iter().filter(|it| !facts.roots.contains_key(*it)).collect(),
+        Phase::Staged | Phase::Retired => [&rotation.old, &rotation.new].into(),
+        Phase::Distributing | Phase::Canary | Phase::Active => {
+            missing_bridges(rotation, facts, now).map(|(_, by)| by).collect()
+        }
+        Phase::Untrusting => BTreeSet::new(),
+    }
+}
+
 /// The first thing in which the world differs from what the phase demands.
 pub(super) fn due(rotation: &Rotation, facts: &Facts, now: Timestamp) -> Option<Effect> {
     match (rotation.phase, rotation.heading) {

@@ -20,8 +20,8 @@ use rhizome_core::rotation::evidence::{
 use rhizome_core::rotation::gate::{self, Consent, Loss};
 use rhizome_core::rotation::invariants::{self, Leaf, Verifier};
 use rhizome_core::rotation::{
-    Canary, Choices, Effect, Exemption, Heading, Input, Mode, Order, Phase, Rotation, SelfTest, Step, canary,
-    holdings, step,
+    Canary, Choices, Effect, Exemption, Facts, Heading, Input, Mode, Order, Phase, Rotation, SelfTest, Step,
+    canary, holdings, keys_that_matter, on_facts, step,
 };
 use rhizome_id::{AuthorityId, Timestamp};
 
@@ -231,7 +231,19 @@ impl Model {
     }
 
     fn look(&self, replica: usize, bounds: &Bounds) -> Step {
-        step(self.store.rotation.as_ref(), Input::Look(&self.world(replica, bounds)), now()).unwrap()
+        let world = self.world(replica, bounds);
+        if let Some(rotation) = &self.store.rotation {
+            // A shell asks its key ring for no others.
+            let asked = keys_that_matter(rotation, &world.facts, now());
+            let keys = world.facts.keys.iter().filter(|it| asked.contains(it)).cloned().collect();
+            let fewer = Facts { keys, ..world.facts.clone() };
+            assert_eq!(
+                on_facts(rotation, &fewer, now()),
+                on_facts(rotation, &world.facts, now()),
+                "{asked:?}"
+            );
+        }
+        step(self.store.rotation.as_ref(), Input::Look(&world), now()).unwrap()
     }
 
     pub(crate) fn events(&self, bounds: &Bounds) -> Vec<Event> {

@@ -1,7 +1,7 @@
 //! The change of the root, as administrators see and command it.
 //!
-//! Laws: what is shown is one reading of the world, with its gate computed as the machine computes it; a command names the
-//! rotation and version that were seen, where it names any.
+//! Laws: what is shown is one reading of the world, shared by everybody who asks within a second, with its gate computed as
+//! the machine computes it; a command names the rotation and version that were seen, where it names any.
 //! Not here: what is allowed when (`rhizome_core::rotation`), performing it (`rotate_root`).
 
 use std::sync::Arc;
@@ -23,13 +23,14 @@ use super::read_required_reason;
 use crate::api::{Api, convert};
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
+use crate::rotate_root_look::{LOOK_GAP, Reading};
 use crate::rotate_root_words::one_line;
 use crate::status::{Answer, Broken, Outgoing};
 
 /// Blockers, losses and dependents in one answer.
 const MOST_NAMED: usize = 1_000;
-/// How often a watcher is told though nothing changed: evidence comes without a change of the record.
-const TELL_EVERY: Duration = Duration::from_secs(2);
+/// How long after [`LOOK_GAP`] a watcher is told though nothing changed: evidence comes without a change of the record.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 /// A soak time below which nobody notices in time.
 const SHORT_SOAK_SECONDS: i64 = 3_600;
 /// The longest exemption: a year, after which it is no exemption.
@@ -44,8 +45,9 @@ impl RotationService for Api {
         self.0.caller(&request)?;
         let (mode, choices) = self.0.read_choices(&request.into_inner().choices.unwrap_or_default())?;
         let now = self.0.ports.clock.now();
-        let world = self.0.root_world(None, now).await?;
-        let plan = plan::plan(&world, mode, &choices, &self.0.own_name(), now);
+        let reading = self.0.root_reading(None, now).await?;
+        let world = &reading.world;
+        let plan = plan::plan(world, mode, &choices, &self.0.own_name(), now);
         let shared = self.0.ports.store.is_shared();
         let places = plan.subscribers.into_iter().map(|(place, total)| {
             let away =
@@ -75,7 +77,7 @@ impl RotationService for Api {
             renewals_per_second: plan.renewals_per_second,
             least_seconds: u64::try_from(plan.seconds).unwrap_or_default(),
             latest: plan.latest.map(convert::timestamp),
-            warnings: self.0.root_warnings(mode, &choices, &world, None, now),
+            warnings: self.0.root_warnings(mode, &choices, world, None, now),
             choices: Some(shown_choices(mode, &choices)),
         }))
     }
@@ -192,14 +194,15 @@ impl RotationService for Api {
         let state = self.0.state();
         let rotation = state.rotation().map(|it| Arc::clone(&it.value));
         let underway = rotation.filter(|it| it.phase != Phase::Stable);
-        let world = self.0.root_world(underway.as_deref(), now).await?;
+        let reading = self.0.root_reading(underway.clone(), now).await?;
+        let world = &reading.world;
         let underway = underway.map(|it| it.old.clone());
         let root = asked.or(underway).or_else(|| world.facts.active_root().cloned());
         let root = root.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         if !world.facts.roots.contains_key(&root) {
             return Err(ApiError::NotFound { what: "root", name: root.to_string() }.into());
         }
-        let all = || gate::who_depends_on(&root, &world, now);
+        let all = || gate::who_depends_on(&root, world, now);
         let dependents = all().take(MOST_NAMED).map(|(subscriber, presented)| wire::Dependent {
             name: subscriber.name.clone(),
             kind: subscriber.kind.to_string(),
@@ -228,6 +231,8 @@ impl Ca {
             if answers.send(Ok(wire::WatchRotationResponse { rotation })).await.is_err() || ended {
                 return Ok(());
             }
+            // Whatever changes within a second is told at once.
+            tokio::time::sleep(LOOK_GAP).await;
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() {
                     return Ok(());
@@ -241,14 +246,14 @@ impl Ca {
     async fn rotation_shown(&self) -> Result<Option<wire::Rotation>, ApiError> {
         let Some(rotation) = self.state().rotation().map(|it| Arc::clone(&it.value)) else { return Ok(None) };
         let now = self.ports.clock.now();
-        let world = self.root_world(Some(&rotation), now).await?;
-        let warnings = self.root_warnings(rotation.mode, &rotation.choices, &world, Some(&rotation), now);
-        let gate = gate::of(&rotation, &world, now);
+        let reading = self.root_reading(Some(Arc::clone(&rotation)), now).await?;
+        let Reading { world, gate: Some(gate), .. } = &*reading else { return Ok(None) };
+        let warnings = self.root_warnings(rotation.mode, &rotation.choices, world, Some(&rotation), now);
         let loss = gate.loss();
         if let Some(loss) = &loss {
             self.name_loss(&rotation, loss);
         }
-        Ok(Some(wire::Rotation { warnings, ..shown(&rotation, &gate, loss) }))
+        Ok(Some(wire::Rotation { warnings, ..shown(&rotation, gate, loss) }))
     }
 
     /// Names that nobody had before: of a rotation, and of the root that it makes.
