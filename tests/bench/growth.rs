@@ -53,7 +53,7 @@ fn in_store<F: Future<Output = ()>>(database: &Path, work: impl FnOnce(Arc<Sqlit
 
 fn fill_ledger(database: &Path, rows: usize) {
     let now = Timestamp::from_unix(1_700_000_000);
-    in_store(database, async |store| fill(&*store, rows, now, |serial, _number| issuance(serial, now)).await);
+    in_store(database, async |store| fill(&store, rows, now, |serial, _number| issuance(serial, now)).await);
 }
 
 /// Certificates that are alive, issued in turns to as many nodes, which are called as those of a fleet.
@@ -69,7 +69,7 @@ pub(crate) fn fill_with_living(database: &Path, rows: usize, nodes: usize) {
             caller: format!("node:{CLUSTER}/join_token/sim-{:05}", number % nodes),
             ..issuance(serial, now)
         };
-        fill(&*store, rows, now, living).await;
+        fill(&store, rows, now, living).await;
     });
 }
 
