@@ -26,6 +26,7 @@ mod output;
 mod pem;
 mod request;
 mod root;
+mod root_canary;
 mod root_view;
 mod rule;
 mod rule_file;

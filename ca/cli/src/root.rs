@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use crate::exit::{Exit, Failure};
 use crate::offline_root::OfflineVerb;
 use crate::output::{View, or_dash, printable};
+use crate::root_canary::CanaryArgs;
 use crate::root_view::{PHASES, dependents, phase, phase_of, plan, status};
 use crate::session::{Session, call};
 use crate::wire;
@@ -92,6 +93,9 @@ pub struct RotateRoot {
     /// Over how long ordered renewals are spread [default: as configured, 10m]
     #[arg(long, value_name = "TTL")]
     window: Option<Ttl>,
+
+    #[command(flatten)]
+    canary: CanaryArgs,
 
     /// Do it; without this, only show the plan
     #[arg(long)]
@@ -215,6 +219,7 @@ async fn rotate(
         window_seconds: wish.window.map(seconds),
         renewals_per_second: None,
         without_bridge: wish.without_bridge,
+        canary: wish.canary.chosen()?,
     };
     if !wish.yes {
         let request = PlanRotationRequest { choices: Some(choices) };
@@ -268,7 +273,7 @@ fn words_to_leave(seen: &Rotation) -> String {
     format!("rhizome root advance --from {}{loss} --yes", phase(seen))
 }
 
-fn seconds(ttl: Ttl) -> u64 {
+pub(crate) fn seconds(ttl: Ttl) -> u64 {
     u64::try_from(ttl.seconds()).unwrap_or_default()
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::exit::Failure;
 use crate::output::{View, details, instant_with_distance, or_dash, printable, span, table};
+use crate::root_canary;
 use crate::wire;
 
 /// Names shown to people; `--output json` has a thousand, and how many there are.
@@ -67,6 +68,7 @@ pub(crate) fn status(rotation: &Rotation, now: Timestamp) -> Result<View, Failur
         fields.push(("gate", format!("{} ({open})", rotation.gate)));
         fields.extend(rotation.waits.iter().map(|it| ("waits for", printable(it))));
     }
+    fields.extend(root_canary::fields(rotation, now));
     fields.extend(rotation.warnings.iter().map(|it| ("warning", printable(it))));
     if let Some(latest) = wire::instant(rotation.latest.as_ref()) {
         fields.push(("nobody matters after", instant_with_distance(Some(latest), now)));
@@ -176,6 +178,7 @@ fn as_json(rotation: &Rotation) -> Value {
         "warnings": rotation.warnings,
         "latest": wire::instant(rotation.latest.as_ref()),
         "accepted": wire::text(rotation.accepted.clone()),
+        "canary": root_canary::status_json(rotation.canary.as_ref()),
     })
 }
 
@@ -189,6 +192,7 @@ fn choices_json(choices: Option<&RotationChoices>) -> Value {
             "soak_seconds": it.soak_seconds,
             "window_seconds": it.window_seconds,
             "renewals_per_second": it.renewals_per_second,
+            "canary": root_canary::choice_json(it.canary.as_ref()),
         })
     })
 }
@@ -203,6 +207,7 @@ pub(crate) fn plan(plan: &PlanRotationResponse, now: Timestamp) -> Result<View, 
     if let Some(it) = &plan.choices {
         let part =
             |seconds: Option<u64>| span(i64::try_from(seconds.unwrap_or_default()).unwrap_or(i64::MAX));
+        fields.extend(it.canary.as_ref().map(|it| ("canary", root_canary::chosen(it))));
         fields.push(("settles for", part(it.settle_seconds)));
         fields.push(("soaks for", part(it.soak_seconds)));
         let rate = it.renewals_per_second.unwrap_or_default();

@@ -216,6 +216,8 @@ pub fn records(adoption: &Adoption, names: &Names, now: Timestamp) -> Vec<Author
         activated_at: None,
         custody: Custody::Here,
         cross: None,
+        canary: false,
+        retired_at: None,
         above: Vec::new(),
     };
     let root = |certificate| record(&names.root, AuthorityKind::Root, certificate);

@@ -22,11 +22,13 @@ use crate::limits::{
 use crate::renewal::{Validity, validity};
 
 mod records;
+mod slots;
 
 pub use records::{
     Authority, AuthorityKind, AuthorityState, Cross, Custody, FirstRoot, JwtAuthority, Records,
     RotationPolicy,
 };
+use slots::Slot;
 
 /// Something to be done. Each is idempotent when performed as [`changes`] says: what was done already changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,14 @@ pub enum Effect {
     /// Make a key and an issuer for this replica under the active root with [`issuer_validity`], and store it as
     /// `Prepared`.
     MakeIssuer {
+        /// Why.
+        reason: Reason,
+    },
+    /// Make a key and an issuer for this replica under the root of a canary with [`issuer_validity`], and store it as
+    /// `Prepared`.
+    MakeCanary {
+        /// The root.
+        root: AuthorityId,
         /// Why.
         reason: Reason,
     },
@@ -175,12 +185,14 @@ pub fn changes(effect: &Effect, records: &Records, now: Timestamp) -> Vec<Change
     let moves = transitions(effect, &slots);
     let to = |id: &AuthorityId| moves.iter().find(|(moved, _)| *moved == id).map(|(_, state)| *state);
     let begun = |state| (state == AuthorityState::Active).then_some(now);
+    let ended = |state| (state == AuthorityState::Old).then_some(now);
     let certifying = records.certifying.iter().filter_map(|it| {
         Some(match to(&it.id)? {
             None => Change::Delete { id: it.id.clone(), key: it.key.clone() },
             Some(state) => {
                 let activated_at = begun(state).or(it.activated_at);
-                Change::Put(Box::new(Authority { state, activated_at, ..it.clone() }))
+                let retired_at = ended(state).or(it.retired_at);
+                Change::Put(Box::new(Authority { state, activated_at, retired_at, ..it.clone() }))
             }
         })
     });
@@ -230,81 +242,6 @@ pub fn jwt_validity(now: Timestamp, policy: &RotationPolicy) -> Option<Validity>
     validity(now, policy.jwt_key_ttl, Timestamp::EPOCH, Timestamp::MAX)
 }
 
-impl Records {
-    fn slots(&self) -> Vec<Slot<'_>> {
-        let jwt = self.jwt.iter().map(|it| Slot::of_jwt(it, self.acknowledged));
-        let mut slots: Vec<_> = self.certifying.iter().map(Slot::of).chain(jwt).collect();
-        // Nothing made here outlives its root; what came from elsewhere may, and ends with it all the same.
-        for root in self.certifying.iter().filter(|it| it.kind == AuthorityKind::Root) {
-            let below = slots.iter_mut().filter(|slot| slot.issuer == Some(&root.id));
-            below.for_each(|slot| slot.not_after = slot.not_after.min(root.window().1));
-        }
-        slots
-    }
-}
-
-/// What the machine looks at in an authority.
-#[derive(Clone, Debug)]
-struct Slot<'a> {
-    id: &'a AuthorityId,
-    kind: AuthorityKind,
-    replica: &'a ReplicaName,
-    issuer: Option<&'a AuthorityId>,
-    custody: Custody,
-    state: AuthorityState,
-    not_before: Timestamp,
-    not_after: Timestamp,
-    prepared_at: Timestamp,
-    activated_at: Option<Timestamp>,
-    /// Whether whoever verifies what it signs knows of it already.
-    is_known: bool,
-}
-
-impl<'a> Slot<'a> {
-    fn of(authority: &'a Authority) -> Self {
-        let (not_before, not_after) = authority.window();
-        Slot {
-            id: &authority.id,
-            kind: authority.kind,
-            replica: &authority.replica,
-            issuer: authority.issuer.as_ref(),
-            custody: authority.custody,
-            state: authority.state,
-            not_before,
-            not_after,
-            prepared_at: authority.prepared_at,
-            activated_at: authority.activated_at,
-            // Its certificate goes out with everything that it signs.
-            is_known: true,
-        }
-    }
-
-    fn of_jwt(authority: &'a JwtAuthority, acknowledged: Option<u64>) -> Self {
-        Slot {
-            id: &authority.id,
-            kind: AuthorityKind::Jwt,
-            replica: &authority.replica,
-            issuer: None,
-            custody: Custody::Here,
-            state: authority.state,
-            not_before: authority.not_before,
-            not_after: authority.jwt_key.not_after(),
-            prepared_at: authority.prepared_at,
-            activated_at: authority.activated_at,
-            is_known: acknowledged.is_none_or(|sequence| sequence >= authority.published),
-        }
-    }
-
-    fn is_expired(&self, now: Timestamp) -> bool {
-        now > self.not_after
-    }
-
-    /// The first second in which it is expired.
-    fn gone_at(&self) -> Timestamp {
-        self.not_after.plus(1)
-    }
-}
-
 /// Effects due now, and the next instant at which something may become due.
 #[derive(Debug, Default)]
 struct Plan {
@@ -334,8 +271,19 @@ fn plan_certifying(
     plan: &mut Plan,
 ) {
     let root = plan_roots(slots, now, policy.first_root, plan);
-    let line = Line { kind: AuthorityKind::Issuer, ttl: policy.issuer_ttl, ground: Ground::Root(root) };
+    let line = Line {
+        kind: AuthorityKind::Issuer,
+        ttl: policy.issuer_ttl,
+        ground: Ground::Root(root),
+        canary: false,
+    };
     plan_line(slots, replica, &line, now, plan);
+    // While the root is changed for another, a share may be issued below the new one first.
+    let new = slots.iter().find(|slot| slot.kind == AuthorityKind::Root && slot.canary);
+    if let Some(new) = new {
+        let ground = Ground::Root(Some(new).filter(|it| it.not_before <= now && !it.is_expired(now)));
+        plan_line(slots, replica, &Line { ground, canary: true, ..line }, now, plan);
+    }
 }
 
 /// JWT keys live apart from certificates, but in the same bundle: before the first root is active there is none.
@@ -349,7 +297,8 @@ fn plan_jwt(
     let is_founded =
         |slot: &Slot<'_>| slot.kind == AuthorityKind::Root && slot.state != AuthorityState::Prepared;
     if policy.jwt_keys && slots.iter().any(is_founded) {
-        let line = Line { kind: AuthorityKind::Jwt, ttl: policy.jwt_key_ttl, ground: Ground::Itself };
+        let (kind, ttl) = (AuthorityKind::Jwt, policy.jwt_key_ttl);
+        let line = Line { kind, ttl, ground: Ground::Itself, canary: false };
         plan_line(slots, replica, &line, now, plan);
     }
 }
@@ -359,6 +308,8 @@ struct Line<'s, 'a> {
     kind: AuthorityKind,
     ttl: Ttl,
     ground: Ground<'s, 'a>,
+    /// Whether they are those below the root of a canary, which is not the active one.
+    canary: bool,
 }
 
 /// What the authorities of a line stand on.
@@ -371,8 +322,9 @@ enum Ground<'s, 'a> {
 }
 
 impl Line<'_, '_> {
-    const fn make(&self, reason: Reason) -> Effect {
+    fn make(&self, reason: Reason) -> Effect {
         match self.ground {
+            Ground::Root(Some(root)) if self.canary => Effect::MakeCanary { root: root.id.clone(), reason },
             Ground::Root(Some(Slot { custody: Custody::Elsewhere, .. })) => Effect::AskForIssuer { reason },
             Ground::Root(_) => Effect::MakeIssuer { reason },
             Ground::Itself => Effect::MakeJwtKey { reason },
@@ -431,7 +383,8 @@ fn plan_line(
     plan: &mut Plan,
 ) {
     let (mut active, mut prepared) = (Vec::new(), Vec::new());
-    let mine = |slot: &&Slot<'_>| slot.kind == line.kind && slot.replica == replica;
+    let mine =
+        |slot: &&Slot<'_>| slot.kind == line.kind && slot.replica == replica && slot.canary == line.canary;
     for slot in slots.iter().filter(mine) {
         let serves = match slot.state {
             AuthorityState::Prepared => &mut prepared,
@@ -450,8 +403,10 @@ fn plan_line(
             None => serves.push(slot),
         }
     }
-    // After a race there may be two. The newest active one serves, the oldest prepared one waits.
-    active.sort_by_key(|slot| Reverse((slot.activated_at, slot.id)));
+    // After a race there may be two. The newest active one serves, the oldest prepared one waits; what was the canary's
+    // serves once its root is the active one.
+    let root = if let Ground::Root(root) = line.ground { root.map(|it| it.id) } else { None };
+    active.sort_by_key(|slot| Reverse((slot.issuer == root, slot.activated_at, slot.id)));
     prepared.sort_by_key(|slot| (slot.prepared_at, slot.id));
     for extra in active.iter().skip(1).chain(prepared.iter().skip(1)) {
         plan.effects.push(Effect::Retire { id: extra.id.clone(), reason: Reason::Superseded });
@@ -475,6 +430,10 @@ fn unusable(slot: &Slot<'_>, slots: &[Slot<'_>], ground: Ground<'_, '_>, now: Ti
     };
     if above.state == AuthorityState::Tainted || slot.not_after > above.not_after {
         return Some(Reason::RootUnusable);
+    }
+    // It was a canary's, and there is none any more.
+    if slot.state == AuthorityState::Active && above.state == AuthorityState::Prepared && !slot.canary {
+        return Some(Reason::RootChanged);
     }
     let waits = slot.state == AuthorityState::Prepared;
     let other_root = root.is_some_and(|root| root.id != above.id);
@@ -555,6 +514,7 @@ fn transitions<'a>(effect: &Effect, slots: &[Slot<'a>]) -> Vec<(&'a AuthorityId,
     match effect {
         Effect::MakeRoot { .. }
         | Effect::MakeIssuer { .. }
+        | Effect::MakeCanary { .. }
         | Effect::AskForIssuer { .. }
         | Effect::MakeJwtKey { .. }
         | Effect::WakeAt(_) => Vec::new(),
@@ -564,7 +524,8 @@ fn transitions<'a>(effect: &Effect, slots: &[Slot<'a>]) -> Vec<(&'a AuthorityId,
                 .iter()
                 .filter_map(|slot| {
                     let rival = slot.kind == chosen.kind
-                        && (slot.kind == AuthorityKind::Root || slot.replica == chosen.replica);
+                        && (slot.kind == AuthorityKind::Root
+                            || (slot.replica == chosen.replica && slot.canary == chosen.canary));
                     if slot.id == chosen.id {
                         Some((slot.id, Some(AuthorityState::Active)))
                     } else if rival && slot.state == AuthorityState::Active {

@@ -10,6 +10,9 @@ use rhizome_x509::{
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 
 use super::*;
+use crate::documents::{Document, Stored as _, Version};
+use crate::rotation::{Canary, Choices, Phase, Rotation, canary};
+use crate::state::State;
 
 const DAY: i64 = 86_400;
 
@@ -46,6 +49,10 @@ impl Shell {
             Effect::MakeRoot { .. } => self.make(None, now),
             Effect::MakeIssuer { .. } => {
                 let root = self.active(AuthorityKind::Root).clone();
+                self.make(Some(&root), now);
+            }
+            Effect::MakeCanary { root, .. } => {
+                let root = self.records.certifying.iter().find(|it| it.id == *root).unwrap().clone();
                 self.make(Some(&root), now);
             }
             Effect::MakeJwtKey { .. } => self.make_jwt(now),
@@ -164,6 +171,8 @@ impl Shell {
             custody: Custody::Here,
             above: Vec::new(),
             cross: None,
+            canary: false,
+            retired_at: None,
         });
         self.keys.push((key, own));
     }
@@ -295,4 +304,91 @@ fn where_the_root_s_key_is_elsewhere_issuers_are_asked_for_and_taken_up_when_the
     let next = shell.records.certifying.last().unwrap().id.clone();
     let due = Effect::Activate { id: next, reason: Reason::ActivationDue };
     assert!(step(&shell.records, &replica(), activate_at(from, until), &shell.policy).contains(&due));
+}
+
+/// What a server that has these records, and this word on the change of the root, signs with.
+fn state_of(shell: &Shell, phase: Phase) -> State {
+    let mut state = State::empty("example.org".parse().unwrap(), replica());
+    let share = canary::Share::Namespaces(["first".to_owned()].into());
+    let canary = Some(Canary { share, window_seconds: 60 });
+    let roots = shell.records.certifying.iter().filter(|it| it.kind == AuthorityKind::Root);
+    let [old, new] = roots.collect::<Vec<_>>()[..] else { panic!("two roots") };
+    let rotation = serde_json::json!({
+        "name": "rotation-1", "version": 1, "mode": "planned", "phase": phase, "heading": "forward", "old": old.id,
+        "new": new.id, "choices": Choices { canary, ..Choices::default() }, "started_by": "admin:alice",
+        "started_at": old.prepared_at, "since": old.prepared_at, "before": [old.id], "exemptions": [], "rewound": false,
+    });
+    let rotation: Rotation = serde_json::from_value(rotation).unwrap();
+    let put = |state: &mut State, key, body: String| {
+        let version = Version(state.version().0 + 1);
+        state.put(&Document { key, version, body: body.into() }).unwrap();
+    };
+    put(&mut state, rotation.key(), serde_json::to_string(&rotation).unwrap());
+    for it in &shell.records.certifying {
+        put(&mut state, it.key(), serde_json::to_string(it).unwrap());
+    }
+    state
+}
+
+#[test]
+fn a_canary_s_issuer_signs_its_share_beside_the_regular_one_and_takes_its_place_with_its_root() {
+    let (mut shell, start) = (shell(), Timestamp::from_unix(1_800_000_000));
+    shell.settle(start);
+    let regular = shell.active(AuthorityKind::Issuer).id.clone();
+    shell.make(None, start);
+    let new = shell.records.certifying.len() - 1;
+    shell.settle(start);
+    let issuers = |shell: &Shell| -> Vec<(AuthorityId, AuthorityState)> {
+        let issuers = shell.records.certifying.iter().filter(|it| it.kind == AuthorityKind::Issuer);
+        issuers.map(|it| (it.id.clone(), it.state)).collect()
+    };
+    assert_eq!(
+        issuers(&shell),
+        [(regular.clone(), AuthorityState::Active)],
+        "a root that is prepared has none"
+    );
+
+    let id = |text: &str| text.parse::<rhizome_id::SpiffeId>().unwrap();
+    let (first, other) = (id("spiffe://example.org/ns/first/sa/a"), id("spiffe://example.org/ns/b/sa/a"));
+    let signs = |state: &State, id| state.issuer_for(id).unwrap().id.clone();
+    shell.records.certifying[new].canary = true;
+    shell.settle(start);
+    let canary = shell.records.certifying.last().unwrap().id.clone();
+    let both = [(regular.clone(), AuthorityState::Active), (canary.clone(), AuthorityState::Active)];
+    assert_eq!(issuers(&shell), both);
+    let state = state_of(&shell, Phase::Canary);
+    assert_eq!((signs(&state, &first), signs(&state, &other)), (canary.clone(), regular.clone()));
+    for phase in [Phase::Distributing, Phase::Active] {
+        let state = state_of(&shell, phase);
+        assert_eq!((signs(&state, &first), state.canary().is_none()), (regular.clone(), true), "{phase}");
+    }
+
+    // Taken back: it signs no more, and when it ceased to is on record.
+    let mut aborted = Shell {
+        records: shell.records.clone(),
+        bundle: shell.bundle.clone(),
+        keys: Vec::new(),
+        made: shell.made,
+        policy: shell.policy,
+    };
+    aborted.records.certifying[new].canary = false;
+    assert_eq!(signs(&state_of(&aborted, Phase::Canary), &first), regular, "nor before it is retired");
+    aborted.settle(start.plus(7));
+    let gone = [(regular.clone(), AuthorityState::Active), (canary.clone(), AuthorityState::Old)];
+    assert_eq!(issuers(&aborted), gone);
+    assert_eq!(aborted.records.certifying.last().unwrap().retired_at, Some(start.plus(7)));
+
+    // Its root is the active one now: it is the regular issuer, though the other one may be younger.
+    for (at, active) in [(0, false), (new, true)] {
+        let root = &mut shell.records.certifying[at];
+        root.state = if active { AuthorityState::Active } else { AuthorityState::Old };
+        root.activated_at = Some(start.plus(9));
+    }
+    shell.records.certifying.iter_mut().find(|it| it.id == regular).unwrap().activated_at =
+        Some(start.plus(8));
+    assert_eq!(signs(&state_of(&shell, Phase::Active), &other), canary, "before the other is retired, too");
+    shell.settle(start.plus(10));
+    let moved = [(regular, AuthorityState::Old), (canary.clone(), AuthorityState::Active)];
+    assert_eq!(issuers(&shell), moved, "and none is made");
+    assert_eq!(signs(&state_of(&shell, Phase::Active), &first), canary);
 }

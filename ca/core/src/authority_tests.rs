@@ -71,6 +71,7 @@ impl Stored {
             prepared_at: self.prepared_at,
             activated_at: self.activated_at,
             is_known: true,
+            canary: false,
         }
     }
 }
@@ -133,6 +134,7 @@ impl World {
                 // In the same transaction.
                 self.bundle.push(self.stored.last().unwrap().id.clone());
             }
+            Effect::MakeCanary { .. } => panic!("no root is a canary's"),
             Effect::AskForIssuer { .. }
             | Effect::Activate { .. }
             | Effect::Retire { .. }

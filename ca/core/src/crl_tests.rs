@@ -77,6 +77,8 @@ fn issuer(name: &str) -> (Authority, RequestKey) {
         custody: crate::authority::Custody::Here,
         above: Vec::new(),
         cross: None,
+        canary: false,
+        retired_at: None,
     };
     (authority, key)
 }

@@ -181,6 +181,11 @@ pub const ACKNOWLEDGE_PATIENCE_SECONDS: i64 = 300;
 /// Upper cap of the activation threshold: 7 days (SPIRE `slot.go`).
 pub const ACTIVATE_CAP_SECONDS: i64 = 7 * 86_400;
 
+/// How long a canary lasts when nobody said: half an hour, in which short-lived certificates are renewed at least once.
+pub const ROTATION_CANARY_SECONDS: i64 = 1_800;
+/// Namespaces that a canary may name.
+pub const CANARY_NAMESPACES: usize = 64;
+
 /// How far clocks may lie apart in a change of the root: ten minutes off on either side. Until then after its last
 /// certificate's end a subscriber still counts as living.
 pub const ROTATION_SKEW_SECONDS: i64 = 1_200;

@@ -128,6 +128,9 @@ pub fn on_facts(rotation: &Rotation, facts: &Facts, now: Timestamp) -> Option<St
 /// What follows where the facts are as the phase demands ([`on_facts`] has nothing to say): `gate` is that of the phase in
 /// `world`.
 pub fn at_gate(rotation: &Rotation, world: &World, gate: &Gate, now: Timestamp) -> Step {
+    if let Some(back) = rotation.failed(world, now) {
+        return Step::to(Some(back));
+    }
     let may = !rotation.choices.manual || rotation.heading == Heading::Back;
     if gate.is_open() && may {
         return Step::to(Some(rotation.left("server", gate, world, now)));
@@ -203,6 +206,11 @@ fn begin(
         return Err(Refusal::NoBridge { root: old });
     }
     check(&choices)?;
+    if mode == Mode::Expired && choices.canary.is_some() {
+        return Err(Refusal::BadChoice {
+            what: "below an expired root nothing is left to compare a canary with",
+        });
+    }
     Ok(Rotation {
         name,
         version: 1,
@@ -281,9 +289,7 @@ fn abort(rotation: &Rotation, by: &str, world: &World, now: Timestamp) -> Result
         return Ok(Step::default());
     }
     let phase = rotation.way_back(&world.facts, now)?;
-    let gate = gate::of(rotation, world, now);
-    let back = Rotation { heading: Heading::Back, ..rotation.clone() };
-    Ok(Step::to(Some(back.entered(phase, Some(rotation.passage(by, &gate, world, now)), now))))
+    Ok(Step::to(Some(rotation.turned(phase, by, world, now))))
 }
 
 fn exempt(rotation: &Rotation, exemption: Exemption, world: &World, now: Timestamp) -> Result<Step, Refusal> {
@@ -390,6 +396,24 @@ impl Rotation {
                 }
             })
         })
+    }
+
+    /// The record on its way back, once a probe of the canary has failed: its share is issued under the old root again. Where
+    /// there is no way back it stays, and its gate stays shut.
+    fn failed(&self, world: &World, now: Timestamp) -> Option<Self> {
+        let under_way = self.phase == Phase::Canary && self.heading == Heading::Forward;
+        let found = world.probes.iter().find(|it| it.at >= self.since && it.failure.is_some());
+        let probe = found.filter(|_| under_way)?;
+        let phase = self.way_back(&world.facts, now).ok()?;
+        let cause = probe.failure.as_deref().unwrap_or_default();
+        Some(self.turned(phase, &format!("a probe failed ({}): {cause}", probe.direction), world, now))
+    }
+
+    /// The record at the beginning of its way back.
+    fn turned(&self, phase: Phase, by: &str, world: &World, now: Timestamp) -> Self {
+        let gate = gate::of(self, world, now);
+        let back = Self { heading: Heading::Back, ..self.clone() };
+        back.entered(phase, Some(self.passage(by, &gate, world, now)), now)
     }
 
     fn changed(&self, change: impl FnOnce(&mut Self)) -> Self {

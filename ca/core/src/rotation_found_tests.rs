@@ -539,3 +539,36 @@ fn the_plan_names_those_who_have_no_stream_and_waits_until_their_certificates_ha
         "who is out of reach is given up, and no soak"
     );
 }
+
+/// Found when the server got its canary: a probe that failed held up the gate, and the share that it was about went on being
+/// issued until somebody looked.
+#[test]
+fn a_probe_that_fails_leads_back_and_says_why() {
+    let choices = Choices { canary: Some(canary_of_everybody()), manual: true, ..Choices::default() };
+    let rotation = Rotation { choices, ..in_phase(Phase::Canary, Mode::Planned) };
+    let probe = |at, failure: Option<&str>| evidence::Probe {
+        direction: evidence::Direction::NewToOld,
+        at,
+        failure: failure.map(ToOwned::to_owned),
+    };
+    let world = |probes| {
+        let mut world = World { probes, ..both() };
+        world.facts.canary = Some(id("new"));
+        world.facts.roots.get_mut(&id("new")).unwrap().cross.as_mut().unwrap().carried = true;
+        world
+    };
+    let earlier = world(vec![probe(rotation.since.minus(1), Some("of another time"))]);
+    assert!(looked(&rotation, &earlier).moved.is_none(), "what was before this phase says nothing");
+    let fails = world(vec![probe(now(), None), probe(now(), Some("unknown issuer"))]);
+    let back = looked(&rotation, &fails).moved.unwrap();
+    assert_eq!((back.phase, back.heading), (Phase::Distributing, Heading::Back));
+    let passage = back.last.clone().unwrap();
+    assert_eq!(passage.probes, (2, 1));
+    assert!(passage.by.contains("unknown issuer"), "{}", passage.by);
+    let tainted = Rotation { mode: Mode::Compromised, ..rotation };
+    assert!(looked(&tainted, &fails).moved.is_none(), "there is no way back to what is in wrong hands");
+}
+
+fn canary_of_everybody() -> Canary {
+    Canary { share: canary::Share::Percent(99), window_seconds: 60 }
+}

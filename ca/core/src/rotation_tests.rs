@@ -153,6 +153,11 @@ fn nonsense_is_refused_with_what_is_wrong() {
     assert!(with(Choices { renewals_per_second: 0, ..Choices::default() }).contains("renewal a second"));
     let canary = Canary { share: canary::Share::Percent(100), window_seconds: 1 };
     assert!(with(Choices { canary: Some(canary), ..Choices::default() }).contains("1 to 99"));
+    let canary = Some(Canary { share: canary::Share::Percent(5), window_seconds: 1 });
+    let mut ended = before();
+    ended.facts.roots.get_mut(&id("old")).unwrap().not_after = now().minus(2 * ROTATION_SKEW_SECONDS);
+    let refused = ordered(None, start(Mode::Expired, Choices { canary, ..Choices::default() }), &ended);
+    assert!(refused.unwrap_err().to_string().contains("nothing is left"));
     let expired = ordered(None, start(Mode::Expired, Choices::default()), &before()).unwrap_err();
     assert_eq!(expired.code(), "rotation_root_not_expired");
     let mut world = before();

@@ -41,7 +41,8 @@ use clusters::Clusters;
 pub use foreign::Foreign;
 use foreign::Foreigners;
 use jwt::jwt_key_of;
-use signing::issuer_of;
+pub use signing::CanaryIssuer;
+use signing::{canary_of, issuer_of};
 
 /// An administrator, as a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +182,7 @@ pub struct State {
     rules: OrdMap<RuleName, Versioned<Arc<Rule>>>,
     authorities: OrdMap<AuthorityId, Versioned<Arc<Authority>>>,
     issuer: Option<Arc<ActiveIssuer>>,
+    canary: Option<Arc<CanaryIssuer>>,
     jwt_authorities: OrdMap<AuthorityId, Versioned<Arc<JwtAuthority>>>,
     jwt_key: Option<Arc<ActiveJwtKey>>,
     bundle: Option<Versioned<Arc<PublishedBundle>>>,
@@ -233,6 +235,7 @@ impl State {
             rules: OrdMap::new(),
             authorities: OrdMap::new(),
             issuer: None,
+            canary: None,
             jwt_authorities: OrdMap::new(),
             jwt_key: None,
             bundle: None,
@@ -272,8 +275,9 @@ impl State {
                 let authority = shared(document.read::<Authority>()?);
                 let mut next = self.authorities.clone();
                 next.insert(authority.value.id.clone(), authority);
-                self.issuer = issuer_of(&next, &self.replica)?;
-                self.authorities = next;
+                let issuer = issuer_of(&next, &self.replica)?;
+                self.canary = canary_of(&next, self.underway(), &self.replica);
+                (self.issuer, self.authorities) = (issuer, next);
             }
             Kind::JwtAuthority => {
                 let authority = shared(document.read::<JwtAuthority>()?);
@@ -299,7 +303,11 @@ impl State {
             Kind::Subscriber => {
                 self.subscribers.insert(document.key.id.clone(), shared(document.read::<Subscriber>()?));
             }
-            Kind::Rotation => self.rotation = Some(shared(document.read::<Rotation>()?)),
+            Kind::Rotation => {
+                let rotation = shared(document.read::<Rotation>()?);
+                self.canary = canary_of(&self.authorities, Some(&rotation.value), &self.replica);
+                self.rotation = Some(rotation);
+            }
             Kind::Renewal => {
                 self.renewals.insert(document.key.id.clone(), shared(document.read::<RenewalOrder>()?));
             }
@@ -346,6 +354,7 @@ impl State {
                 if let Ok(name) = id.parse::<AuthorityId>() {
                     self.authorities.remove(&name);
                     self.issuer = issuer_of(&self.authorities, &self.replica)?;
+                    self.canary = canary_of(&self.authorities, self.underway(), &self.replica);
                 }
             }
             Kind::JwtAuthority => {
@@ -372,7 +381,7 @@ impl State {
                 }
             }
             Kind::Subscriber => drop(self.subscribers.remove(id)),
-            Kind::Rotation => self.rotation = None,
+            Kind::Rotation => (self.rotation, self.canary) = (None, None),
             Kind::Renewal => drop(self.renewals.remove(id)),
             Kind::Federation | Kind::ForeignBundle | Kind::ForeignHolder => self.foreigners.delete(key),
             Kind::Cluster | Kind::ClusterReport => self.clusters.delete(key),
@@ -560,6 +569,10 @@ impl State {
     /// As which replica this is seen.
     pub const fn replica(&self) -> &ReplicaName {
         &self.replica
+    }
+
+    fn underway(&self) -> Option<&Rotation> {
+        self.rotation.as_ref().map(|it| &*it.value)
     }
 
     /// The change of the root that is under way, or was last.

@@ -6,7 +6,7 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use rhizome_core::authority::AuthorityKind;
+use rhizome_core::authority::{Authority, AuthorityKind, Custody};
 use rhizome_core::documents::{DocumentKey, Kind};
 use rhizome_core::ports::{KeyInfo, KeyPurpose, StoreError};
 use rhizome_id::{AuthorityId, KeyId, Timestamp};
@@ -117,5 +117,17 @@ impl Ca {
                 self.spent_keys().push(key);
             }
         }
+    }
+}
+
+/// Errors when the root's key is elsewhere, and with it whoever can make an issuer.
+pub(crate) fn can_sign_issuers(root: &Authority) -> Result<(), ApiError> {
+    match root.custody {
+        Custody::Here => Ok(()),
+        Custody::Elsewhere => Err(ApiError::Conflict {
+            what: "root",
+            name: root.id.to_string(),
+            problem: "has its key elsewhere, so this server makes no issuers: bring one with `rhizome root ceremony`",
+        }),
     }
 }

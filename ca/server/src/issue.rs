@@ -108,7 +108,7 @@ impl Ca {
         }
 
         // 4. Serial, validity, issuer; 5. prepare and lint exactly the bytes that will be signed.
-        let issuer = state.issuer().ok_or(IssueError::NoAuthority)?;
+        let issuer = state.issuer_for(grant.spiffe_id()).ok_or(IssueError::NoAuthority)?;
         let (serial, draw) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
         let around = Circumstances {
             now,

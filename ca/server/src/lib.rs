@@ -35,6 +35,7 @@ mod roles;
 mod rotate;
 mod rotate_jwt;
 mod rotate_root;
+mod rotate_root_canary;
 mod rotate_root_look;
 mod rotate_root_orders;
 mod rotate_root_reports;

@@ -467,6 +467,8 @@ async fn take_in_issuer(
         activated_at: None,
         custody: Custody::Here,
         cross: None,
+        canary: false,
+        retired_at: None,
         above: between.to_vec(),
     };
     let known = ca.state().authorities().get(&record.id).map(|it| Arc::clone(&it.value));

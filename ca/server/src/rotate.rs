@@ -25,6 +25,7 @@ use rhizome_core::state::{BundleRecord, Identity};
 use rhizome_id::{AuthorityId, KeyId, Timestamp};
 use rhizome_x509::{CaCertificate, Certificate, IntermediateSpec, RootSpec, SigningAlgorithm};
 
+pub(crate) use crate::authority_keys::can_sign_issuers;
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::replicas::Right;
@@ -201,6 +202,7 @@ impl Ca {
                 Effect::Forget { .. } => settled,
                 Effect::MakeRoot { .. }
                 | Effect::MakeIssuer { .. }
+                | Effect::MakeCanary { .. }
                 | Effect::MakeJwtKey { .. }
                 | Effect::Activate { .. }
                 | Effect::Retire { .. } => true,
@@ -272,6 +274,7 @@ impl Ca {
         match effect {
             Effect::MakeRoot { .. } => true,
             Effect::MakeIssuer { .. }
+            | Effect::MakeCanary { .. }
             | Effect::AskForIssuer { .. }
             | Effect::MakeJwtKey { .. }
             | Effect::WakeAt(_) => false,
@@ -289,8 +292,11 @@ impl Ca {
     pub(crate) async fn perform(self: &Arc<Self>, effect: &Effect, now: Timestamp) -> Result<(), ApiError> {
         match effect {
             Effect::MakeRoot { reason } => self.make_root(now, &reason.to_string()).await,
+            Effect::MakeCanary { root, reason } => {
+                self.make_issuer(Some(root), now, &reason.to_string()).await.map(drop)
+            }
             Effect::MakeIssuer { reason } => {
-                self.make_issuer(now, &reason.to_string()).await?;
+                self.make_issuer(None, now, &reason.to_string()).await?;
                 // Long before it signs: nodes that are away now have until then to hear of it.
                 let _said = self.sign_crls_or_say().await;
                 Ok(())
@@ -395,7 +401,7 @@ impl Ca {
 
     async fn rotate_issuer_alone(self: &Arc<Self>, by: &str, reason: &str) -> Result<AuthorityId, ApiError> {
         let now = self.now()?;
-        let id = self.make_issuer(now, &format!("{by} rotates by hand: {reason}")).await?;
+        let id = self.make_issuer(None, now, &format!("{by} rotates by hand: {reason}")).await?;
         self.have_crl_of(&id).await?;
         let missed = self.nodes_without_crls().await;
         if !missed.is_empty() {
@@ -476,15 +482,21 @@ impl Ca {
         self.placed(stored, id, &key).await
     }
 
-    /// Makes an issuer under the active root and stores it as prepared.
+    /// Makes an issuer under `root`, or the active one, and stores it as prepared.
     pub(crate) async fn make_issuer(
         self: &Arc<Self>,
+        root: Option<&AuthorityId>,
         now: Timestamp,
         reason: &str,
     ) -> Result<AuthorityId, ApiError> {
-        let root = self.state().active_root().cloned().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
-        can_sign_issuers(&root)?;
-        let validity = authority::issuer_validity(&root, now, &self.settings.rotation);
+        let state = self.state();
+        let root = match root {
+            Some(root) => state.authorities().get(root).map(|it| &it.value),
+            None => state.active_root(),
+        };
+        let root = root.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
+        can_sign_issuers(root)?;
+        let validity = authority::issuer_validity(root, now, &self.settings.rotation);
         let validity: Validity = validity.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         let (id, key) = self.new_key(AuthorityKind::Issuer, now).await?;
         let (serial, _) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
@@ -570,24 +582,14 @@ impl Ca {
             custody: Custody::Here,
             above: Vec::new(),
             cross: None,
+            canary: false,
+            retired_at: None,
         };
         let entry = self.changed("server", "authority.prepare", id.as_str(), reason);
         let transaction = right.around(Transaction::named("prepare authority")).require_absent(record.key());
         self.commit(transaction.put(&record).record(entry)).await?;
         tracing::info!(authority = %id, %kind, reason, "authority prepared");
         Ok(())
-    }
-}
-
-/// Errors when the root's key is elsewhere, and with it whoever can make an issuer.
-pub(crate) fn can_sign_issuers(root: &Authority) -> Result<(), ApiError> {
-    match root.custody {
-        Custody::Here => Ok(()),
-        Custody::Elsewhere => Err(ApiError::Conflict {
-            what: "root",
-            name: root.id.to_string(),
-            problem: "has its key elsewhere, so this server makes no issuers: bring one with `rhizome root ceremony`",
-        }),
     }
 }
 

@@ -184,7 +184,10 @@ impl Ca {
                 self.keep_authorities().await
             }
             Effect::DeleteRecord { root, reason } => self.delete_root(held, root, &reason.to_string()).await,
-            Effect::SetCanary { .. } | Effect::OrderRenewals { .. } | Effect::WakeAt(_) => Ok(()),
+            Effect::SetCanary { root, reason } => {
+                self.set_canary(held, root.as_ref(), &reason.to_string()).await
+            }
+            Effect::OrderRenewals { .. } | Effect::WakeAt(_) => Ok(()),
         }
     }
 
@@ -197,7 +200,9 @@ impl Ca {
         let transaction = transaction.require_unchanged(next.key(), version(&next.key())).put(next);
         let begins = next.kind == AuthorityKind::Issuer && next.state == AuthorityState::Active;
         let Some(root) = next.issuer.as_ref().filter(|_| begins) else { return Some(transaction) };
-        let above = state.authorities().get(root).filter(|it| it.value.state == AuthorityState::Active)?;
+        let above = state.authorities().get(root);
+        // Below the root of a canary one may begin to sign, too.
+        let above = above.filter(|it| it.value.state == AuthorityState::Active || it.value.is_canary())?;
         Some(transaction.require_unchanged(above.value.key(), above.version))
     }
 
@@ -252,6 +257,8 @@ impl Ca {
             prepared_at: now,
             activated_at: None,
             cross: None,
+            canary: false,
+            retired_at: None,
             custody: Custody::Here,
             above: Vec::new(),
         };
@@ -292,7 +299,7 @@ impl Ca {
     }
 
     /// Changes the record of a root in a transaction that requires it and the rotation to be as they were read.
-    async fn change_root(
+    pub(crate) async fn change_root(
         self: &Arc<Self>,
         held: &Held,
         root: &AuthorityId,
@@ -329,7 +336,8 @@ impl Ca {
                 AuthorityState::Prepared | AuthorityState::Active | AuthorityState::Old => continue,
             };
             let activated_at = if is_chosen { Some(now) } else { record.value.activated_at };
-            let next = Authority { state: wanted, activated_at, ..Authority::clone(&record.value) };
+            let next =
+                Authority { state: wanted, activated_at, canary: false, ..Authority::clone(&record.value) };
             transaction = transaction.require_unchanged(next.key(), record.version).put(&next);
         }
         let entry = self.changed("server", "authority.activate", root.as_str(), reason);

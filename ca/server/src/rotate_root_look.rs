@@ -156,7 +156,10 @@ impl Ca {
             let Step { moved, effects } = match on_facts(&held.value, &facts, now) {
                 Some(step) => step,
                 None if asks == Asks::Nobody => return Ok(()),
-                None => self.step_at_gate(reading.insert(self.look_at_root(&held.value, now).await?), now),
+                None => {
+                    self.probe_canary(&held.value, now).await;
+                    self.step_at_gate(reading.insert(self.look_at_root(&held.value, now).await?), now)
+                }
             };
             if let Some(next) = &moved
                 && self.is_hasty(&held.value, next, now)

@@ -148,7 +148,7 @@ async fn gauges_tell_of_nobody_once_the_change_has_ended() {
     let world = World::new();
     let ca = world.authority().await;
     let issuer = Arc::clone(ca.state().issuer().unwrap());
-    let _serving = ca.own_leaf(&issuer).await.unwrap();
+    let _serving = ca.own_leaf(&issuer, None).await.unwrap();
     let held = start(&ca, Choices { settle_seconds: 0, ..Choices::default() }).await;
     assert_eq!(held.phase, Phase::Active);
     let blockers = || {

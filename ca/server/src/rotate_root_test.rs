@@ -72,7 +72,7 @@ impl Ca {
         let issuer = Issuer::new(vec![certificate.clone()], above.certificate.clone());
         let issuer = issuer.map_err(|cause| bad(&cause))?;
         let issuer = Arc::new(ActiveIssuer { id: id.clone(), key: key.id.clone(), issuer });
-        let (leaf, _key) = self.own_leaf(&issuer).await?;
+        let (leaf, _key) = self.own_leaf(&issuer, None).await?;
 
         let mut judged = vec![(above.certificate.clone(), vec![certificate.der().to_vec()])];
         if let Some(cross) = &above.cross

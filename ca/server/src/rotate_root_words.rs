@@ -20,8 +20,9 @@ pub(crate) fn passed(before: &Rotation, next: &Rotation, passage: &Passage) -> S
         }
     };
     let lost = accepted.as_ref().map(lost).unwrap_or_default();
+    let why = if probes.1 > 0 { format!("; {}", passage.by) } else { String::new() };
     format!(
-        "{} -> {} ({:?}); {count} acknowledged, SHA-256 {acknowledged}; exempted: {names}{lost}; probes: {}, failed: {}",
+        "{} -> {} ({:?}); {count} acknowledged, SHA-256 {acknowledged}; exempted: {names}{lost}; probes: {}, failed: {}{why}",
         before.phase, next.phase, next.heading, probes.0, probes.1
     )
 }

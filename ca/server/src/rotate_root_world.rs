@@ -33,6 +33,7 @@ use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::presence::{Present, SERVED_ISSUERS};
 use crate::rotate_root::key_of;
+use crate::rotate_root_canary::{Probes, is_probe};
 use crate::rotate_root_look::Reading;
 use crate::rotate_root_orders::NamedLosses;
 use crate::rotate_root_reports::Sightings;
@@ -61,6 +62,7 @@ pub(crate) struct RootRotation {
     sightings: std::sync::Mutex<Sightings>,
     /// When the store was put back, as the store says; servers do not run while that is done.
     restored: tokio::sync::OnceCell<Option<Timestamp>>,
+    pub(crate) probes: Probes,
 }
 
 /// Who may present what, as the ledger shows it.
@@ -172,7 +174,8 @@ impl Ca {
             subscribers.extend(revoked(&look));
         }
         drop(ledger);
-        Ok(World { facts, subscribers, probes: Vec::new() })
+        let probes = rotation.map(|it| self.root.probes.of(it)).unwrap_or_default();
+        Ok(World { facts, subscribers, probes })
     }
 
     /// Reads what is new in the ledger, and forgets what has expired.
@@ -410,8 +413,8 @@ impl LedgerIndex {
     }
 
     fn note(&mut self, at: Timestamp, issuance: &Issuance) {
-        // What a self-test signs is verified and forgotten.
-        if issuance.key.as_str().starts_with(PROBE) {
+        // What self-tests and probes sign is verified and forgotten.
+        if issuance.key.as_str().starts_with(PROBE) || is_probe(issuance) {
             return;
         }
         let Some(name) = holder_of(issuance) else { return };
@@ -506,7 +509,7 @@ fn facts(state: &State) -> Facts {
             refresh_hint: bundle.refresh_hint().seconds(),
         }
     });
-    // One that signs no more stopped when its successor began.
+    // Of one that signs no more an older release did not say when it stopped: when its successor began.
     let successor = |replica: &ReplicaName| {
         let active = of_kind(AuthorityKind::Issuer)
             .filter(|it| it.state == AuthorityState::Active && it.replica == *replica);
@@ -515,7 +518,8 @@ fn facts(state: &State) -> Facts {
     let issuers = of_kind(AuthorityKind::Issuer).filter(|it| it.state != AuthorityState::Prepared);
     let issuers = issuers.filter_map(|it| {
         let active = it.state == AuthorityState::Active;
-        let since = if active { it.activated_at } else { successor(&it.replica).or(it.activated_at) };
+        let ended = || it.retired_at.or_else(|| successor(&it.replica)).or(it.activated_at);
+        let since = if active { it.activated_at } else { ended() };
         Some(IssuerFact {
             replica: it.replica.to_string(),
             root: it.issuer.clone()?,
@@ -524,7 +528,8 @@ fn facts(state: &State) -> Facts {
             not_after: it.certificate.not_after(),
         })
     });
-    Facts { roots: roots.collect(), bundle, issuers: issuers.collect(), ..Facts::default() }
+    let canary = of_kind(AuthorityKind::Root).find(|it| it.is_canary()).map(|it| it.id.clone());
+    Facts { roots: roots.collect(), bundle, issuers: issuers.collect(), canary, ..Facts::default() }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use rhizome_core::caller::{AttestedCaller, Principal, Scope};
 use rhizome_core::documents::Transaction;
 use rhizome_core::issuance::{self, ActiveIssuer, Circumstances, IssuanceError, IssuedLeaf, Recorded};
 use rhizome_core::policy::{self, Facts, Wish};
-use rhizome_id::{AuthorityId, Timestamp};
+use rhizome_id::{AuthorityId, RequestId, Timestamp};
 use rhizome_tls::{ClientTrust, ServingIdentity};
 use rhizome_x509::{KeyAlgorithm, RequestKey, TrustAnchors, VerifiedCsr};
 
@@ -71,7 +71,7 @@ impl Ca {
         let watch = Stopwatch::start();
         let state = self.state();
         let issuer = state.issuer().ok_or(IssueError::NoAuthority)?;
-        let (leaf, key) = self.own_leaf(issuer).await?;
+        let (leaf, key) = self.own_leaf(issuer, None).await?;
         let mut chain_der = vec![leaf.certificate().der().to_vec()];
         chain_der.extend(leaf.intermediates().iter().map(|der| der.to_vec()));
         self.metrics.issued(leaf.issuance().profile, watch.elapsed());
@@ -80,10 +80,11 @@ impl Ca {
         Ok(Serving { chain_der, key, renew_at, not_after, issuer: issuer.id.clone() })
     }
 
-    /// A certificate of this server's own below `issuer`, and its key.
+    /// A certificate of this server's own below `issuer`, and its key. In the ledger it is called `request`.
     pub(crate) async fn own_leaf(
         self: &Arc<Self>,
         issuer: &Arc<ActiveIssuer>,
+        request: Option<&RequestId>,
     ) -> Result<(Recorded<IssuedLeaf>, RequestKey), ApiError> {
         let bug = |cause: String| ApiError::Bug(cause);
         let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).map_err(|cause| bug(cause.to_string()))?;
@@ -103,7 +104,7 @@ impl Ca {
         let grant = policy::decide(&caller, &Wish::Server { name }, &facts, now).map_err(IssueError::from)?;
         let (serial, draw) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
         let bundle = state.bundle().map_or(0, |it| it.value.bundle.sequence());
-        let around = Circumstances { now, serial, draw, bundle, request: None, attributes: None };
+        let around = Circumstances { now, serial, draw, bundle, request, attributes: None };
         let names = (self.settings.dns_names.as_slice(), self.settings.ip_addresses.as_slice());
         let prepared = issuance::prepare_server(&grant, &public_key, names, issuer, &around)
             .map_err(IssueError::from)?;

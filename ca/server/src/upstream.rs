@@ -391,6 +391,8 @@ impl Ca {
             custody: Custody::Here,
             above: accepted.between,
             cross: None,
+            canary: false,
+            retired_at: None,
         })
     }
 }

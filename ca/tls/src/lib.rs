@@ -16,6 +16,7 @@ mod identity_dir;
 mod join;
 mod join_string;
 mod provider;
+mod rehearsal;
 mod server;
 #[cfg(test)]
 mod support;
@@ -33,4 +34,5 @@ pub use join_string::{
     JoinString, JoinStringError, MAX_ADDRESSES, MAX_BYTES as MAX_JOIN_STRING_BYTES, MAX_ISSUERS, MAX_ROOTS,
     is_address,
 };
+pub use rehearsal::{RehearsalError, RehearsedEnd, rehearse};
 pub use server::{AcceptError, Accepted, ClientTrust, ServerTls};

@@ -92,7 +92,7 @@ impl ServerTls {
         }
     }
 
-    fn config_into(&self, evidence: Option<Evidence>) -> Result<Arc<ServerConfig>, TlsError> {
+    pub(crate) fn config_into(&self, evidence: Option<Evidence>) -> Result<Arc<ServerConfig>, TlsError> {
         let verifier = Arc::new(ClientVerifier { trust: Arc::clone(&self.trust), evidence });
         let presented: Arc<dyn ResolvesServerCert> = self.identity.clone();
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -150,7 +150,7 @@ impl From<io::Error> for AcceptError {
 }
 
 /// Where a handshake's verifier leaves the peer it verified.
-type Evidence = Arc<OnceLock<VerifiedPeer>>;
+pub(crate) type Evidence = Arc<OnceLock<VerifiedPeer>>;
 
 struct ClientVerifier {
     trust: Arc<dyn ClientTrust>,

@@ -6398,7 +6398,7 @@ pub mod node_admin_service_server {
     }
 }
 /// What whoever starts a rotation chooses.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RotationChoices {
     /// What kind of change it is.
     #[prost(enumeration = "RotationMode", tag = "1")]
@@ -6427,9 +6427,51 @@ pub struct RotationChoices {
     /// True: go without cross-certificates, since the old root's key is not at the server: whoever was not reached breaks.
     #[prost(bool, tag = "8")]
     pub without_bridge: bool,
+    /// Which share is issued under the new root first, and for how long. Absent: none.
+    #[prost(message, optional, tag = "9")]
+    pub canary: ::core::option::Option<RotationCanary>,
+}
+/// A share of what is issued that is issued under the new root first. Either a percentage or namespaces.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotationCanary {
+    /// As many of a hundred identities, 1 to 99; which, depends on their text alone, so none goes back and forth. 0: namespaces
+    /// are named.
+    #[prost(uint32, tag = "1")]
+    pub percent: u32,
+    /// Those of these namespaces: `spiffe://TD/ns/NAMESPACE/...`. At most 64.
+    #[prost(string, repeated, tag = "2")]
+    pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// For how long nothing may fail, in seconds. Absent: 30 minutes. Always there in answers.
+    #[prost(uint64, optional, tag = "3")]
+    pub seconds: ::core::option::Option<u64>,
+}
+/// How a canary does.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotationCanaryStatus {
+    /// Certificates below the new root that are alive.
+    #[prost(uint32, tag = "1")]
+    pub certificates: u32,
+    /// In whose names they were issued: how many.
+    #[prost(uint32, tag = "2")]
+    pub holders: u32,
+    /// Servers that have an issuer below the new root, and issue the share with it.
+    #[prost(string, repeated, tag = "3")]
+    pub replicas: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Servers that have none: what they issue is below the old root.
+    #[prost(string, repeated, tag = "4")]
+    pub replicas_without: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Rounds of handshakes that this server held since the phase began.
+    #[prost(uint32, tag = "5")]
+    pub probes: u32,
+    /// When the last one was. Absent: none was.
+    #[prost(message, optional, tag = "6")]
+    pub last_probe: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why it was taken back, or what fails. Empty: nothing failed.
+    #[prost(string, tag = "7")]
+    pub failure: ::prost::alloc::string::String,
 }
 /// Asks for a plan.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PlanRotationRequest {
     /// What would be chosen.
     #[prost(message, optional, tag = "1")]
@@ -6628,6 +6670,9 @@ pub struct Rotation {
     /// Why it was begun. Empty: an older release began it, and says so in `started_by`.
     #[prost(string, tag = "28")]
     pub reason: ::prost::alloc::string::String,
+    /// How the canary does. Absent: none was chosen.
+    #[prost(message, optional, tag = "29")]
+    pub canary: ::core::option::Option<RotationCanaryStatus>,
 }
 /// Asks for the rotation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

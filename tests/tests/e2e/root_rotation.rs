@@ -17,6 +17,33 @@ use crate::support::{in_ci, must, run, said};
 /// Longer than any phase takes here; whoever waits longer waits for ever.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What the ledger says of a rotation with a canary that is taken back from `active`.
+const PASSAGES: [&str; 5] = [
+    "staged -> distributing",
+    "distributing -> canary",
+    "canary -> active",
+    "active -> distributing",
+    "staged -> stable",
+];
+
+/// By hand, so that it stays in each phase for as long as it is looked at.
+const CHOICES: [&str; 14] = [
+    "rotate",
+    "--reason",
+    "a test",
+    "--yes",
+    "--manual",
+    "--settle",
+    "1s",
+    "--soak",
+    "1s",
+    "--window",
+    "1s",
+    "--canary-namespace=default",
+    "--canary-for",
+    "1s",
+];
+
 fn root(server: &Server, words: &[&str]) -> Value {
     let mut all = vec!["root"];
     all.extend_from_slice(words);
@@ -77,6 +104,34 @@ fn leave_distributing(server: &Server) {
     root(server, &["advance", "--from", "distributing", "--yes"]);
 }
 
+/// In the canary, also after the server was killed: whoever holds either bundle accepts what the share is issued with.
+fn share_is_issued_below_the_new_root(server: &mut Server, node: &Path, before: &Path) {
+    let probed = |it: &Value| {
+        let probes = it["canary"]["probes"].as_u64();
+        it["phase"] == "canary" && probes.is_some_and(|it| it > 0) && it["gate_open"] == true
+    };
+    let status = until(server, "probed in both directions", probed);
+    assert_eq!(status["canary"]["replicas_without"], json!([]), "{status}");
+    let canary = server.scratch().join("canary");
+    must(&mut server.request_certificate(node, "web", &canary));
+    let (chain, both) = (certificates(&canary.join("chain.pem")), certificates(&canary.join("bundle.pem")));
+    assert_eq!((chain.len(), both.len()), (3, 2), "leaf, the canary's issuer, new root by the old one");
+    judged(&canary, &certificates(&before.join("bundle.pem")), &[]);
+    judged(&canary, &both, &[]);
+    server.kill();
+    server.start_again();
+    let again = until(server, "probed again", probed);
+    assert_eq!(again["version"], status["version"], "{again}");
+    let later = server.scratch().join("canary-again");
+    must(&mut server.request_certificate(node, "web", &later));
+    assert_eq!(certificates(&later.join("chain.pem"))[1], chain[1], "with the issuer that it had");
+    let shown = said(&must(&mut server.admin(&["root", "status"])));
+    for expected in ["namespaces default, for 1s", "below the new root", "canary probed"] {
+        assert!(shown.contains(expected), "{expected} is not in {shown}");
+    }
+    root(server, &["advance", "--from", "canary", "--yes"]);
+}
+
 #[test]
 fn a_gate_names_who_is_away_every_validator_accepts_the_chain_and_an_abort_leaves_the_very_same_bytes() {
     let mut server = Server::start();
@@ -95,11 +150,8 @@ fn a_gate_names_who_is_away_every_validator_accepts_the_chain_and_an_abort_leave
         assert!(plan.contains(expected), "{expected} is not in {plan}");
     }
     assert_eq!(root(&server, &["status"]), Value::Null, "a plan changes nothing");
-    // By hand, so that it stays in each phase for as long as it is looked at.
-    let choices = ["--manual", "--settle", "1s", "--soak", "1s", "--window", "1s"];
-    let start = [&["rotate", "--reason", "a test", "--yes"], choices.as_slice()].concat();
-    let begun = root(&server, &start);
-    assert_eq!(root(&server, &start)["name"], begun["name"], "whoever says it twice has said it once");
+    let begun = root(&server, &CHOICES);
+    assert_eq!(root(&server, &CHOICES)["name"], begun["name"], "whoever says it twice has said it once");
     let second = run(&mut server.admin(&["root", "rotate", "--reason", "I was second", "--yes"])).unwrap();
     let refusal = format!("rotation {} is under way", begun["name"].as_str().unwrap());
     assert!(said(&second).contains(&refusal), "{}", said(&second));
@@ -121,6 +173,7 @@ fn a_gate_names_who_is_away_every_validator_accepts_the_chain_and_an_abort_leave
     assert_eq!(exempted["exemptions"].as_array().unwrap().len(), 1, "{exempted}");
     until(&server, "free to go", |it| it["phase"] == "distributing" && it["gate_open"] == true);
     leave_distributing(&server);
+    share_is_issued_below_the_new_root(&mut server, &node, &before);
     until(&server, "active", |it| it["phase"] == "active");
 
     let dependents = root(&server, &["who-depends-on"]);
@@ -149,9 +202,7 @@ fn a_gate_names_who_is_away_every_validator_accepts_the_chain_and_an_abort_leave
     assert!(said(&twice).contains("no rotation of the root is under way"), "{}", said(&twice));
     must(&mut server.admin(&["ledger", "verify"]));
     let entries = said(&must(&mut server.admin(&["ledger", "list", "--limit", "0", "--output", "json"])));
-    for passage in
-        ["staged -> distributing", "distributing -> active", "active -> distributing", "staged -> stable"]
-    {
+    for passage in PASSAGES {
         assert!(entries.contains(passage), "{passage} is not in the ledger");
     }
     assert!(entries.contains("is exempted until"), "nor the exemption");

@@ -115,6 +115,9 @@ pub struct Authority {
     pub prepared_at: Timestamp,
     /// When it began to sign.
     pub activated_at: Option<Timestamp>,
+    /// When it ceased to sign. Older releases stored none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired_at: Option<Timestamp>,
     /// Where its key is. Releases that do not know of this look for it in vain, and sign nothing with it.
     #[serde(default)]
     pub custody: Custody,
@@ -125,9 +128,23 @@ pub struct Authority {
     /// For a root, while it is changed for another: its key, certified by that other root. Older releases stored none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cross: Option<Cross>,
+    /// For a root that is not active yet: whether each replica has an issuer below it, beside the one below the active root,
+    /// and issues a share with it. Older releases stored none.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub canary: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+const fn is_false(it: &bool) -> bool {
+    !*it
 }
 
 impl Authority {
+    /// Of a root: whether a share is issued below it before it is active.
+    pub fn is_canary(&self) -> bool {
+        self.kind == AuthorityKind::Root && self.state == AuthorityState::Prepared && self.canary
+    }
+
     /// Of a root: what verifiers trust, which is its own certificate unless it was imported as an intermediate.
     pub fn anchor(&self) -> &CaCertificate {
         self.above.last().unwrap_or(&self.certificate)

@@ -179,6 +179,8 @@ fn new_root(
         custody: Custody::Elsewhere,
         above: Vec::new(),
         cross: None,
+        canary: false,
+        retired_at: None,
     })
 }
 

@@ -441,11 +441,12 @@ impl Gate {
         match rotation.phase {
             // After a restore nothing may be staged in secret any more: then it is tested while both are distributed.
             Phase::Staged | Phase::Distributing => self.wait_for_what_is_staged(rotation, world, now),
-            Phase::Canary => self.wait_for_probes(rotation, world, now),
+            // Below a root that has expired nothing is left that could be shown to anybody.
+            Phase::Canary if rotation.mode != Mode::Expired => self.wait_for_probes(rotation, world, now),
             Phase::Untrusting if rotation.mode == Mode::Planned => {
                 self.wait_until(rotation.since.plus(rotation.choices.soak_seconds), "the soak time", now);
             }
-            Phase::Stable | Phase::Active | Phase::Untrusting | Phase::Retired => {}
+            Phase::Stable | Phase::Canary | Phase::Active | Phase::Untrusting | Phase::Retired => {}
         }
     }
 

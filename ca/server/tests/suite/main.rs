@@ -21,6 +21,7 @@ mod renewals;
 mod replicas;
 mod roles;
 mod rotation;
+mod rotation_canary;
 mod rules;
 mod streams;
 mod support;

@@ -16,13 +16,13 @@ use tonic::transport::Channel;
 
 use crate::support::{Holder, Node, PATIENCE, TestServer};
 
-type Client = RotationServiceClient<Channel>;
+pub(crate) type Client = RotationServiceClient<Channel>;
 
-async fn client(server: &TestServer) -> Client {
+pub(crate) async fn client(server: &TestServer) -> Client {
     RotationServiceClient::new(server.local().await)
 }
 
-fn choices() -> admin::RotationChoices {
+pub(crate) fn choices() -> admin::RotationChoices {
     admin::RotationChoices {
         soak_seconds: Some(60),
         settle_seconds: Some(0),
@@ -31,17 +31,17 @@ fn choices() -> admin::RotationChoices {
     }
 }
 
-async fn start(client: &mut Client) -> admin::Rotation {
+pub(crate) async fn start(client: &mut Client) -> admin::Rotation {
     let request = admin::StartRotationRequest { choices: Some(choices()), reason: "a new root".into() };
     client.start_rotation(request).await.unwrap().into_inner().rotation.unwrap()
 }
 
-async fn current(client: &mut Client) -> admin::Rotation {
+pub(crate) async fn current(client: &mut Client) -> admin::Rotation {
     client.get_rotation(admin::GetRotationRequest {}).await.unwrap().into_inner().rotation.unwrap()
 }
 
 /// Waits until the rotation is as `wanted` says; the server looks by itself.
-async fn until(
+pub(crate) async fn until(
     client: &mut Client,
     what: &str,
     wanted: impl Fn(&admin::Rotation) -> bool,
@@ -65,13 +65,13 @@ async fn until(
 }
 
 /// A node that follows: it acknowledges every bundle that it is told of, and reports what it presents.
-struct Follower {
-    holder: Holder,
+pub(crate) struct Follower {
+    pub(crate) holder: Holder,
     follows: tokio::task::JoinHandle<()>,
 }
 
 impl Follower {
-    async fn open(server: &TestServer, holder: Holder) -> Self {
+    pub(crate) async fn open(server: &TestServer, holder: Holder) -> Self {
         let channel = server.connect(Some(&holder)).await;
         let (sender, requests) = mpsc::channel(8);
         let hello = wire::Hello { cursor: 0, agent_version: String::new() };
@@ -100,7 +100,7 @@ impl Follower {
     }
 
     /// Renews the node's certificate and opens a new stream with it, as an agent does.
-    async fn renew(self, server: &TestServer) -> Self {
+    pub(crate) async fn renew(self, server: &TestServer) -> Self {
         let channel = server.connect(Some(&self.holder)).await;
         let key = RequestKey::generate(rhizome_x509::KeyAlgorithm::EcdsaP256).unwrap();
         let csr_der = rhizome_x509::create_csr(&key).unwrap().into();
@@ -116,7 +116,7 @@ async fn say(sender: &mpsc::Sender<wire::SyncRequest>, message: Message) {
     drop(sender.send(wire::SyncRequest { message: Some(message) }).await);
 }
 
-fn is(phase: admin::RotationPhase) -> impl Fn(&admin::Rotation) -> bool {
+pub(crate) fn is(phase: admin::RotationPhase) -> impl Fn(&admin::Rotation) -> bool {
     move |rotation| rotation.phase() == phase
 }
 
@@ -315,8 +315,8 @@ async fn a_server_knows_whom_another_one_over_the_same_store_reaches() {
 
     let mut client = client(&one).await;
     let choices = Some(admin::RotationChoices { manual: true, ..choices() });
-    let plan = admin::PlanRotationRequest { choices };
-    let away = client.plan_rotation(plan).await.unwrap().into_inner();
+    let plan = admin::PlanRotationRequest { choices: choices.clone() };
+    let away = client.plan_rotation(plan.clone()).await.unwrap().into_inner();
     let of = |plan: &admin::PlanRotationResponse, kind: &str| {
         plan.blockers.iter().filter(|it| it.kind == kind).map(|it| it.why.clone()).collect::<Vec<_>>()
     };
@@ -331,7 +331,7 @@ async fn a_server_knows_whom_another_one_over_the_same_store_reaches() {
     let request = admin::StartRotationRequest { choices, reason: "a new root".into() };
     client.start_rotation(request).await.unwrap();
     let within_reach = async {
-        while !of(&client.plan_rotation(plan).await.unwrap().into_inner(), "agent").is_empty() {
+        while !of(&client.plan_rotation(plan.clone()).await.unwrap().into_inner(), "agent").is_empty() {
             tokio::task::yield_now().await;
         }
     };

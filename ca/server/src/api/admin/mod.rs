@@ -34,6 +34,7 @@ mod federation;
 mod ledger;
 mod nodes;
 mod rotation;
+mod rotation_canary;
 mod rules;
 mod server;
 mod tokens;

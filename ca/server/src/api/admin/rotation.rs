@@ -253,7 +253,8 @@ impl Ca {
         if let Some(loss) = &loss {
             self.name_loss(&rotation, loss);
         }
-        Ok(Some(wire::Rotation { warnings, ..shown(&rotation, gate, loss) }))
+        let canary = super::rotation_canary::status(&self.state(), &rotation, world, now);
+        Ok(Some(wire::Rotation { warnings, canary, ..shown(&rotation, gate, loss) }))
     }
 
     /// Names that nobody had before: of a rotation, and of the root that it makes.
@@ -314,6 +315,7 @@ fn shown(rotation: &Rotation, gate: &Gate, loss: Option<Loss>) -> wire::Rotation
         warnings: Vec::new(),
         latest: latest(gate).map(convert::timestamp),
         accepted: rotation.accepted.as_ref().map(crate::rotate_root_words::lost).unwrap_or_default(),
+        canary: None,
     }
 }
 
@@ -369,6 +371,7 @@ fn shown_choices(mode: Mode, choices: &Choices) -> wire::RotationChoices {
         window_seconds: seconds(choices.window_seconds),
         renewals_per_second: Some(choices.renewals_per_second),
         without_bridge: choices.unbridged,
+        canary: choices.canary.as_ref().map(super::rotation_canary::shown),
     }
 }
 
@@ -393,6 +396,7 @@ impl Ca {
             window_seconds: seconds("window_seconds", wished.window_seconds, usual.window_seconds)?,
             renewals_per_second: wished.renewals_per_second.unwrap_or(usual.renewals_per_second),
             unbridged: wished.without_bridge,
+            canary: wished.canary.as_ref().map(super::rotation_canary::read).transpose()?,
             ..usual
         };
         Ok((mode, choices))
