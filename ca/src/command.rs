@@ -42,6 +42,9 @@ enum Verb {
         /// Change the root, too, while the workloads call each other: once whole, and once taken back
         #[arg(long)]
         rotate: bool,
+        /// How many clusters there are; each after the first has a Rhizome of its own, below the one root
+        #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=dev::MOST_CLUSTERS))]
+        clusters: u8,
         /// Keep everything in this directory, which must be empty or new, instead of a scratch directory
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: Option<PathBuf>,
@@ -118,8 +121,8 @@ fn run(arguments: Arguments) -> Exit {
         Verb::Server { config, check_config: false, believe_clock } => {
             on(many(), output, serve::run(&config, believe_clock, output))
         }
-        Verb::Dev { check, rotate, dir } => {
-            on(many(), output, dev::run(dev::Way { check, rotate }, dir.as_deref(), output))
+        Verb::Dev { check, rotate, clusters, dir } => {
+            on(many(), output, dev::run(dev::Way { check, rotate, clusters }, dir.as_deref(), output))
         }
         Verb::DevWorkload(wish) => on(one(), output, dev::run_workload(wish)),
         Verb::Restore { config, backup } => on(one(), output, restore::run(&config, &backup, output)),

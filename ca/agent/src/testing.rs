@@ -10,9 +10,9 @@ use rhizome_id::{ReplicaNumber, Serial, SerialCounter, SpiffeId, Timestamp, Ttl}
 use rhizome_jwt::JwtSpec;
 use rhizome_proto::node::v1::CrlSet;
 use rhizome_x509::{
-    Bundle, CaCertificate, CrlSpec, IntermediateSpec, Issuer, JwtKey, KeyAlgorithm, LeafSpec, RequestKey,
-    RevocationCode, Revoked, RootSpec, Signature, SigningAlgorithm, prepare_crl, prepare_intermediate,
-    prepare_leaf, prepare_root,
+    Bundle, CaCertificate, CrlSpec, IntermediateRole, IntermediateSpec, Issuer, JwtKey, KeyAlgorithm,
+    LeafSpec, RequestKey, RevocationCode, Revoked, RootSpec, Signature, SigningAlgorithm, prepare_crl,
+    prepare_intermediate, prepare_leaf, prepare_root,
 };
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -88,6 +88,7 @@ impl TestIssuer {
         let (above, pair) = (SigningPair::new(), SigningPair::new());
         let root = root_of(&above, generation);
         let spec = IntermediateSpec {
+            role: IntermediateRole::Own,
             trust_domain: &"example.org".parse().unwrap(),
             generation: &generation.parse().unwrap(),
             public_key: pair.key.public_key(),

@@ -20,7 +20,7 @@ use crate::wire;
 /// Manage clusters with a Rhizome of their own below this one
 #[derive(Subcommand, Clone, Debug)]
 pub enum ClusterVerb {
-    /// Add a cluster, and make the join string for its Rhizome, which no release can use yet
+    /// Add a cluster, and make the join string for its Rhizome
     Add(AddCluster),
     /// List clusters, and how it stands there
     List,

@@ -2,8 +2,8 @@
 
 use rhizome_id::{ReplicaNumber, Serial, SerialCounter};
 use rhizome_x509::{
-    IntermediateSpec, KeyAlgorithm, Linted, RequestKey, RootSpec, Signature, prepare_intermediate,
-    prepare_root,
+    IntermediateRole, IntermediateSpec, KeyAlgorithm, Linted, RequestKey, RootSpec, Signature,
+    prepare_intermediate, prepare_root,
 };
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 
@@ -58,6 +58,7 @@ fn root(trust_domain: &str, name: &str) -> Made {
 fn below(root: &Made, name: &str) -> CaCertificate {
     let key = RequestKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
     let spec = IntermediateSpec {
+        role: IntermediateRole::Own,
         trust_domain: &domain(),
         generation: &name.parse().unwrap(),
         public_key: key.public_key(),

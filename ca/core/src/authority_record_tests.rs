@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use rhizome_id::{ReplicaNumber, Serial, SerialCounter};
 use rhizome_x509::{
-    CaCertificate, IntermediateSpec, JwtKey, KeyAlgorithm, Linted, RequestKey, RootSpec, Signature,
-    SigningAlgorithm, prepare_intermediate, prepare_root,
+    CaCertificate, IntermediateRole, IntermediateSpec, JwtKey, KeyAlgorithm, Linted, RequestKey, RootSpec,
+    Signature, SigningAlgorithm, prepare_intermediate, prepare_root,
 };
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 
@@ -140,6 +140,7 @@ impl Shell {
             }),
             Some(root) => {
                 let spec = IntermediateSpec {
+                    role: IntermediateRole::Own,
                     trust_domain: &trust_domain,
                     generation: &id,
                     public_key: own.public_key(),

@@ -26,9 +26,13 @@ mod below;
 mod judgement;
 mod report;
 
-pub use below::{AboveError, Accepted, RootChange, accept_intermediate, judge_bundle, mirror_roots};
+pub use below::{
+    AboveError, Accepted, Bridge, RootChange, Signing, accept_intermediate, judge_bundle, mirror_roots,
+};
 pub use judgement::{Alarm, Continued, Outside, continue_ledger, outside_scope};
-pub use report::{ClusterReport, HeldBelow, Reported, ServedIssuer, subscriber};
+pub use report::{
+    ClusterReport, HeldBelow, Outlook, PresentedBelow, Reported, ServedIssuer, own_report, subscriber,
+};
 
 /// What a cluster's Rhizome may issue for.
 ///

@@ -6,6 +6,8 @@ use rhizome_id::{ReplicaNumber, SerialCounter};
 
 use super::*;
 use crate::ledger::{Entry, Event, FaultKind, Head, Issuance, JwtIssuance, Profile, Record};
+use crate::rotation::Choices;
+use crate::rotation::evidence::Subscriber;
 
 const DAY: i64 = 86_400;
 
@@ -275,7 +277,10 @@ fn a_report_continues_the_ledger_and_raises_an_alarm_once() {
     let (second, alarms) = say(&first, &records[2..], 6).unwrap();
     assert_eq!((second.read_to, second.alarms, alarms.len()), (3, 2, 0), "counted, and not said again");
     let issuer = "issuer-1".parse().unwrap();
-    assert_eq!(second.issued.get(&issuer), Some(&ServedIssuer { count: 3, until: at(3_599) }));
+    assert_eq!(
+        second.issued.get(&issuer),
+        Some(&ServedIssuer { count: 3, until: at(3_599), last_record: 3 })
+    );
     let (silent, _) = say(&second, &[], 7).unwrap();
     assert_eq!((silent.read_to, silent.at), (3, at(7)));
 
@@ -320,6 +325,17 @@ fn a_record_of_a_newer_release_is_an_alarm_and_is_passed() {
     assert_eq!(alarms[0].code, "ledger_unreadable");
 }
 
+/// The cluster as a change of the root sees it that waits for what is below `root-1`, whose fingerprint is all ones.
+fn seen(cluster: &Cluster, report: Option<&ClusterReport>, now: Timestamp) -> Option<Subscriber> {
+    let roots = [(ones(), "root-1".parse().unwrap())].into();
+    let choices = Choices { settle_seconds: 2, ..Choices::default() };
+    subscriber(cluster, report, &Outlook { roots: &roots, choices: &choices, now })
+}
+
+fn ones() -> Digest {
+    Digest::from_bytes([1; 32])
+}
+
 #[test]
 fn a_cluster_stands_in_a_change_of_the_root_for_everybody_below_it() {
     let records = ledger(&[workload(1, "spiffe://example.org/ns/shop/sa/web")]);
@@ -328,23 +344,50 @@ fn a_cluster_stands_in_a_change_of_the_root_for_everybody_below_it() {
         Reported { holds: Some(HeldBelow { sequence: 3, digest }), last_record: 1, ..Reported::default() };
     let empty = ClusterReport::empty("east".parse().unwrap());
     let (report, _) = empty.after(reported.clone(), &records, &cluster(), &domain(), at(5)).unwrap();
-    let found = subscriber(&cluster(), Some(&report), at(6)).unwrap();
+    let found = seen(&cluster(), Some(&report), at(6)).unwrap();
     assert_eq!((found.name.as_str(), found.until, found.connected), ("cluster:east", Some(at(DAY)), true));
     assert!(found.behind.is_empty());
     assert_eq!(found.holds.unwrap().sequence, 3);
     let root = "root-1".parse().unwrap();
-    assert_eq!(found.presents.iter().map(|it| (&it.root, it.count)).collect::<Vec<_>>(), [(&root, 1)]);
+    // What it issued, and what it may sign with.
+    assert_eq!(found.presents.iter().map(|it| (&it.root, it.count)).collect::<Vec<_>>(), [(&root, 2)]);
 
     let unread = Reported { last_record: 2, ..reported.clone() };
     let (report, _) = empty.after(unread, &records, &cluster(), &domain(), at(5)).unwrap();
-    let behind = subscriber(&cluster(), Some(&report), at(6)).unwrap().behind;
+    let behind = seen(&cluster(), Some(&report), at(6)).unwrap().behind;
     assert!(behind[0].contains("not read to its end"), "{behind:?}");
     let lagging = Reported { behind_count: 1, ..reported };
     let (report, _) = empty.after(lagging, &records, &cluster(), &domain(), at(5)).unwrap();
-    assert_eq!(subscriber(&cluster(), Some(&report), at(6)).unwrap().behind, ["nodes of east"]);
-    assert!(subscriber(&cluster(), None, at(6)).unwrap().holds.is_none(), "not heard of: not acknowledged");
+    assert_eq!(seen(&cluster(), Some(&report), at(6)).unwrap().behind, ["nodes of east"]);
+    assert!(seen(&cluster(), None, at(6)).unwrap().holds.is_none(), "not heard of: not acknowledged");
     let nothing = Cluster { granted: Vec::new(), ..cluster() };
-    assert_eq!(subscriber(&nothing, None, at(6)), None, "nobody depends on it");
+    assert_eq!(seen(&nothing, None, at(6)), None, "nobody depends on it");
+}
+
+#[test]
+fn what_a_cluster_issued_counts_until_it_says_of_all_of_it_that_nobody_presents_it() {
+    let records = ledger(&[workload(1, "spiffe://example.org/ns/shop/sa/web")]);
+    let empty = ClusterReport::empty("east".parse().unwrap());
+    let below = |presents: &[Digest], as_of: u64, now: Timestamp| {
+        let until = at(DAY);
+        let presents = presents.iter().map(|it| (*it, PresentedBelow { count: 1, until })).collect();
+        let reported = Reported { last_record: 1, presents, presents_as_of: as_of, ..Reported::default() };
+        let (report, _) = empty.after(reported, &records, &cluster(), &domain(), now).unwrap();
+        let found = seen(&cluster(), Some(&report), now).unwrap();
+        found.presents.iter().map(|it| it.root.to_string()).collect::<Vec<_>>()
+    };
+    let (other, late) = (Digest::from_bytes([2; 32]), at(3_600));
+    assert_eq!(below(&[], 0, late), ["root-1"], "it does not say");
+    assert_eq!(below(&[ones()], 1, late), ["root-1"]);
+    assert_eq!(below(&[ones(), other], 1, late), ["root-1"]);
+    assert_eq!(below(&[other], 1, late), ["root-1"], "below a root nobody knows may be below any");
+    assert!(below(&[], 1, late).is_empty(), "it says that nobody does");
+    let granted = cluster().granted.first().unwrap().granted_at;
+    assert_eq!(
+        below(&[], 1, granted.plus(1)),
+        ["root-1"],
+        "it was granted a moment ago, and may sign with it"
+    );
 }
 
 #[test]

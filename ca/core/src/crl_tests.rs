@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use rhizome_id::{KeyId, ReplicaNumber, SerialCounter};
 use rhizome_x509::{
-    CaCertificate, CrlSpec, IntermediateSpec, KeyAlgorithm, RequestKey, RevocationCode, RootSpec, Signature,
-    SigningAlgorithm, prepare_crl, prepare_intermediate, prepare_root,
+    CaCertificate, CrlSpec, IntermediateRole, IntermediateSpec, KeyAlgorithm, RequestKey, RevocationCode,
+    RootSpec, Signature, SigningAlgorithm, prepare_crl, prepare_intermediate, prepare_root,
 };
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -52,6 +52,7 @@ fn issuer(name: &str) -> (Authority, RequestKey) {
     let signature = sign(&above, root.to_be_signed().as_bytes());
     let root = CaCertificate::parse(root.seal(signature).unwrap().der()).unwrap();
     let spec = IntermediateSpec {
+        role: IntermediateRole::Own,
         trust_domain: &domain,
         generation: &generation,
         public_key: key.public_key(),

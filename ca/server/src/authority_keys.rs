@@ -6,14 +6,17 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use rhizome_core::authority::{Authority, AuthorityKind, Custody};
-use rhizome_core::documents::{DocumentKey, Kind};
+use rhizome_core::authority::{Authority, AuthorityKind, AuthorityState, Custody};
+use rhizome_core::documents::{DocumentKey, Kind, Stored as _, Transaction};
 use rhizome_core::ports::{KeyInfo, KeyPurpose, StoreError};
 use rhizome_id::{AuthorityId, KeyId, Timestamp};
 use rhizome_x509::SigningAlgorithm;
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
+
+/// What the ledger calls it when an issuer is forgotten because the root above it goes.
+pub(crate) const FORGET_WITH_ROOT: &str = "authority.forget_with_root";
 
 impl Ca {
     /// A name nobody had before, and a key of that name. The name is also the certificate's subject, or the `kid`.
@@ -130,4 +133,24 @@ pub(crate) fn can_sign_issuers(root: &Authority) -> Result<(), ApiError> {
             problem: "has its key elsewhere, so this server makes no issuers: bring one with `rhizome root ceremony`",
         }),
     }
+}
+
+/// Forgets, with a root that goes, the issuers below it that sign no more, and their revocation lists: what they signed is
+/// trusted by nobody, and their lists would be refused as foreign. Also gives the keys that then have no record.
+pub(crate) fn forget_below(
+    ca: &Ca,
+    mut transaction: Transaction,
+    root: &AuthorityId,
+) -> (Transaction, Vec<KeyId>) {
+    let (state, mut unused) = (ca.state(), Vec::new());
+    let below = state.authorities().values().filter(|it| it.value.issuer.as_ref() == Some(root));
+    for issuer in below.filter(|it| it.value.state != AuthorityState::Active) {
+        let key = issuer.value.key();
+        let crl = DocumentKey::new(Kind::Crl, issuer.value.id.to_string());
+        let entry = ca.changed("server", FORGET_WITH_ROOT, issuer.value.id.as_str(), root.as_str());
+        transaction = transaction.require_unchanged(key.clone(), issuer.version).delete(key).delete(crl);
+        transaction = transaction.record(entry);
+        unused.push(issuer.value.key.clone());
+    }
+    (transaction, unused)
 }

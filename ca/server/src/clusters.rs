@@ -22,7 +22,9 @@ use rhizome_core::ports::StoreError;
 use rhizome_core::state::State;
 use rhizome_id::{Digest, Timestamp, Ttl};
 use rhizome_tls::MAX_ISSUERS;
-use rhizome_x509::{CaCertificate, IntermediateSpec, PublicKey, Signature, SigningAlgorithm, probe_for};
+use rhizome_x509::{
+    CaCertificate, IntermediateRole, IntermediateSpec, PublicKey, Signature, SigningAlgorithm, probe_for,
+};
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
@@ -131,6 +133,7 @@ impl Ca {
         let id = self.new_authority_name(AuthorityKind::Issuer, now)?;
         let (serial, _) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
         let spec = IntermediateSpec {
+            role: IntermediateRole::Cluster,
             trust_domain: &self.settings.trust_domain,
             generation: &id,
             public_key,

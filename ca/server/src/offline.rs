@@ -18,7 +18,9 @@ use rhizome_core::documents::{Stored as _, Transaction};
 use rhizome_core::issuance::Prepared;
 use rhizome_core::ports::{KeyInfo, KeyPurpose, KeyRingError};
 use rhizome_id::{AuthorityId, Digest, KeyId, ReplicaName, Timestamp, TrustDomain, Ttl};
-use rhizome_x509::{AuthorityRequest, CaCertificate, IntermediateSpec, PublicKey, probe_for};
+use rhizome_x509::{
+    AuthorityRequest, CaCertificate, IntermediateRole, IntermediateSpec, PublicKey, probe_for,
+};
 use zeroize::Zeroizing;
 
 use crate::ca::Ca;
@@ -369,6 +371,7 @@ async fn sign_issuer(
     let validity = validity.ok_or(ApiError::Issue(IssueError::NoAuthority))?;
     let serial = ca.serials.next(&*ca.ports.store, &*ca.ports.entropy, now).await;
     let spec = IntermediateSpec {
+        role: IntermediateRole::Own,
         trust_domain: &ca.settings.trust_domain,
         generation: &request.id,
         public_key: key,

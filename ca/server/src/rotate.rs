@@ -1,9 +1,8 @@
 //! Authorities in practice: performs what `rhizome_core::authority::step` says is due.
 //!
 //! Laws: nothing is decided here. A key exists before the entry about it, the entry before the signature, and the
-//! authority counts only once its document is stored; what fails in between destroys the key as soon as it is known that
-//! nobody refers to it, and the next try makes a new one. Only a process that ends in between leaves one behind. Documents are changed only as they were read (compare and swap), so two
-//! processes never both win.
+//! authority counts only once its document is stored; what fails in between destroys the key once nobody refers to it, and
+//! the next try makes a new one. Documents are changed only as they were read, so two processes never both win.
 //! Not here: which key signs when (`rhizome_core::authority`), tokens' keys (`rotate_jwt`), changing roots (`rotate_root`).
 
 use std::sync::Arc;
@@ -23,7 +22,9 @@ use rhizome_core::replicas::Lease;
 use rhizome_core::rules::Rule;
 use rhizome_core::state::{BundleRecord, Identity};
 use rhizome_id::{AuthorityId, KeyId, Timestamp};
-use rhizome_x509::{CaCertificate, Certificate, IntermediateSpec, RootSpec, SigningAlgorithm};
+use rhizome_x509::{
+    CaCertificate, Certificate, IntermediateRole, IntermediateSpec, RootSpec, SigningAlgorithm,
+};
 
 pub(crate) use crate::authority_keys::can_sign_issuers;
 use crate::ca::Ca;
@@ -501,6 +502,7 @@ impl Ca {
         let (id, key) = self.new_key(AuthorityKind::Issuer, now).await?;
         let (serial, _) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
         let spec = IntermediateSpec {
+            role: IntermediateRole::Own,
             trust_domain: &self.settings.trust_domain,
             generation: &id,
             public_key: &key.public_key,

@@ -22,6 +22,7 @@ use rhizome_core::state::BundleRecord;
 use rhizome_id::{AuthorityId, KeyId, RotationName, Timestamp};
 use rhizome_x509::{Bundle, CaCertificate, CrossSpec, RootSpec};
 
+use crate::authority_keys::forget_below;
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::replicas::Right;
@@ -355,17 +356,7 @@ impl Ca {
         let key = DocumentKey::new(Kind::Authority, root.to_string());
         let entry = self.changed("server", "authority.forget", root.as_str(), reason);
         let transaction = self.following(held, "forget root")?.require_unchanged(key.clone(), record.version);
-        let mut transaction = transaction.delete(key).record(entry);
-        // What was issued below it is trusted by nobody; their lists would be refused as foreign.
-        let state = self.state();
-        let mut unused = Vec::new();
-        let below = state.authorities().values().filter(|it| it.value.issuer.as_ref() == Some(root));
-        for issuer in below.filter(|it| it.value.state != AuthorityState::Active) {
-            let key = issuer.value.key();
-            let crl = DocumentKey::new(Kind::Crl, issuer.value.id.to_string());
-            transaction = transaction.require_unchanged(key.clone(), issuer.version).delete(key).delete(crl);
-            unused.push(issuer.value.key.clone());
-        }
+        let (transaction, unused) = forget_below(self, transaction.delete(key).record(entry), root);
         self.commit(transaction).await?;
         // Nothing names them any more: a ring that does not answer now is asked again.
         self.spent_keys().extend(unused);

@@ -171,8 +171,10 @@ impl Ca {
                 (None, None | Some(Effect::WakeAt(_))) => return Ok(()),
                 (None, Some(Effect::OrderRenewals { root, whom, reason })) => {
                     let Some(Reading { world, .. }) = reading.as_deref() else { return Ok(()) };
-                    let told = (root, whom.as_slice(), reason.to_string());
-                    return self.order_renewals(&held.value, world, told, now).await;
+                    let reason = format!("{}: {reason}", held.value.name);
+                    let told = (root, whom.as_slice(), reason.as_str());
+                    let choices = &held.value.choices;
+                    return self.order_renewals(choices, &world.subscribers, told, now).await;
                 }
                 (None, Some(effect)) => self.perform_root(&held, effect, now).await,
             };

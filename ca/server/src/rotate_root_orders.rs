@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use rhizome_core::renewals::RenewalOrder;
-use rhizome_core::rotation::evidence::SubscriberKind;
+use rhizome_core::rotation::evidence::{Subscriber, SubscriberKind};
 use rhizome_core::rotation::gate::Loss;
-use rhizome_core::rotation::{Consent, Phase, Rotation, World, pacing};
+use rhizome_core::rotation::{Choices, Consent, Phase, Rotation, pacing};
 use rhizome_core::state::State;
 use rhizome_id::{AuthorityId, Digest, RotationName, Timestamp, Ttl};
 
@@ -81,12 +81,11 @@ impl Ca {
     /// Orders those who present certificates below a root to renew them, each in its slot; once, until the window has ended.
     pub(crate) async fn order_renewals(
         self: &Arc<Self>,
-        rotation: &Rotation,
-        world: &World,
-        (root, whom, reason): (&AuthorityId, &[String], String),
+        choices: &Choices,
+        subscribers: &[Subscriber],
+        (root, whom, reason): (&AuthorityId, &[String], &str),
         now: Timestamp,
     ) -> Result<(), ApiError> {
-        let reason = format!("{}: {reason}", rotation.name);
         let state = self.state();
         let in_force = |order: &RenewalOrder| order.order.reason == reason && order.order.deadline > now;
         if state.renewals().values().any(|it| in_force(&it.value)) {
@@ -94,17 +93,17 @@ impl Ca {
         }
         let below = state.authorities().values().filter(|it| it.value.issuer.as_ref() == Some(root));
         let issuers: Vec<Vec<u8>> = below.map(|it| it.value.certificate.key_identifier().to_vec()).collect();
-        let window = Ttl::from_seconds(rotation.choices.window_seconds.max(1));
+        let window = Ttl::from_seconds(choices.window_seconds.max(1));
         let window = window.map_err(|bad| ApiError::Bug(bad.to_string()))?;
-        let whom = Whom::These(told(&state, world, root, whom, now));
-        let wish = Wish { whom, window, issuers: &issuers, by: "server", reason: &reason };
+        let whom = Whom::These(told(&state, subscribers, root, whom, now));
+        let wish = Wish { whom, window, issuers: &issuers, by: "server", reason };
         let planned = self.plan_renewal(&wish, now)?;
         if planned.schedule.turns.is_empty() {
             return Ok(());
         }
         // As many a second as was chosen, however many there are.
         let count = u32::try_from(planned.schedule.certificates).unwrap_or(u32::MAX);
-        let window = Ttl::from_seconds(pacing::window_seconds(count, &rotation.choices).max(1));
+        let window = Ttl::from_seconds(pacing::window_seconds(count, choices).max(1));
         let window = window.map_err(|bad| ApiError::Bug(bad.to_string()))?;
         let planned = self.plan_renewal(&Wish { window, ..wish }, now)?;
         self.order_renewal(&planned).await
@@ -114,13 +113,13 @@ impl Ca {
 /// The principals of those who are told, and how many certificates each has to renew, whichever server it is connected to.
 fn told(
     state: &State,
-    world: &World,
+    subscribers: &[Subscriber],
     root: &AuthorityId,
     whom: &[String],
     now: Timestamp,
 ) -> BTreeMap<String, u32> {
-    let meant = world.subscribers.iter().filter(|it| whom.binary_search(&it.name).is_ok());
-    let one = |it: &rhizome_core::rotation::evidence::Subscriber| {
+    let meant = subscribers.iter().filter(|it| whom.binary_search(&it.name).is_ok());
+    let one = |it: &Subscriber| {
         if it.kind == SubscriberKind::Subordinate {
             // It renews what it signs with; what it signed renews below it.
             let clusters = state.clusters().values();

@@ -12,7 +12,9 @@ use rhizome_core::limits::BACKDATE_SECONDS;
 use rhizome_core::ports::{KeyInfo, KeyPurpose};
 use rhizome_core::rotation::Rotation;
 use rhizome_id::{AuthorityId, KeyId, Timestamp};
-use rhizome_x509::{Bundle, CaCertificate, IntermediateSpec, Issuer, PeerUsage, TrustAnchors, verify_peer};
+use rhizome_x509::{
+    Bundle, CaCertificate, IntermediateRole, IntermediateSpec, Issuer, PeerUsage, TrustAnchors, verify_peer,
+};
 
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
@@ -55,6 +57,7 @@ impl Ca {
         let above = Arc::clone(&state.authorities().get(root).ok_or_else(missing)?.value);
         let (serial, _) = self.serials.next(&*self.ports.store, &*self.ports.entropy, now).await?;
         let spec = IntermediateSpec {
+            role: IntermediateRole::Own,
             trust_domain: &self.settings.trust_domain,
             generation: id,
             public_key: &key.public_key,

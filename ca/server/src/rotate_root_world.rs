@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rhizome_core::authority::{Authority, AuthorityKind, AuthorityState};
-use rhizome_core::clusters;
+use rhizome_core::clusters::{self, Outlook};
 use rhizome_core::ledger::{Event, Issuance, Position, Profile};
 use rhizome_core::limits::ROTATION_SKEW_SECONDS;
 use rhizome_core::nodes::{NodeRecord, NodeState};
@@ -29,6 +29,7 @@ use rhizome_core::state::{Revocation, State};
 use rhizome_id::{AuthorityId, ReplicaName, Timestamp};
 use rhizome_proto::node::v1::ServedIssuer;
 
+use crate::authority_keys::FORGET_WITH_ROOT;
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::presence::{Present, SERVED_ISSUERS};
@@ -178,10 +179,26 @@ impl Ca {
         Ok(World { facts, subscribers, probes })
     }
 
+    /// Everybody who holds certificates of this Rhizome or follows its bundle, and the last record of the ledger that was
+    /// looked at; 0 when some of it could not be read, so that nobody can say who holds what.
+    pub(crate) async fn everybody(&self, now: Timestamp) -> Result<(Vec<Subscriber>, u64), StoreError> {
+        let mut ledger = self.root.ledger.lock().await;
+        self.read_ledger(&mut ledger, now).await?;
+        let state = self.state();
+        ledger.learn(&state);
+        let (facts, choices) = (facts(&state), &self.settings.root_rotation);
+        // A cluster's own Rhizome is one server: nobody is connected to another one.
+        let (issuers, elsewhere) = (Issuers::of(&ledger.issuers), BTreeSet::default());
+        let look = Look { state: &state, issuers, roots: &facts.roots, choices, elsewhere, now };
+        let as_of = if ledger.unreadable > 0 { 0 } else { ledger.read };
+        Ok((self.subscribers(&look, &ledger), as_of))
+    }
+
     /// Reads what is new in the ledger, and forgets what has expired.
     async fn read_ledger(&self, index: &mut LedgerIndex, now: Timestamp) -> Result<(), StoreError> {
         // What a clock that stepped ahead calls expired may live.
         let expired = |until: Timestamp| now.since(until) > ROTATION_SKEW_SECONDS && !self.clock.shaken();
+        let mut dead = BTreeSet::new();
         loop {
             let page = self.ports.store.records(Position(index.read.saturating_add(1)), PAGE).await?;
             let Some(last) = page.last() else { break };
@@ -193,6 +210,9 @@ impl Ca {
                     }
                     Ok((at, Event::Changed { action, .. })) if action == RESTORE => {
                         index.restored = index.restored.max(Some(at));
+                    }
+                    Ok((_, Event::Changed { action, subject, .. })) if action == FORGET_WITH_ROOT => {
+                        dead.insert(subject);
                     }
                     Ok(_) => {}
                     // A newer release may have issued something.
@@ -209,7 +229,8 @@ impl Ca {
             }
         }
         for holder in index.holders.values_mut() {
-            holder.issued.retain(|_, it| !expired(it.until));
+            // What reaches nothing any more is presented by nobody; nor is it known after a start what it was below.
+            holder.issued.retain(|line, it| !expired(it.until) && !dead.contains(line.0.as_str()));
         }
         index.holders.retain(|_, holder| !holder.issued.is_empty());
         Ok(())
@@ -243,18 +264,20 @@ impl Ca {
     }
 }
 
-/// Clusters with a Rhizome of their own, by the name of the node as which it calls: each stands for everything below it.
-/// Its own certificate counts until it has expired, and what it was granted last, it may sign with at any moment.
+/// Clusters with a Rhizome of their own, by the name of the node as which it calls: each stands for everything below it,
+/// and for its own certificate.
 fn below(look: &Look<'_>, ledger: &LedgerIndex) -> BTreeMap<String, Subscriber> {
+    let of_roots = look.state.authorities().values().map(|it| &it.value);
+    let of_roots = of_roots.filter(|it| it.kind == AuthorityKind::Root);
+    let roots = of_roots.map(|it| (it.anchor().fingerprint(), it.id.clone())).collect();
+    let outlook = Outlook { roots: &roots, choices: look.choices, now: look.now };
     let mut found = BTreeMap::new();
     for cluster in look.state.clusters().values().map(|it| &*it.value) {
         let report = look.state.cluster_reports().get(&cluster.name).map(|it| &*it.value);
-        let Some(mut subscriber) = clusters::subscriber(cluster, report, look.now) else { continue };
+        let Some(mut subscriber) = clusters::subscriber(cluster, report, &outlook) else { continue };
         let node = cluster.principal().to_string();
-        let mut more = look.presented(&look.issuers.issued(ledger.holders.get(&node)), None);
-        let newest = cluster.granted.iter().max_by_key(|it| it.granted_at);
-        more.extend(newest.map(|it| Presented { root: it.root.clone(), count: 1, until: it.not_after }));
-        for it in more {
+        let said = report.and_then(|it| clusters::own_report(it, &outlook));
+        for it in look.presented(&look.issuers.issued(ledger.holders.get(&node)), said.as_ref()) {
             match subscriber.presents.iter_mut().find(|known| known.root == it.root) {
                 Some(known) => {
                     known.count = known.count.saturating_add(it.count);

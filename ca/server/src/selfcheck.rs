@@ -52,10 +52,12 @@ impl Ca {
             let above: Vec<&[u8]> = leaf.intermediates().iter().map(AsRef::as_ref).collect();
             for usage in [PeerUsage::Client, PeerUsage::Server] {
                 self.metrics.self_checked.inc();
-                let expired = now > leaf.issuance().not_after;
+                // One whose root has left the bundle since it was issued cannot be judged any more.
+                let too_late =
+                    now > leaf.issuance().not_after || leaf.issuance().bundle != bundle.bundle.sequence();
                 let judged = verify_peer(leaf.certificate().der(), &above, &bundle.anchors, usage, now);
                 if let Err(cause) = judged
-                    && !expired
+                    && !too_late
                 {
                     self.metrics.self_check_failures.inc();
                     let serial = leaf.issuance().serial;

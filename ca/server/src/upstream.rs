@@ -14,38 +14,37 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rhizome_core::authority::{self, Authority, AuthorityKind, AuthorityState, Custody, Effect};
-use rhizome_core::clusters::{AboveError, RootChange, accept_intermediate, judge_bundle, mirror_roots};
+use rhizome_core::clusters::{
+    AboveError, Bridge, RootChange, Signing, accept_intermediate, judge_bundle, mirror_roots,
+};
 use rhizome_core::documents::{DocumentKey, Kind, Stored as _, Transaction, Version};
-use rhizome_core::ledger::Position;
 use rhizome_core::ports::KeyInfo;
+use rhizome_core::rotation::evidence::{Subscriber, SubscriberKind};
 use rhizome_core::state::{BundleRecord, State};
 use rhizome_id::{AuthorityId, Digest, Timestamp, TrustDomain, TrustDomainError, Ttl};
 use rhizome_proto::ca::v1 as ca;
 use rhizome_proto::upstream::v1 as wire;
 use rhizome_x509::{Bundle, CaCertificate, JwtKey, probe_for};
 
-use crate::api::convert;
-use crate::api::upstream::{BEHIND, RECORDS};
+use crate::authority_keys::forget_below;
 use crate::ca::Ca;
 use crate::error::{ApiError, IssueError};
 use crate::status::heard;
 
 mod link;
+mod report;
 
 pub(crate) use link::Link;
 pub use link::UpstreamError;
 
-/// How often it reports when nothing is the matter.
+/// How often it reports when the one above does not say, and how seldom it may say.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
+const REPORT_SELDOM: Duration = Duration::from_secs(60);
 /// The first and the longest pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long a first start waits for the one above before it gives up.
 const START_PATIENCE: Duration = Duration::from_secs(120);
-/// Bytes of ledger records in one report, as the protocol says.
-const RECORD_BYTES: usize = 1024 * 1024;
-/// What stands around a record's body.
-const AROUND_RECORD: usize = 128;
 /// Reports sent in one go while the ledger is behind.
 const REPORTS_AT_ONCE: usize = 64;
 
@@ -54,6 +53,8 @@ pub(crate) struct Upstream {
     link: Link,
     /// The record with which the next report begins; 0 until the one above has said so.
     next_position: AtomicU64,
+    /// How soon the one above wants the next report, in seconds; 0: it did not say.
+    again_after: AtomicU64,
     /// A key that was made for an intermediate that has not come yet.
     spare: Mutex<Option<(AuthorityId, KeyInfo)>>,
     /// Why nothing comes from above at the moment.
@@ -62,8 +63,21 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     pub(crate) fn new(link: Link) -> Self {
-        let next_position = AtomicU64::new(0);
-        Self { link, next_position, spare: Mutex::default(), trouble: Mutex::default() }
+        Self {
+            link,
+            next_position: AtomicU64::new(0),
+            again_after: AtomicU64::new(0),
+            spare: Mutex::default(),
+            trouble: Mutex::default(),
+        }
+    }
+
+    /// How long to wait after a report that went well.
+    fn pause(&self) -> Duration {
+        match self.again_after.load(Ordering::Acquire) {
+            0 => REPORT_EVERY,
+            seconds => Duration::from_secs(seconds).min(REPORT_SELDOM),
+        }
     }
 
     /// Why nothing comes from above at the moment, for checks.
@@ -124,7 +138,7 @@ impl Ca {
                     }
                     upstream.note(None);
                     pause = FIRST_PAUSE;
-                    REPORT_EVERY
+                    upstream.pause()
                 }
                 Err(cause) => {
                     let text = cause.to_string();
@@ -143,7 +157,7 @@ impl Ca {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 // What changed here is worth telling soon, and not for every change.
-                Ok(()) = changes.changed(), if wait == REPORT_EVERY => tokio::time::sleep(FIRST_PAUSE).await,
+                Ok(()) = changes.changed(), if upstream.trouble().is_none() => tokio::time::sleep(FIRST_PAUSE).await,
             }
         }
     }
@@ -158,13 +172,15 @@ impl Ca {
     /// One round: the identity, a report and what comes back, an intermediate when one is due.
     async fn follow_upstream(self: &Arc<Self>, upstream: &Upstream) -> Result<(), UpstreamError> {
         let known = self.bundle();
-        upstream.link.keep_identity(self, known.as_ref().map(|it| &it.bundle)).await?;
+        let signing = self.state().active_root().map(|it| it.anchor().clone());
+        upstream.link.keep_identity(self, known.as_ref().map(|it| &it.bundle), signing.as_ref()).await?;
         let mut reported = self.report_once(upstream).await;
         // What is issued with comes first, whatever became of the report: it is what everything here lives by.
         let asked = match self.asks_for_issuer()? {
             true => self.ask_for_issuer(upstream).await,
             false => Ok(()),
         };
+        self.renew_below().await?;
         for _ in 0..REPORTS_AT_ONCE {
             match reported {
                 Ok(true) => reported = self.report_once(upstream).await,
@@ -190,14 +206,16 @@ impl Ca {
     /// Reports once; whether there is more of the ledger to tell.
     async fn report_once(self: &Arc<Self>, upstream: &Upstream) -> Result<bool, UpstreamError> {
         let before = upstream.next_position.load(Ordering::Acquire);
-        let request = self.report(before).await?;
+        let request = self.report(upstream, before).await?;
         let last = request.last_record;
         let mut client = upstream.link.client(self).await?;
         let answer = client.report(link::call(request)).await;
         let answer = answer.map_err(|status| upstream.link.refused(heard(&status)))?.into_inner();
         let next = answer.next_position.max(1);
+        upstream.again_after.store(u64::from(answer.again_after_seconds), Ordering::Release);
         upstream.next_position.store(next, Ordering::Release);
-        let signing = digest_of(&answer.signing_root_sha256)?;
+        let bridges: Result<Vec<_>, _> = answer.bridges.iter().map(read_bridge).collect();
+        let signing = Signing { root: digest_of(&answer.signing_root_sha256)?, bridges: bridges? };
         let issuers: Result<Vec<_>, _> = answer.issuer_key_sha256.iter().map(|it| digest_of(it)).collect();
         upstream.link.keep_issuers(issuers?).await?;
         let bundle = answer.bundle.map(|sent| read_bundle(&sent)).transpose()?;
@@ -206,69 +224,12 @@ impl Ca {
         Ok(next <= last && next != before)
     }
 
-    async fn report(&self, first_record: u64) -> Result<wire::ReportRequest, UpstreamError> {
-        let state = self.state();
-        let now = self.ports.clock.now();
-        let living = || {
-            state.nodes().values().filter(|it| it.value.lives(now)).map(|it| it.value.principal().to_string())
-        };
-        let published = state.bundle().map(|it| (it.value.bundle.sequence(), it.value.bundle.digest()));
-        let held =
-            |name: &String| state.subscribers().get(name).map(|it| (it.value.sequence, it.value.digest));
-        let lowest =
-            living().filter_map(|name| held(&name)).chain(published).min_by_key(|(sequence, _)| *sequence);
-        let behind: Vec<String> = living().filter(|name| held(name) != published).collect();
-        let count = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
-        let (records, last_record) = self.records_from(first_record).await?;
-        Ok(wire::ReportRequest {
-            holds: lowest.map(|(sequence, digest)| ca::BundleAcknowledgement {
-                sequence,
-                digest: convert::digest(&digest),
-            }),
-            counts: vec![
-                wire::KindCount { kind: "agent".to_owned(), count: count(living().count()) },
-                wire::KindCount { kind: "replica".to_owned(), count: 1 },
-            ],
-            behind_count: count(behind.len()),
-            behind: behind.into_iter().take(BEHIND).collect(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            last_record,
-            records,
-        })
-    }
-
-    /// Records of the ledger from `first` on, as many as one report holds, and the last one there is.
-    async fn records_from(&self, first: u64) -> Result<(Vec<wire::LedgerRecord>, u64), UpstreamError> {
-        let head = self.ports.store.head().await?;
-        let stored = match first {
-            0 => Vec::new(),
-            first => self.ports.store.records(Position(first), RECORDS).await?,
-        };
-        let mut room = RECORD_BYTES;
-        let mut records = Vec::with_capacity(stored.len());
-        for record in stored {
-            let size = record.body.len().saturating_add(AROUND_RECORD);
-            if size > room && !records.is_empty() {
-                break;
-            }
-            room = room.saturating_sub(size);
-            records.push(wire::LedgerRecord {
-                position: record.position.0,
-                previous: convert::digest(&record.previous),
-                hash: convert::digest(&record.hash),
-                counter: record.counter.map(rhizome_id::SerialCounter::value),
-                body: record.body.to_string(),
-            });
-        }
-        Ok((records, head.position.0))
-    }
-
     /// Takes over the bundle, and which root signs: both in one transaction, so that what is trusted and what is signed
     /// under never come apart.
     async fn take_from_above(
         self: &Arc<Self>,
         offered: Option<Bundle>,
-        signing: &Digest,
+        signing: &Signing,
     ) -> Result<(), UpstreamError> {
         let _one_at_a_time = self.rotating.lock().await;
         let state = self.state();
@@ -295,14 +256,22 @@ impl Ca {
             };
             transaction = transaction.put(&record).record(entry);
         }
+        let mut unused = Vec::new();
         for change in changes {
+            if let RootChange::Delete(root) = &change {
+                let keys;
+                (transaction, keys) = forget_below(self, transaction, root);
+                unused.extend(keys);
+            }
             transaction = self.changing_root(&state, transaction, change);
         }
         if transaction.writes.is_empty() {
             return Ok(());
         }
         self.commit(transaction).await?;
-        tracing::info!(sequence = current.sequence(), signing_root = %signing, "taken over from above");
+        self.spent_keys().extend(unused);
+        self.destroy_spent_keys().await;
+        tracing::info!(sequence = current.sequence(), signing_root = %signing.root, "taken over from above");
         Ok(())
     }
 
@@ -326,6 +295,35 @@ impl Ca {
                 transaction.require_unchanged(key.clone(), version(&key)).delete(key).record(entry)
             }
         }
+    }
+
+    /// Orders those who present what is below a root that signs no more to renew, each in its slot: once, for as long as
+    /// the window lasts. The one above waits for them when it changes its root.
+    async fn renew_below(self: &Arc<Self>) -> Result<(), UpstreamError> {
+        let (state, now) = (self.state(), self.ports.clock.now());
+        let Some(signing) = state.active_root() else { return Ok(()) };
+        let root_of = |issuer: &AuthorityId| state.authorities().get(issuer)?.value.issuer.clone();
+        let others = state.authorities().values().map(|it| &*it.value);
+        let others: Vec<&Authority> =
+            others.filter(|it| it.kind == AuthorityKind::Root && it.id != signing.id).collect();
+        if others.is_empty() || state.issuer().and_then(|it| root_of(&it.id)).as_ref() != Some(&signing.id) {
+            // Whoever renewed now would get the same again.
+            return Ok(());
+        }
+        let (everybody, _) = self.everybody(now).await?;
+        let can_be_told = |it: &&Subscriber| it.kind == SubscriberKind::Agent && it.connected;
+        for root in others {
+            let presenting = everybody.iter().filter(can_be_told);
+            let presenting = presenting.filter(|it| it.presents_under(&root.id, now).is_some());
+            let whom: Vec<String> = presenting.map(|it| it.name.clone()).collect();
+            if !whom.is_empty() {
+                let since = signing.activated_at.unwrap_or(signing.prepared_at);
+                let reason = format!("{} signs since {since}, not {}", signing.id, root.id);
+                let told = (&root.id, whom.as_slice(), reason.as_str());
+                self.order_renewals(&self.settings.root_rotation, &everybody, told, now).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes a key, asks for its intermediate, and stores it as prepared: the machine of authorities lets it sign.
@@ -399,6 +397,14 @@ impl Ca {
 
 fn certificate(der: &[u8]) -> Result<CaCertificate, UpstreamError> {
     CaCertificate::parse(der).map_err(|bad| UpstreamError::Nonsense(bad.to_string()))
+}
+
+fn read_bridge(sent: &wire::Bridge) -> Result<Bridge, UpstreamError> {
+    Ok(Bridge {
+        root: digest_of(&sent.root_sha256)?,
+        by: digest_of(&sent.by_sha256)?,
+        certificate: certificate(&sent.certificate_der)?,
+    })
 }
 
 fn digest_of(bytes: &[u8]) -> Result<Digest, UpstreamError> {

@@ -4,12 +4,14 @@
 //! from their first moment to the last, and no call may fail, whatever is changed or stopped meanwhile.
 //! Not here: what a workload does (`workload`), what runs (`stage`).
 
+use std::collections::BTreeSet;
+
 use rhizome_agent::checkup;
 use rhizome_server::{Stopwatch, SystemClock};
 
 use super::TRUST_DOMAIN;
 use super::process::{Process, Seen, make_executables};
-use super::stage::Stage;
+use super::stage::{Below, Stage};
 use super::walk::{CLUSTER, NAMESPACE, Place, Walk, done, locally, path, text};
 use super::workload::Identity;
 
@@ -40,6 +42,11 @@ impl Pace {
     pub(super) const QUICK: Self = Self { ttl: "20s", every: "20" };
     /// For people who watch.
     pub(super) const READABLE: Self = Self { ttl: "60s", every: "200" };
+
+    /// Milliseconds between two calls.
+    pub(super) const fn every(self) -> &'static str {
+        self.every
+    }
 }
 
 /// What the workloads had when they ran.
@@ -74,7 +81,7 @@ impl Walk {
     }
 }
 
-fn id_of(name: &str) -> String {
+pub(super) fn id_of(name: &str) -> String {
     format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{name}")
 }
 
@@ -89,7 +96,7 @@ async fn agent(place: &Place, stage: &mut Stage) -> Result<(String, String), Str
 }
 
 /// Who runs which executable is whom.
-async fn rules(place: &Place, pace: Pace) -> Result<((), String), String> {
+pub(super) async fn rules(place: &Place, pace: Pace) -> Result<((), String), String> {
     make_executables(&place.executables, &[WEB, BACKEND, STRANGER, NOBODY])?;
     let uid = format!("unix.uid={}", rustix::process::geteuid().as_raw());
     let directory = std::fs::canonicalize(&place.executables).map_err(|cause| cause.to_string())?;
@@ -253,10 +260,15 @@ async fn renewal(stage: &Stage) -> Result<((), String), String> {
 
 pub(super) async fn no_failed_handshake(stage: &Stage) -> Result<((), String), String> {
     let (web, _) = stage.workloads()?;
-    let calls = web.now().calls;
-    let seen = web.until("go on calling", |seen| seen.calls > calls).await?;
-    let (calls, serials) = (seen.calls, seen.serials.len());
-    Ok(((), format!("{calls} handshakes with {serials} certificates, {} failed", seen.failures)))
+    let (mut calls, mut failures, mut serials) = (0_u64, 0_u64, BTreeSet::new());
+    for caller in std::iter::once(web).chain(stage.below.iter().flat_map(Below::callers)) {
+        let before = caller.now().calls;
+        let seen = caller.until("go on calling", |seen| seen.calls > before).await?;
+        calls = calls.saturating_add(seen.calls);
+        failures = failures.saturating_add(seen.failures);
+        serials.extend(seen.serials);
+    }
+    Ok(((), format!("{calls} handshakes with {} certificates, {failures} failed", serials.len())))
 }
 
 /// Waits until `web` has called with, and was answered with, other certificates than these two.

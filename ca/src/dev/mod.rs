@@ -3,9 +3,10 @@
 //! Laws: no root, no configuration, nothing outside one directory, which is removed at the end unless it was named; no
 //! process outlives this one. It is the real thing: the same configuration reader, server, agent, wire and
 //! administrators' verbs as anywhere else, and workloads that are processes of their own.
-//! Not here: the steps (`walk` for the authority, `mesh` for agent and workloads, `rotation` for the root), what runs meanwhile (`stage`,
+//! Not here: the steps (`walk` for the authority, `mesh` for agent and workloads, `clusters`, `rotation` for the root), what runs meanwhile (`stage`,
 //! `process`), what a workload does (`workload`), what is shown (`show`).
 
+mod clusters;
 mod mesh;
 mod process;
 mod rotation;
@@ -41,7 +42,12 @@ pub struct Way {
     pub check: bool,
     /// The root is changed, too.
     pub rotate: bool,
+    /// How many clusters there are; each after the first has a Rhizome of its own below the one root.
+    pub clusters: u8,
 }
+
+/// The most clusters of a trial.
+pub const MOST_CLUSTERS: i64 = 4;
 
 /// Runs the trial.
 pub async fn run(way: Way, directory: Option<&Path>, output: OutputFormat) -> Exit {

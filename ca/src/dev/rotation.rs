@@ -12,6 +12,7 @@ use rhizome_proto::admin::v1::{Rotation, RotationBlocker, RotationPhase, WatchRo
 use rhizome_server::Stopwatch;
 use serde_json::Value;
 
+use super::clusters::same_bundle;
 use super::stage::Stage;
 use super::walk::{NODE, Place, Walk, done, locally, path, text};
 
@@ -25,16 +26,19 @@ type Roots = BTreeSet<String>;
 
 impl Walk {
     /// A whole change of the root, and one that is taken back.
-    pub(super) async fn rotation(&mut self, place: &Place, stage: &Stage) -> Option<()> {
+    pub(super) async fn rotation(&mut self, place: &Place, stage: &mut Stage) -> Option<()> {
         let (old, before) = self.step("root change planned", planned(place)).await?;
         self.step("new root staged", begun(place, "1s")).await?;
         self.step("gate waits, by name", waits_for_the_laptop(place)).await?;
         self.step("both roots trusted", both_trusted(place, &before)).await?;
         self.step("new root signs", everybody_below_the_new(place, stage)).await?;
-        let after = self.step("old root gone", gone(place, &old, &before)).await?;
+        let after = self.step("old root gone", gone(place, stage, &old, &before)).await?;
         self.step("second change begun", begun(place, "10m")).await?;
+        if !stage.below.is_empty() {
+            self.step("a cluster cut off", waits_for_a_cluster(place, stage)).await?;
+        }
         self.step("second change signs", signs_again(place)).await?;
-        self.step("taken back", taken_back(place, &after)).await?;
+        self.step("taken back", taken_back(place, stage, &after)).await?;
         self.step("no failed handshake", super::mesh::no_failed_handshake(stage)).await
     }
 }
@@ -104,11 +108,44 @@ async fn everybody_below_the_new(place: &Place, stage: &Stage) -> Result<((), St
             return Err(format!("{} is below {found} and not {}", identity.spiffe_id, rotation.new));
         }
     }
-    Ok(((), format!("web and backend have certificates below {}", rotation.new)))
+    let new = authorities(&listed).find(|it| field(it, "/id") == Some(rotation.new.as_str()));
+    let new = new.and_then(|it| field(it, "/fingerprint")).ok_or("the new root has no certificate")?;
+    for below in &stage.below {
+        let listed = done(locally(&below.place, &["authority", "list"]).await?)?;
+        let issuer = authorities(&listed).find(|it| {
+            let signs = field(it, "/state") == Some("active");
+            signs && field(it, "/kind") == Some("issuer")
+        });
+        let above = issuer.and_then(|it| field(it, "/issuer_id"));
+        let root = authorities(&listed).find(|it| above.is_some() && field(it, "/id") == above);
+        if root.and_then(|it| field(it, "/fingerprint")) != Some(new) {
+            return Err(format!("what signs in {} is not below {}", below.name, rotation.new));
+        }
+    }
+    let clusters = stage.below.len().saturating_add(1);
+    let seen = format!("web and backend have certificates below {}, in {clusters} cluster(s)", rotation.new);
+    Ok(((), seen))
+}
+
+/// A cluster's own Rhizome stops in the middle: its name holds everything up, and its workloads go on.
+async fn waits_for_a_cluster(place: &Place, stage: &mut Stage) -> Result<((), String), String> {
+    let below = stage.below.first_mut().ok_or("no cluster joined")?;
+    below.authority.stop().await;
+    let name = format!("cluster:{}", below.name);
+    let ours = |it: &RotationBlocker| it.name == name;
+    let named = |it: &Rotation| it.phase() == RotationPhase::Distributing && it.blockers.iter().any(ours);
+    let rotation = until(place, "name the cluster that it waits for", named).await?;
+    let why = rotation.blockers.iter().find(|it| ours(it)).map(|it| it.why.clone()).unwrap_or_default();
+    for caller in below.callers() {
+        let before = caller.now().calls;
+        drop(caller.until("go on calling", |seen| seen.calls > before).await?);
+    }
+    below.authority.start_again().await?;
+    Ok(((), format!("{name}: {why}; its workloads went on, and it is back")))
 }
 
 /// Only the new one is trusted, and the old one's key does not exist any more.
-async fn gone(place: &Place, old: &str, before: &Roots) -> Result<(Roots, String), String> {
+async fn gone(place: &Place, stage: &Stage, old: &str, before: &Roots) -> Result<(Roots, String), String> {
     let rotation = until(place, "end", |it| !it.outcome.is_empty()).await?;
     if rotation.outcome != "rotated" {
         return Err(format!("it was {}", rotation.outcome));
@@ -121,6 +158,7 @@ async fn gone(place: &Place, old: &str, before: &Roots) -> Result<(Roots, String
     if authorities(&listed).any(|it| field(it, "/id") == Some(old)) {
         return Err(format!("{old} is still there"));
     }
+    same_bundle(place, stage).await?;
     Ok((after, format!("{old} is in no bundle, and its key is destroyed")))
 }
 
@@ -132,13 +170,14 @@ async fn signs_again(place: &Place) -> Result<((), String), String> {
 }
 
 /// It goes the same way backwards, and the same root is trusted as before, byte for byte.
-async fn taken_back(place: &Place, before: &Roots) -> Result<((), String), String> {
+async fn taken_back(place: &Place, stage: &Stage, before: &Roots) -> Result<((), String), String> {
     drop(done(locally(place, &["root", "abort", "--reason", "trial", "--yes"]).await?)?);
     let rotation = until(place, "end", |it| !it.outcome.is_empty()).await?;
     let after = roots(place).await?;
     if rotation.outcome != "aborted" || after != *before {
         return Err(format!("it was {}, and the bundle has {} roots", rotation.outcome, after.len()));
     }
+    same_bundle(place, stage).await?;
     Ok(((), format!("{} signs again; the same roots as before, byte for byte", rotation.old)))
 }
 

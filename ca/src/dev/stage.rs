@@ -35,6 +35,34 @@ pub(super) struct Stage {
     pub(super) agent: Option<Agent>,
     pub(super) backend: Option<Process>,
     pub(super) web: Option<Process>,
+    /// Clusters with a Rhizome of their own.
+    pub(super) below: Vec<Below>,
+}
+
+/// A cluster with a Rhizome of its own, and what runs for it.
+pub(super) struct Below {
+    pub(super) name: &'static str,
+    pub(super) place: Place,
+    pub(super) authority: Authority,
+    pub(super) agent: Option<Agent>,
+    /// A caller there, a caller in the first cluster, and whom that one calls.
+    pub(super) workloads: Vec<Process>,
+}
+
+impl Below {
+    /// Those that call somebody of the other cluster.
+    pub(super) fn callers(&self) -> impl Iterator<Item = &Process> {
+        self.workloads.iter().take(2)
+    }
+
+    /// Stops everything of it.
+    async fn clear(mut self) {
+        self.workloads.clear();
+        if let Some(agent) = self.agent.take() {
+            agent.stop().await;
+        }
+        self.authority.stop().await;
+    }
 }
 
 impl Stage {
@@ -54,7 +82,7 @@ impl Stage {
         }
         fs::write(&place.config, configuration).map_err(|cause| cause.to_string())?;
         let authority = Authority::start(&place.config).await?;
-        Ok(Self { authority, agent: None, backend: None, web: None })
+        Ok(Self { authority, agent: None, backend: None, web: None, below: Vec::new() })
     }
 
     /// Starts an agent that joins with `join`, and its sockets; waits until it follows the authority.
@@ -62,23 +90,9 @@ impl Stage {
     /// # Errors
     /// One sentence.
     pub(super) async fn start_agent(&mut self, place: &Place, join: &str) -> Result<(), String> {
-        let join = Some(JoinString::decode(join).map_err(|error| error.to_string())?);
-        let clock = Arc::new(rhizome_agent::SystemClock);
-        let ports =
-            Ports { clock: clock.clone(), entropy: Arc::new(rhizome_agent::SystemEntropy::default()) };
-        let settings = rhizome_agent::Settings { state: place.agent.clone(), join };
-        let agent = rhizome_agent::start(settings, ports).map_err(|error| error.to_string())?;
         // Kept at once, so that it is stopped whatever comes.
-        let agent = self.agent.insert(agent);
-        let socket = Socket::bind(&place.workload_api).map_err(|error| error.to_string())?;
-        let spawner = agent.spawner().clone();
-        let doors = Doors::new(agent.identities(), clock, spawner.clone(), DoorsSettings::default());
-        spawner.spawn("workload sockets", async move {
-            if let Err(cause) = serve(doors, socket).await {
-                tracing::error!(%cause, "the agent's sockets failed");
-            }
-        });
-        self.agent_follows(0).await
+        let agent = self.agent.insert(run_agent(place, join)?);
+        follows(agent, 0).await
     }
 
     /// Waits until the agent follows the authority, on a stream later than `syncs`.
@@ -86,13 +100,7 @@ impl Stage {
     /// # Errors
     /// One sentence.
     pub(super) async fn agent_follows(&self, syncs: u64) -> Result<(), String> {
-        let mut status = self.agent.as_ref().ok_or("there is no agent")?.status();
-        let follows = status.wait_for(|status| status.connected && status.syncs > syncs);
-        match tokio::time::timeout(PATIENCE, follows).await {
-            Ok(Ok(_status)) => Ok(()),
-            Ok(Err(_ended)) => Err("the agent ended".to_owned()),
-            Err(_elapsed) => Err(format!("the agent did not reach the authority within {PATIENCE:?}")),
-        }
+        follows(self.agent.as_ref().ok_or("there is no agent")?, syncs).await
     }
 
     /// How often the agent was brought up to date.
@@ -112,10 +120,48 @@ impl Stage {
     /// Stops everything.
     pub(super) async fn clear(mut self) {
         drop((self.web.take(), self.backend.take()));
+        while let Some(below) = self.below.pop() {
+            below.clear().await;
+        }
         if let Some(agent) = self.agent.take() {
             agent.stop().await;
         }
         self.authority.stop().await;
+    }
+}
+
+/// Starts an agent that joins with `join`, and its sockets.
+///
+/// # Errors
+/// One sentence.
+pub(super) fn run_agent(place: &Place, join: &str) -> Result<Agent, String> {
+    let join = Some(JoinString::decode(join).map_err(|error| error.to_string())?);
+    let clock = Arc::new(rhizome_agent::SystemClock);
+    let ports = Ports { clock: clock.clone(), entropy: Arc::new(rhizome_agent::SystemEntropy::default()) };
+    let settings = rhizome_agent::Settings { state: place.agent.clone(), join };
+    let socket = Socket::bind(&place.workload_api).map_err(|error| error.to_string())?;
+    let agent = rhizome_agent::start(settings, ports).map_err(|error| error.to_string())?;
+    let spawner = agent.spawner().clone();
+    let doors = Doors::new(agent.identities(), clock, spawner.clone(), DoorsSettings::default());
+    spawner.spawn("workload sockets", async move {
+        if let Err(cause) = serve(doors, socket).await {
+            tracing::error!(%cause, "the agent's sockets failed");
+        }
+    });
+    Ok(agent)
+}
+
+/// Waits until `agent` follows its authority, on a stream later than `syncs`.
+///
+/// # Errors
+/// One sentence.
+pub(super) async fn follows(agent: &Agent, syncs: u64) -> Result<(), String> {
+    let mut status = agent.status();
+    let follows = status.wait_for(|status| status.connected && status.syncs > syncs);
+    match tokio::time::timeout(PATIENCE, follows).await {
+        Ok(Ok(_status)) => Ok(()),
+        Ok(Err(_ended)) => Err("the agent ended".to_owned()),
+        Err(_elapsed) => Err(format!("the agent did not reach the authority within {PATIENCE:?}")),
     }
 }
 
@@ -128,7 +174,7 @@ pub(super) struct Authority {
 }
 
 impl Authority {
-    async fn start(path: &Path) -> Result<Self, String> {
+    pub(super) async fn start(path: &Path) -> Result<Self, String> {
         let Loaded { config, .. } = config::load(path).map_err(|error| error.to_string())?;
         let running = open(&config, None).await?;
         let (address, web) = (running.address(), running.web_address());

@@ -48,6 +48,7 @@ pub(super) struct Place {
     pub(super) agent: PathBuf,
     pub(super) workload_api: PathBuf,
     pub(super) executables: PathBuf,
+    pub(super) clusters: PathBuf,
 }
 
 impl Place {
@@ -63,6 +64,7 @@ impl Place {
             agent: directory.join("agent"),
             workload_api: directory.join("agent.sock"),
             executables: directory.join("bin"),
+            clusters: directory.join("clusters"),
         }
     }
 }
@@ -149,6 +151,7 @@ impl Walk {
         self.step("used token", used_token(place, &joined.join)).await?;
         let pace = if way.check || way.rotate { Pace::QUICK } else { Pace::READABLE };
         let mesh = Box::pin(self.mesh(place, stage, pace)).await?;
+        Box::pin(self.clusters(place, stage, way.clusters, pace)).await?;
         if way.check {
             Box::pin(self.changes(place, stage)).await?;
         }

@@ -32,16 +32,18 @@ fn the_check_walks_every_step_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_root_is_changed_and_a_change_is_taken_back_while_two_workloads_call_each_other() {
+fn a_root_is_changed_and_a_change_is_taken_back_while_workloads_of_two_clusters_call_each_other() {
     let scratch = tempfile::Builder::new().prefix("rhz").tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_rhizome"));
-    command.args(["dev", "--check", "--rotate"]);
+    command.args(["dev", "--check", "--clusters", "2", "--rotate"]);
     let output = command.env("TMPDIR", scratch.path()).output().unwrap();
     let said = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{said}{}", stderr(&output));
     let line =
         |step: &str| said.lines().rfind(|line| line.starts_with(step)).unwrap_or_else(|| panic!("{said}"));
     assert!(line("gate waits, by name").contains("laptop"), "{said}");
+    assert!(line("new root signs").ends_with("in 2 cluster(s)"), "{said}");
+    assert!(line("a cluster cut off").contains("cluster:east"), "{said}");
     assert!(line("old root gone").contains("its key is destroyed"), "{said}");
     assert!(line("taken back").ends_with("the same roots as before, byte for byte"), "{said}");
     assert!(line("no failed handshake").ends_with("certificates, 0 failed"), "{said}");

@@ -28,8 +28,9 @@ const SERVER_PATH: [&str; 2] = ["rhizome", "server"];
 pub enum ExpectedServer {
     /// Any Rhizome server of this trust domain: `spiffe://TD/rhizome/server/NAME`.
     ServerOf(TrustDomain),
-    /// Any Rhizome server of this trust domain whose certificate was signed by one of these keys (SHA-256 of their
-    /// SubjectPublicKeyInfo): whoever else has an issuer below the root could make such a name up.
+    /// Any Rhizome server of this trust domain whose certificate was signed by an issuer of the Rhizome that has the root,
+    /// which the root said in its name, or by one of these keys (SHA-256 of their SubjectPublicKeyInfo), for issuers that
+    /// were imported: whoever else has an issuer below the root could make such a server up.
     IssuedBy(TrustDomain, Vec<Digest>),
     /// This one.
     Exact(SpiffeId),
@@ -152,7 +153,9 @@ impl ServerVerifier {
         let peer = verify_peer(leaf, above, &self.anchors, PeerUsage::Server, now)
             .map_err(|error| self.explain(error, leaf, above, now))?;
         let issued = match &self.expected {
-            ExpectedServer::IssuedBy(_, issuers) => issuers.contains(&peer.issuer_key_digest),
+            ExpectedServer::IssuedBy(_, issuers) => {
+                peer.issuer_is_own || issuers.contains(&peer.issuer_key_digest)
+            }
             ExpectedServer::ServerOf(_) | ExpectedServer::Exact(_) => true,
         };
         if issued && self.expected.accepts(&peer.spiffe_id) {

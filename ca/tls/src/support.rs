@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use rhizome_id::{ReplicaNumber, Serial, SerialCounter, SpiffeId, Timestamp, TrustDomain, Ttl};
 use rhizome_x509::{
-    Bundle, CaCertificate, IntermediateSpec, Issuer, KeyAlgorithm, LeafSpec, Linted, PublicKey, RequestKey,
-    RootSpec, Signature, SigningAlgorithm, TrustAnchors, prepare_intermediate, prepare_leaf, prepare_root,
+    Bundle, CaCertificate, IntermediateRole, IntermediateSpec, Issuer, KeyAlgorithm, LeafSpec, Linted,
+    PublicKey, RequestKey, RootSpec, Signature, SigningAlgorithm, TrustAnchors, prepare_intermediate,
+    prepare_leaf, prepare_root,
 };
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -119,6 +120,7 @@ impl Authority {
         });
         let root = CaCertificate::parse(&root_key.seal(root.unwrap())).unwrap();
         let intermediate = IntermediateSpec {
+            role: IntermediateRole::Own,
             trust_domain: &trust_domain,
             generation: &generation,
             public_key: &key.public_key,

@@ -49,8 +49,8 @@ pub use key::{KeyAlgorithm, KeyError, PublicKey, SignatureError, SigningAlgorith
 pub use lint::{CertificateField, LintError};
 pub use names::{DnsName, DnsNameError};
 pub use profile::{
-    CrossSpec, IntermediateSpec, LeafSpec, PrepareError, RootSpec, ServerSpec, prepare_cross,
-    prepare_intermediate, prepare_leaf, prepare_root, prepare_server,
+    CrossSpec, IntermediateRole, IntermediateSpec, LeafSpec, PrepareError, RootSpec, ServerSpec,
+    prepare_cross, prepare_intermediate, prepare_leaf, prepare_root, prepare_server,
 };
 pub use request::{RequestError, RequestKey, create_csr};
 pub use signature::{Provenance, Signature};

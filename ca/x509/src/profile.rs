@@ -15,6 +15,7 @@ use rcgen::{
 };
 use rhizome_id::{AuthorityId, Serial, SpiffeId, Timestamp, TrustDomain};
 use time::OffsetDateTime;
+use x509_parser::x509::X509Name;
 
 use crate::certificate::CaCertificate;
 use crate::crl::CrlError;
@@ -181,9 +182,29 @@ pub fn prepare_root(spec: &RootSpec<'_>) -> Result<Linted, PrepareError> {
     Ok(Linted::new(tbs, algorithm, Arc::new(public_key.clone()), (serial, not_before, not_after), passed))
 }
 
+/// Whose intermediate it is. Part of its subject, so that whoever has the root alone tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntermediateRole {
+    /// Of the Rhizome that has the root: it signs the certificates of that Rhizome's servers, too.
+    Own,
+    /// Of a cluster with a Rhizome of its own, below that one.
+    Cluster,
+}
+
+impl IntermediateRole {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Own => "issuer",
+            Self::Cluster => "cluster-issuer",
+        }
+    }
+}
+
 /// An intermediate that signs leaves: path length 0.
 #[derive(Debug, Clone, Copy)]
 pub struct IntermediateSpec<'a> {
+    /// Whose it is.
+    pub role: IntermediateRole,
     /// The trust domain it issues for.
     pub trust_domain: &'a TrustDomain,
     /// The key generation; part of the subject.
@@ -210,15 +231,23 @@ pub fn prepare_intermediate(
     issuer: &CaCertificate,
     issuer_algorithm: SigningAlgorithm,
 ) -> Result<Linted, PrepareError> {
-    let IntermediateSpec { trust_domain, generation, public_key, algorithm, serial, not_before, not_after } =
-        *spec;
+    let IntermediateSpec {
+        role,
+        trust_domain,
+        generation,
+        public_key,
+        algorithm,
+        serial,
+        not_before,
+        not_after,
+    } = *spec;
     check_key(public_key, algorithm)?;
     check_key(issuer.public_key(), issuer_algorithm)?;
     if issuer.path_len() == Some(0) {
         return Err(IssuerError::PathLength { subject: issuer.subject().to_owned() }.into());
     }
     let spiffe_id = SpiffeId::of_trust_domain(trust_domain);
-    let subject = AuthoritySubject::new(trust_domain, "issuer", generation);
+    let subject = AuthoritySubject::new(trust_domain, role.word(), generation);
     let mut params = common_params(serial, not_before, not_after, public_key)?;
     set_authority_fields(&mut params, subject.name(), &spiffe_id, BasicConstraints::Constrained(0))?;
     params.use_authority_key_identifier_extension = true;
@@ -314,6 +343,14 @@ impl AuthoritySubject {
             [attribute(b"\x55\x04\x0a", &self.organization), attribute(b"\x55\x04\x03", &self.common_name)];
         der::encode(der::SEQUENCE, &[&parts.concat()])
     }
+}
+
+/// Whether `name` is that of an issuer of the Rhizome that has the root of `trust_domain`: byte for byte.
+pub(crate) fn is_own_issuer(name: &X509Name<'_>, trust_domain: &TrustDomain) -> bool {
+    let common_name = name.iter_common_name().next().and_then(|it| it.as_str().ok());
+    let generation = common_name.and_then(|it| it.rsplit(' ').next()?.parse::<AuthorityId>().ok());
+    let role = IntermediateRole::Own.word();
+    generation.is_some_and(|it| AuthoritySubject::new(trust_domain, role, &it).der() == name.as_raw())
 }
 
 fn uri(spiffe_id: &SpiffeId) -> Result<SanType, PrepareError> {

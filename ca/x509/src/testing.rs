@@ -9,7 +9,7 @@ use crate::certificate::{CaCertificate, Certificate};
 use crate::der::{self, Reader};
 use crate::issuer::{Issuer, IssuerNames};
 use crate::key::{KeyAlgorithm, PublicKey, SigningAlgorithm};
-use crate::profile::{self, IntermediateSpec, LeafSpec, RootSpec};
+use crate::profile::{self, IntermediateRole, IntermediateSpec, LeafSpec, RootSpec};
 use crate::request::RequestKey;
 use crate::signature::Signature;
 use crate::tbs::Linted;
@@ -124,6 +124,7 @@ impl Authority {
         });
         let root = CaCertificate::try_from(root_key.seal(root.unwrap())).unwrap();
         let spec = IntermediateSpec {
+            role: IntermediateRole::Own,
             trust_domain: &domain(),
             generation: &generation,
             public_key: &key.public,

@@ -18,6 +18,7 @@ use crate::certificate::{CaCertificate, CaCertificateError, CaExtensions};
 use crate::der;
 use crate::inspect::{self, InspectError};
 use crate::key::{KeyError, PublicKey};
+use crate::profile::is_own_issuer;
 
 /// Most certificates a peer may send, leaf included: two are usual, three during a rotation.
 pub const MAX_PEER_CHAIN: usize = 4;
@@ -49,6 +50,9 @@ pub struct VerifiedPeer {
     pub fingerprint: Digest,
     /// SHA-256 of the SubjectPublicKeyInfo that its signature was verified with: who issued it.
     pub issuer_key_digest: Digest,
+    /// Whether whoever issued it is an issuer of the Rhizome that has the root, and not of a cluster below it. The names in
+    /// a chain are followed up to the anchor (RFC 5280 §6.1.3), so only the root can have said so.
+    pub issuer_is_own: bool,
 }
 
 /// The anchors of a bundle, ready to verify with. Made once per bundle and shared.
@@ -150,6 +154,7 @@ pub fn verify_peer(
         public_key_digest: public_key.digest(),
         fingerprint: der::sha256(leaf),
         issuer_key_digest,
+        issuer_is_own: is_own_issuer(parsed.issuer(), &anchors.trust_domain),
     })
 }
 

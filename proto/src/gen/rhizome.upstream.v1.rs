@@ -59,6 +59,19 @@ pub struct KindCount {
     #[prost(uint64, tag = "2")]
     pub count: u64,
 }
+/// What the caller, and everybody below it, may still present below one root.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PresentedBelow {
+    /// The root, by SHA-256 of its certificate: 32 raw bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub root_sha256: ::prost::bytes::Bytes,
+    /// How many certificates.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+    /// The last second of the last of them.
+    #[prost(message, optional, tag = "3")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
+}
 /// How it stands below the caller; replaces the last report.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportRequest {
@@ -83,6 +96,30 @@ pub struct ReportRequest {
     /// Records of its ledger, in order, from where the last answer said; at most 512, and at most 1 MiB together.
     #[prost(message, repeated, tag = "7")]
     pub records: ::prost::alloc::vec::Vec<LedgerRecord>,
+    /// What may still be presented below each root, by the agents' own reports and the ledger; at most 64. A root that is not
+    /// named is presented by nobody any more.
+    #[prost(message, repeated, tag = "8")]
+    pub presents: ::prost::alloc::vec::Vec<PresentedBelow>,
+    /// The record of its ledger up to which `presents` speaks. 0: it does not say yet.
+    #[prost(uint64, tag = "9")]
+    pub presents_as_of: u64,
+    /// The sequence of the bundle that the caller itself has. 0: none.
+    #[prost(uint64, tag = "10")]
+    pub bundle_sequence: u64,
+}
+/// A root's key, certified by another root, while the one is changed for the other: chains below it carry it, so that
+/// whoever trusts only the other one accepts them, too.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Bridge {
+    /// The root, by SHA-256 of its certificate: 32 raw bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub root_sha256: ::prost::bytes::Bytes,
+    /// The root that certified its key, in the same form.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub by_sha256: ::prost::bytes::Bytes,
+    /// The certificate, in DER.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub certificate_der: ::prost::bytes::Bytes,
 }
 /// What the root's Rhizome knows after a report.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -93,7 +130,7 @@ pub struct ReportResponse {
     /// The published bundle's sequence.
     #[prost(uint64, tag = "2")]
     pub bundle_sequence: u64,
-    /// The bundle, when the caller said that it holds another one.
+    /// The bundle, when the caller said that it has another one.
     #[prost(message, optional, tag = "3")]
     pub bundle: ::core::option::Option<super::super::ca::v1::Bundle>,
     /// The root under which intermediates are signed now, by SHA-256 of its certificate: 32 raw bytes. When it is another one
@@ -110,9 +147,16 @@ pub struct ReportResponse {
     #[prost(message, optional, tag = "7")]
     pub now: ::core::option::Option<::prost_types::Timestamp>,
     /// SHA-256 of the SubjectPublicKeyInfo of each issuer that signs certificates of the root's own servers, 32 raw bytes
-    /// each; at most 16. The caller believes a server only when one of them signed its certificate.
+    /// each; at most 16. The caller believes a server only when one of them signed its certificate, or an issuer that the
+    /// root itself named as its Rhizome's own.
     #[prost(bytes = "bytes", repeated, tag = "8")]
     pub issuer_key_sha256: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// What chains below a root carry at the moment; at most one for each root of the bundle.
+    #[prost(message, repeated, tag = "9")]
+    pub bridges: ::prost::alloc::vec::Vec<Bridge>,
+    /// How soon the next report is wanted, in seconds: sooner while a change of the root waits for it. At most 60.
+    #[prost(uint32, tag = "10")]
+    pub again_after_seconds: u32,
 }
 /// Generated client implementations.
 pub mod upstream_service_client {

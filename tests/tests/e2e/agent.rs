@@ -39,8 +39,13 @@ fn command(folder: &Path) -> Command {
 impl Agent {
     /// Joins as the node `name` and serves.
     pub(crate) fn join(server: &Server, name: &str) -> Self {
+        Self::join_of(server, "dev", name)
+    }
+
+    /// Joins as the node `name` of `cluster` and serves.
+    pub(crate) fn join_of(server: &Server, cluster: &str, name: &str) -> Self {
         let folder = server.scratch().join(name);
-        must(command(&folder).args(["join", &server.join_string(name, &[])]));
+        must(command(&folder).args(["join", &server.join_string_of(cluster, name, &[])]));
         Self { process: run(&folder), folder }
     }
 

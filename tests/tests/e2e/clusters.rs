@@ -12,11 +12,12 @@ use crate::process;
 use crate::server::{Home, Server, join, line, rhizome};
 use crate::support::{must, run, said};
 
-/// Writes the join string of cluster `east` beside where its server will be, and starts that server.
-fn cluster_below(root: &Server) -> Server {
+/// Writes the join string of cluster `east`, which may have what `scope` says besides its namespace, beside where its server
+/// will be, and starts that server with `more` in its configuration.
+pub(crate) fn cluster_below(root: &Server, scope: &[&str], more: &str) -> Server {
     let words = ["cluster", "add", "east", "--namespace", "default", "--max-ttl", "1h", "--quiet"];
-    let string = line(&must(&mut root.admin(&words)));
-    let home = Home::new("");
+    let string = line(&must(&mut root.admin(&[&words, scope].concat())));
+    let home = Home::new(more).listening_on(process::quiet_port());
     let file = home.path().join("upstream.join");
     fs::write(&file, string).unwrap();
     let text = fs::read_to_string(home.config()).unwrap();
@@ -75,7 +76,7 @@ fn at_the_end(known: &Value) -> bool {
 #[test]
 fn a_cluster_issues_under_one_root_also_while_the_root_is_away_and_the_root_sees_what_it_does() {
     let mut root = Home::new("").listening_on(process::quiet_port()).serve();
-    let mut below = cluster_below(&root);
+    let mut below = cluster_below(&root, &[], "");
 
     // Workloads of both verify each other: one root, one bundle.
     let (far, near) = (below.scratch().join("far"), root.scratch().join("near"));

@@ -1,8 +1,9 @@
 //! Real proxies while the root is changed for another, and while that is taken back: not one handshake fails.
 //!
-//! Laws: two nodes, each with an agent of its own; calls go in both directions all the time, each a new connection and a
-//! full handshake; every call from the beginning of a story to its end is counted. The settling time is shortened in the
-//! configuration, which the plan names: everything here has the same clock.
+//! Laws: two Rhizomes, the root's and one of a cluster below it, and a node of each with an agent of its own; calls go in
+//! both directions all the time, each a new connection and a full handshake; every call from the beginning of a story to its
+//! end is counted. The settling time is shortened in the configuration, which the plan names: everything here has the same
+//! clock.
 //! Not here: gates and names (`root_rotation`), other people's validators (`judges`).
 
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::agent::{Agent, grant};
+use crate::clusters::cluster_below;
 use crate::envoy::{Envoy, Role, Sample, installed};
 use crate::process::{quiet_port, until};
 use crate::server::{Home, Server};
@@ -18,16 +20,19 @@ use crate::traffic::{Service, Traffic};
 
 /// Short enough for a test; `rhizome root rotate` warns of it.
 const ROTATION: &str = "rotation: {settle: 5s, soak: 10s, window: 5s}\n";
+/// Handshakes of a story that has to be sure.
+const MANY: usize = 10_200;
 /// Longer than any phase takes here; whoever waits longer waits for ever.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Two nodes, and on each a proxy that serves and one that calls the other node's.
+/// Two nodes, one of each Rhizome, and on each a proxy that serves and one that calls the other node's.
 struct Mesh {
     servers: [Envoy; 2],
     clients: [Envoy; 2],
     traffic: [Traffic; 2],
-    _agents: [Agent; 2],
+    agents: [Agent; 2],
     _service: Service,
+    below: Server,
     authority: Server,
 }
 
@@ -38,10 +43,15 @@ impl Mesh {
             return None;
         }
         let authority = Home::new(ROTATION).listening_on(quiet_port()).serve();
-        for role in [Role::Frontend, Role::Backend] {
-            grant(&authority, role.name(), &role.executable(), &format!("/{}", role.name()), "30s");
+        let identities =
+            ["--spiffe-id", "spiffe://example.test/frontend", "--spiffe-id", "spiffe://example.test/backend"];
+        let below = cluster_below(&authority, &identities, ROTATION);
+        for server in [&authority, &below] {
+            for role in [Role::Frontend, Role::Backend] {
+                grant(server, role.name(), &role.executable(), &format!("/{}", role.name()), "30s");
+            }
         }
-        let agents = ["n1", "n2"].map(|name| Agent::join(&authority, name));
+        let agents = [Agent::join(&authority, "n1"), Agent::join_of(&below, "east", "n2")];
         let service = Service::start();
         let id = |role: Role| format!("spiffe://example.test/{}", role.name());
         // The samples have the frontend call the backend; the other direction is the same with the names exchanged.
@@ -67,8 +77,9 @@ impl Mesh {
             servers: [server, other_server],
             clients: [client, other_client],
             traffic: [traffic, other_traffic],
-            _agents: agents,
+            agents,
             _service: service,
+            below,
             authority,
         })
     }
@@ -101,6 +112,29 @@ impl Mesh {
         self.until("tested", |it| it["phase"] == "staged" && it["gate_open"] == true);
         self.root(&["advance", "--from", "staged", "--yes"]);
         self.until("distributed", |it| it["phase"] == "distributing" && it["gate_open"] == true);
+    }
+
+    /// SIGKILL to each process that hands out identities, one after the other, and each is started again.
+    fn kill_everybody(&mut self) {
+        self.authority.kill();
+        self.more_calls();
+        self.authority.start_again();
+        self.below.kill();
+        self.more_calls();
+        self.below.start_again();
+        for agent in &mut self.agents {
+            agent.kill();
+            for traffic in &self.traffic {
+                traffic.wait_for_more(20);
+            }
+            agent.start_again();
+        }
+    }
+
+    /// Goes on to the phase after `phase` as soon as its gate is open.
+    fn advance(&self, phase: &str) {
+        self.until(&format!("done with {phase}"), |it| it["phase"] == phase && it["gate_open"] == true);
+        self.root(&["advance", "--from", phase, "--yes"]);
     }
 
     /// The roots as a proxy holds them.
@@ -160,11 +194,18 @@ impl Mesh {
         assert_eq!((failed.as_slice(), counted, resumed), ([].as_slice(), 0, 0));
         assert_eq!(handshakes, u64::try_from(made).unwrap(), "every call was a handshake");
     }
+
+    /// Goes on until enough handshakes were made for a failure that is rare to show.
+    fn until_many(&self) {
+        for traffic in &self.traffic {
+            traffic.wait_for(MANY / 2);
+        }
+    }
 }
 
 #[test]
 fn no_handshake_fails_through_a_whole_change_of_the_root() {
-    let Some(mesh) = Mesh::start() else { return };
+    let Some(mut mesh) = Mesh::start() else { return };
     mesh.more_calls();
     let before = mesh.roots();
     let issuer = mesh.clients[0].chain().unwrap().remove(1);
@@ -172,7 +213,15 @@ fn no_handshake_fails_through_a_whole_change_of_the_root() {
     assert_eq!(plan["choices"]["settle_seconds"], 5, "{plan}");
     assert!(plan["warnings"].to_string().contains("settling time is 5 s"), "{plan}");
 
+    // The cluster's own Rhizome is cut off half-way: it is waited for, by name.
+    mesh.below.kill();
     mesh.root(&["rotate", "--reason", "the story wants it", "--yes"]);
+    mesh.until("waiting for the cluster", |it| {
+        let blockers = it["blockers"].as_array().into_iter().flatten();
+        it["phase"] == "distributing" && blockers.map(|it| &it["name"]).any(|name| name == "cluster:east")
+    });
+    mesh.more_calls();
+    mesh.below.start_again();
     mesh.until("active", |it| it["phase"] == "active");
     mesh.wait_for_other_issuers(&issuer);
     mesh.more_calls();
@@ -213,4 +262,30 @@ fn no_handshake_fails_when_a_change_is_taken_back_while_both_roots_are_distribut
         if now == before { Ok(()) } else { Err(format!("{now:?}")) }
     });
     mesh.ends("two changes of the root that were taken back");
+}
+
+#[test]
+fn no_handshake_fails_when_every_process_that_hands_out_identities_is_killed_in_every_phase() {
+    let Some(mut mesh) = Mesh::start() else { return };
+    mesh.more_calls();
+    let before = mesh.roots();
+    mesh.root(&["rotate", "--reason", "the story wants it", "--manual", "--yes"]);
+    for phase in ["staged", "distributing", "active"] {
+        mesh.until(phase, |it| it["phase"] == phase);
+        mesh.kill_everybody();
+        mesh.advance(phase);
+    }
+    // Also out of the last phase that can be left backwards there is a way back, and then forwards again.
+    mesh.until("untrusting", |it| it["phase"] == "untrusting");
+    mesh.kill_everybody();
+    mesh.root(&["abort", "--reason", "fourth thoughts", "--yes"]);
+    mesh.until("aborted", |it| it["outcome"] == "aborted");
+    mesh.more_calls();
+    mesh.wait_for_plain_chains();
+    until("the roots as they were", || {
+        let now = mesh.roots();
+        if now == before { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    mesh.until_many();
+    mesh.ends("kills in every phase, and a way back from the last");
 }

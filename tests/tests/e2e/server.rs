@@ -283,8 +283,13 @@ impl Server {
 
     /// A join string for a node that may vouch for the namespace `default`.
     pub(crate) fn join_string(&self, name: &str, more: &[&str]) -> String {
+        self.join_string_of("dev", name, more)
+    }
+
+    /// The same for a node of `cluster`.
+    pub(crate) fn join_string_of(&self, cluster: &str, name: &str, more: &[&str]) -> String {
         let words =
-            ["token", "create", "--cluster", "dev", "--namespace", "default", "--quiet", "--node", name];
+            ["token", "create", "--cluster", cluster, "--namespace", "default", "--quiet", "--node", name];
         line(&must(self.admin(&words).args(more)))
     }
 

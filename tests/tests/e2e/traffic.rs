@@ -136,7 +136,11 @@ impl Traffic {
 
     /// Waits for that many more calls.
     pub(crate) fn wait_for_more(&self, count: usize) {
-        let goal = self.made.load(Ordering::SeqCst) + count;
+        self.wait_for(self.made.load(Ordering::SeqCst) + count);
+    }
+
+    /// Waits until there have been that many calls.
+    pub(crate) fn wait_for(&self, goal: usize) {
         until(&format!("{goal} calls"), || match self.made.load(Ordering::SeqCst) {
             enough if enough >= goal => Ok(()),
             fewer => Err(format!("{fewer} so far")),

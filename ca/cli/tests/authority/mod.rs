@@ -6,8 +6,9 @@ use bytes::Bytes;
 use rhizome_id::{ReplicaNumber, Serial, SerialCounter, SpiffeId, Timestamp, TrustDomain, Ttl};
 use rhizome_proto::ca::v1 as ca;
 use rhizome_x509::{
-    Bundle, CaCertificate, IntermediateSpec, Issuer, KeyAlgorithm, LeafSpec, Linted, PublicKey, RequestKey,
-    RootSpec, Signature, SigningAlgorithm, prepare_intermediate, prepare_leaf, prepare_root,
+    Bundle, CaCertificate, IntermediateRole, IntermediateSpec, Issuer, KeyAlgorithm, LeafSpec, Linted,
+    PublicKey, RequestKey, RootSpec, Signature, SigningAlgorithm, prepare_intermediate, prepare_leaf,
+    prepare_root,
 };
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -73,6 +74,7 @@ impl Authority {
         });
         let root = CaCertificate::parse(&root_key.seal(root.unwrap())).unwrap();
         let spec = IntermediateSpec {
+            role: IntermediateRole::Own,
             trust_domain: &domain,
             generation: &generation,
             public_key: &key.public,

@@ -3,7 +3,7 @@
 use rhizome_id::{AuthorityId, Digest, NameError, ReplicaName, Timestamp};
 use rhizome_x509::{Bundle, CaCertificate, Issuer, IssuerError};
 
-use crate::authority::{Authority, AuthorityKind, AuthorityState, Custody};
+use crate::authority::{Authority, AuthorityKind, AuthorityState, Cross, Custody};
 
 /// How far a sequence may jump: a restored store raises it by seconds since 1970 at most.
 const FURTHEST_JUMP: u64 = 1 << 40;
@@ -46,6 +46,14 @@ pub enum AboveError {
     #[error("the root {root} is not in the bundle")]
     UnknownRoot {
         /// SHA-256 of its certificate.
+        root: Digest,
+    },
+    /// A bridge between other roots than those of the bundle, or for another key.
+    #[error(
+        "the certificate that bridges from the root {root} is not for its key, or names a root that is not in the bundle"
+    )]
+    Bridge {
+        /// SHA-256 of the root's certificate.
         root: Digest,
     },
     /// No certificate.
@@ -113,18 +121,55 @@ pub enum RootChange {
     Delete(AuthorityId),
 }
 
-/// What the records of roots become when `anchors` are trusted and the one with fingerprint `signing` signs: one record
-/// for each, without a key, and only that one active. Empty when they are so already.
+/// A root's key, certified by another root: what chains below it carry while the one is changed for the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// SHA-256 of the root's certificate.
+    pub root: Digest,
+    /// SHA-256 of the certificate of the root that certified its key.
+    pub by: Digest,
+    /// The certificate.
+    pub certificate: CaCertificate,
+}
+
+/// Which root signs, and what bridges to others, as the one above says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signing {
+    /// SHA-256 of the certificate of the root that signs.
+    pub root: Digest,
+    /// The bridges that chains carry.
+    pub bridges: Vec<Bridge>,
+}
+
+impl Signing {
+    /// The bridge that chains below `anchor` carry.
+    fn cross(&self, anchor: &CaCertificate, anchors: &[CaCertificate]) -> Result<Option<Cross>, AboveError> {
+        let root = anchor.fingerprint();
+        let Some(bridge) = self.bridges.iter().find(|it| it.root == root) else { return Ok(None) };
+        if bridge.certificate.public_key() != anchor.public_key() {
+            return Err(AboveError::Bridge { root });
+        }
+        // Nobody trusts the other one alone any more when it has left the bundle.
+        let by = anchors.iter().find(|it| it.fingerprint() == bridge.by && **it != *anchor);
+        let Some(by) = by else { return Ok(None) };
+        let certificate = bridge.certificate.clone();
+        Ok(Some(Cross { by: name_of(by)?, certificate, carried: true }))
+    }
+}
+
+/// What the records of roots become when `anchors` are trusted and the one that signs is that of `above`: one record for
+/// each, without a key, and only that one active. Empty when they are so already.
 ///
 /// # Errors
-/// [`AboveError::UnknownRoot`] when `signing` is not among `anchors`.
+/// [`AboveError::UnknownRoot`] when the one that signs is not among `anchors`, [`AboveError::Bridge`].
 pub fn mirror_roots(
     known: &[&Authority],
     anchors: &[CaCertificate],
-    signing: &Digest,
+    above: &Signing,
     replica: &ReplicaName,
     now: Timestamp,
 ) -> Result<Vec<RootChange>, AboveError> {
+    let signing = &above.root;
     if !anchors.iter().any(|anchor| anchor.fingerprint() == *signing) {
         return Err(AboveError::UnknownRoot { root: *signing });
     }
@@ -138,22 +183,30 @@ pub fn mirror_roots(
             (false, None | Some(AuthorityState::Prepared)) => AuthorityState::Prepared,
             (false, Some(_)) => AuthorityState::Old,
         };
+        let cross = above.cross(anchor, anchors)?;
         match record {
-            Some(record) if record.state == state => {}
+            Some(record) if record.state == state && record.cross == cross => {}
             Some(record) => {
-                let activated_at = if signs { Some(now) } else { record.activated_at };
-                changes.push(RootChange::Put(Box::new(Authority {
-                    state,
-                    activated_at,
-                    ..Authority::clone(record)
-                })));
+                let begins = signs && record.state != AuthorityState::Active;
+                let activated_at = if begins { Some(now) } else { record.activated_at };
+                let next = Authority { state, activated_at, cross, ..Authority::clone(record) };
+                changes.push(RootChange::Put(Box::new(next)));
             }
-            None => changes.push(RootChange::Put(Box::new(new_root(anchor, state, replica, now)?))),
+            None => {
+                let next = Authority { cross, ..new_root(anchor, state, replica, now)? };
+                changes.push(RootChange::Put(Box::new(next)));
+            }
         }
     }
     let gone = roots().filter(|it| !anchors.contains(&it.certificate));
     changes.extend(gone.map(|it| RootChange::Delete(it.id.clone())));
     Ok(changes)
+}
+
+/// The name of a root's record here: it follows from its certificate.
+fn name_of(anchor: &CaCertificate) -> Result<AuthorityId, AboveError> {
+    let fingerprint: String = anchor.fingerprint().to_string().chars().take(16).collect();
+    Ok(format!("root-{fingerprint}").parse()?)
 }
 
 fn new_root(
@@ -162,14 +215,14 @@ fn new_root(
     replica: &ReplicaName,
     now: Timestamp,
 ) -> Result<Authority, AboveError> {
-    let fingerprint: String = anchor.fingerprint().to_string().chars().take(16).collect();
-    let name = format!("root-{fingerprint}");
+    let id = name_of(anchor)?;
+    let key = id.as_str().parse()?;
     Ok(Authority {
-        id: name.parse()?,
+        id,
         kind: AuthorityKind::Root,
         replica: replica.clone(),
         // No ring knows it: the key is above.
-        key: name.parse()?,
+        key,
         algorithm: rhizome_x509::SigningAlgorithm::default(),
         certificate: anchor.clone(),
         issuer: None,

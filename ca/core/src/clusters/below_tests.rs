@@ -2,8 +2,8 @@
 
 use rhizome_id::{ReplicaNumber, Serial, SerialCounter, Ttl};
 use rhizome_x509::{
-    IntermediateSpec, KeyAlgorithm, RequestKey, RootSpec, Signature, SigningAlgorithm, prepare_intermediate,
-    prepare_root,
+    IntermediateRole, IntermediateSpec, KeyAlgorithm, RequestKey, RootSpec, Signature, SigningAlgorithm,
+    prepare_intermediate, prepare_root,
 };
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -50,6 +50,7 @@ fn root(name: &str) -> (CaCertificate, RequestKey) {
 
 fn intermediate(above: &(CaCertificate, RequestKey), key: &RequestKey) -> CaCertificate {
     let spec = IntermediateSpec {
+        role: IntermediateRole::Cluster,
         trust_domain: &"example.org".parse().unwrap(),
         generation: &"issuer-1".parse().unwrap(),
         public_key: key.public_key(),
@@ -117,7 +118,8 @@ fn the_records_of_roots_follow_the_bundle_and_only_the_signing_one_is_active() {
     let mut records: Vec<Authority> = Vec::new();
     let step = |records: &mut Vec<Authority>, anchors: &[CaCertificate], signing: &CaCertificate| {
         let known: Vec<&Authority> = records.iter().collect();
-        let changes = mirror_roots(&known, anchors, &signing.fingerprint(), &replica, at(0)).unwrap();
+        let signing = Signing { root: signing.fingerprint(), bridges: Vec::new() };
+        let changes = mirror_roots(&known, anchors, &signing, &replica, at(0)).unwrap();
         let count = changes.len();
         for change in changes {
             match change {
@@ -151,6 +153,7 @@ fn the_records_of_roots_follow_the_bundle_and_only_the_signing_one_is_active() {
     step(&mut records, std::slice::from_ref(&new), &new);
     assert_eq!(states(&records), [(new.clone(), AuthorityState::Active)]);
     let known: Vec<&Authority> = records.iter().collect();
-    let foreign = mirror_roots(&known, &[new], &old.fingerprint(), &replica, at(0));
+    let signing = Signing { root: old.fingerprint(), bridges: Vec::new() };
+    let foreign = mirror_roots(&known, &[new], &signing, &replica, at(0));
     assert!(matches!(foreign, Err(AboveError::UnknownRoot { .. })));
 }

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use rhizome_id::{AuthorityId, ClusterName, Digest, Timestamp, TrustDomain};
 use serde::{Deserialize, Serialize};
 
-use super::{Alarm, Cluster, ClusterState, continue_ledger, outside_scope};
+use super::{Alarm, Cluster, ClusterState, Granted, continue_ledger, outside_scope};
 use crate::documents::{Kind, Stored};
 use crate::ledger::{Event, Fault, FaultKind, Head, Position, Record};
 use crate::limits::{
     CLUSTER_ALARMS_KEPT, CLUSTER_SAME_SECONDS, CLUSTER_SILENT_SECONDS, ROTATION_SKEW_SECONDS,
 };
-use crate::rotation::evidence::{Held, Presented, Subscriber, SubscriberKind};
+use crate::rotation::Choices;
+use crate::rotation::evidence::{Held, Presented, Subscriber, SubscriberKind, gone};
+use crate::rotation::holdings;
 
 /// What a cluster's Rhizome says of everything below it. Replaces what it said before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,21 @@ pub struct Reported {
     /// The last record of its ledger, as it says.
     #[serde(default)]
     pub last_record: u64,
+    /// What it says is still presented, by SHA-256 of the root's certificate. Whoever is not named is presented no more.
+    #[serde(default)]
+    pub presents: BTreeMap<Digest, PresentedBelow>,
+    /// The record of its ledger up to which that speaks; 0: it does not say.
+    #[serde(default)]
+    pub presents_as_of: u64,
+}
+
+/// What a cluster says that somebody below it may still present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PresentedBelow {
+    /// How many certificates.
+    pub count: u64,
+    /// The last second of the last of them.
+    pub until: Timestamp,
 }
 
 /// A bundle that everybody below a cluster's Rhizome has at least.
@@ -52,6 +69,9 @@ pub struct ServedIssuer {
     pub count: u64,
     /// The last second of the last of them.
     pub until: Timestamp,
+    /// The record of its ledger with the last of them.
+    #[serde(default)]
+    pub last_record: u64,
 }
 
 /// What is known of a cluster, as a document. Written with every report.
@@ -193,9 +213,11 @@ impl ClusterReport {
                 && let Some(granted) = cluster.granted.iter().find(|it| it.id == issuance.issuer)
             {
                 let until = issuance.not_after.min(granted.not_after);
-                let served = self.issued.entry(issuance.issuer).or_insert(ServedIssuer { count: 0, until });
+                let first = ServedIssuer { count: 0, until, last_record: 0 };
+                let served = self.issued.entry(issuance.issuer).or_insert(first);
                 served.count = served.count.saturating_add(1);
                 served.until = served.until.max(until);
+                served.last_record = served.last_record.max(position.0);
             }
         }
         found
@@ -231,23 +253,74 @@ impl ClusterReport {
     }
 }
 
+/// What a change of the root looks at a cluster with.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlook<'o> {
+    /// The roots on record, by SHA-256 of their certificates.
+    pub roots: &'o BTreeMap<Digest, AuthorityId>,
+    /// What was chosen for the change.
+    pub choices: &'o Choices,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// What a cluster says is still presented: roots on record, and whether there are others.
+struct Claim<'c> {
+    report: &'c ClusterReport,
+    roots: BTreeMap<&'c AuthorityId, PresentedBelow>,
+    unknown: bool,
+}
+
+impl<'c> Claim<'c> {
+    /// `None` while it says nothing, and when only the end of certificates counts.
+    fn of(report: &'c ClusterReport, outlook: &Outlook<'c>) -> Option<Self> {
+        let reported = &report.reported;
+        if reported.presents_as_of == 0 || outlook.choices.until_expiry {
+            return None;
+        }
+        let known = |(root, it): (&Digest, &PresentedBelow)| Some((outlook.roots.get(root)?, *it));
+        let roots: BTreeMap<_, _> = reported.presents.iter().filter_map(known).collect();
+        let unknown = roots.len() < reported.presents.len();
+        Some(Self { report, roots, unknown })
+    }
+
+    fn names(&self, root: &AuthorityId) -> bool {
+        self.unknown || self.roots.contains_key(root)
+    }
+
+    /// Whether it says that what an intermediate below `root` signed, up to `last_record`, is presented no more.
+    fn disowns_issued(&self, root: &AuthorityId, last_record: u64) -> bool {
+        self.report.reported.presents_as_of >= last_record && !self.names(root)
+    }
+
+    /// Whether it says, long enough after an intermediate was granted, that it signs nothing with it.
+    fn disowns_granted(&self, granted: &Granted, outlook: &Outlook<'_>) -> bool {
+        self.report.at.since(granted.granted_at) >= outlook.choices.settle_seconds
+            && !self.names(&granted.root)
+    }
+}
+
+/// What a cluster says of itself, for its own certificate: it is judged like an agent's.
+pub fn own_report(report: &ClusterReport, outlook: &Outlook<'_>) -> Option<holdings::Report> {
+    let claim = Claim::of(report, outlook)?;
+    let roots = claim.roots.keys().map(|it| (*it).clone()).collect();
+    Some(holdings::Report { roots, unknown: claim.unknown, with_own: true, at: report.at })
+}
+
 /// A cluster as the change of the root sees it: one subscriber that stands for everything below it. `None` when nothing
 /// that it was granted can still be valid: then nobody depends on it.
-pub fn subscriber(cluster: &Cluster, report: Option<&ClusterReport>, now: Timestamp) -> Option<Subscriber> {
+///
+/// Its ledger says what it issued and what it was granted it may sign with. That it presents these no more is its own
+/// word, as an agent's is: who lies there harms what is below it alone.
+pub fn subscriber(
+    cluster: &Cluster,
+    report: Option<&ClusterReport>,
+    outlook: &Outlook<'_>,
+) -> Option<Subscriber> {
     let until = cluster.matters_until()?;
+    let claim = report.and_then(|it| Claim::of(it, outlook));
+    let issued = presented(cluster, report, claim.as_ref(), outlook);
     let reported = report.map(|it| &it.reported);
-    let mut presents: Vec<Presented> = Vec::new();
-    for (issuer, served) in report.into_iter().flat_map(|it| &it.issued) {
-        let Some(granted) = cluster.granted.iter().find(|it| it.id == *issuer) else { continue };
-        let count = u32::try_from(served.count).unwrap_or(u32::MAX);
-        match presents.iter_mut().find(|it| it.root == granted.root) {
-            Some(known) => {
-                known.count = known.count.saturating_add(count);
-                known.until = known.until.max(served.until);
-            }
-            None => presents.push(Presented { root: granted.root.clone(), count, until: served.until }),
-        }
-    }
     let unread = report.is_none_or(|it| it.read_to < it.reported.last_record);
     let mut behind = reported.map(|it| it.behind.clone()).unwrap_or_default();
     if reported.is_some_and(|it| it.behind_count > 0) && behind.is_empty() {
@@ -265,11 +338,48 @@ pub fn subscriber(cluster: &Cluster, report: Option<&ClusterReport>, now: Timest
         kind: SubscriberKind::Subordinate,
         cluster: cluster.name.to_string(),
         holds: report.and_then(held),
-        workloads: presents.iter().map(|it| it.count).fold(0, u32::saturating_add),
-        presents,
+        workloads: issued.iter().map(|it| it.count).fold(0, u32::saturating_add),
+        presents: issued,
         until: Some(until),
         last_contact: report.map(|it| it.at),
-        connected: cluster.state == ClusterState::Active && report.is_some_and(|it| it.is_heard(now)),
+        connected: cluster.state == ClusterState::Active && report.is_some_and(|it| it.is_heard(outlook.now)),
         behind,
     })
+}
+
+fn presented(
+    cluster: &Cluster,
+    report: Option<&ClusterReport>,
+    claim: Option<&Claim<'_>>,
+    outlook: &Outlook<'_>,
+) -> Vec<Presented> {
+    let mut found: Vec<Presented> = Vec::new();
+    let mut add = |root: &AuthorityId, count: u64, until: Timestamp| {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        match found.iter_mut().find(|it| it.root == *root) {
+            Some(known) => {
+                known.count = known.count.saturating_add(count);
+                known.until = known.until.max(until);
+            }
+            None => found.push(Presented { root: root.clone(), count, until }),
+        }
+    };
+    for (issuer, served) in report.into_iter().flat_map(|it| &it.issued) {
+        let Some(granted) = cluster.granted.iter().find(|it| it.id == *issuer) else { continue };
+        if !claim.is_some_and(|it| it.disowns_issued(&granted.root, served.last_record)) {
+            add(&granted.root, served.count, served.until);
+        }
+    }
+    // With what it was granted it may sign at any moment.
+    let living = cluster.granted.iter().filter(|it| !gone(it.not_after, outlook.now));
+    for granted in living.filter(|granted| !claim.is_some_and(|it| it.disowns_granted(granted, outlook))) {
+        add(&granted.root, 1, granted.not_after);
+    }
+    for (root, said) in claim.into_iter().flat_map(|it| &it.roots) {
+        add(root, 0, said.until);
+    }
+    for known in &mut found {
+        known.count = known.count.max(1);
+    }
+    found
 }

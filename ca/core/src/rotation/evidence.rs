@@ -288,7 +288,7 @@ impl Subscriber {
 }
 
 /// Whether what is valid until `until` has expired for everybody, slow clocks included.
-pub(super) fn gone(until: Timestamp, now: Timestamp) -> bool {
+pub fn gone(until: Timestamp, now: Timestamp) -> bool {
     now.since(until) > ROTATION_SKEW_SECONDS
 }
 

@@ -7,9 +7,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use rhizome_core::clusters::{HeldBelow, Reported};
+use rhizome_core::authority::{Authority, AuthorityKind};
+use rhizome_core::clusters::{HeldBelow, PresentedBelow, Reported};
 use rhizome_core::ledger::{Position, Record};
-use rhizome_id::{Digest, SerialCounter, Ttl};
+use rhizome_core::rotation::Phase;
+use rhizome_core::state::State;
+use rhizome_id::{Digest, SerialCounter, Timestamp, Ttl};
 use rhizome_proto::upstream::v1 as wire;
 use rhizome_proto::upstream::v1::upstream_service_server::UpstreamService;
 use tonic::{Request, Response};
@@ -26,6 +29,11 @@ const KINDS: usize = 8;
 pub(crate) const BEHIND: usize = 32;
 const NAME_BYTES: usize = 256;
 const VERSION_BYTES: usize = 64;
+/// Seconds between two reports of a cluster, while the root is changed and else.
+const REPORT_SOON: u32 = 1;
+const REPORT_SELDOM: u32 = 5;
+/// Roots of a bundle.
+const PRESENTS: usize = 64;
 
 #[tonic::async_trait]
 impl UpstreamService for Api {
@@ -54,6 +62,7 @@ impl UpstreamService for Api {
         let caller = self.0.caller(&request)?;
         let mut request = request.into_inner();
         let records = read_records(std::mem::take(&mut request.records))?;
+        let has = request.bundle_sequence;
         let reported = read_reported(request)?;
         let holds = reported.holds;
         let report = self.0.take_report(&caller, reported, &records).await;
@@ -64,7 +73,8 @@ impl UpstreamService for Api {
         let published = self.0.bundle().ok_or(ApiError::Issue(IssueError::NoAuthority))?;
         let (sequence, digest) = (published.bundle.sequence(), published.bundle.digest());
         let issuers = own_issuer_keys(&state, self.0.ports.clock.now());
-        let same = holds.is_some_and(|it| (it.sequence, it.digest) == (sequence, digest));
+        let another = holds.is_some_and(|it| it.sequence == sequence && it.digest != digest);
+        let same = has == sequence && !another;
         Ok(Response::new(wire::ReportResponse {
             next_position: report.read_to.saturating_add(1),
             bundle_sequence: sequence,
@@ -74,8 +84,44 @@ impl UpstreamService for Api {
             intermediate_ttl_seconds: Ttl::seconds(cluster.intermediate_ttl),
             now: Some(convert::timestamp(self.0.ports.clock.now())),
             issuer_key_sha256: issuers.iter().map(convert::digest).collect(),
+            bridges: bridges(&state),
+            again_after_seconds: again_after(&state),
         }))
     }
+}
+
+/// How soon a cluster is wanted to report again, in seconds: a change of the root waits for it.
+fn again_after(state: &State) -> u32 {
+    let changes = state.rotation().is_some_and(|it| it.value.phase != Phase::Stable);
+    if changes { REPORT_SOON } else { REPORT_SELDOM }
+}
+
+/// What chains below roots carry.
+fn bridges(state: &State) -> Vec<wire::Bridge> {
+    let roots = state.authorities().values().map(|it| &*it.value);
+    let bridge = |root: &Authority| {
+        let cross = root.cross.as_ref().filter(|it| it.carried)?;
+        let by = state.authorities().get(&cross.by)?;
+        Some(wire::Bridge {
+            root_sha256: convert::digest(&root.anchor().fingerprint()),
+            by_sha256: convert::digest(&by.value.anchor().fingerprint()),
+            certificate_der: Bytes::copy_from_slice(cross.certificate.der()),
+        })
+    };
+    roots.filter(|it| it.kind == AuthorityKind::Root).filter_map(bridge).collect()
+}
+
+fn read_presents(sent: Vec<wire::PresentedBelow>) -> Result<BTreeMap<Digest, PresentedBelow>, ApiError> {
+    if sent.len() > PRESENTS {
+        let problem = format!("there are {}; the limit is {PRESENTS}", sent.len());
+        return Err(ApiError::Invalid { field: "presents", problem });
+    }
+    let one = |it: wire::PresentedBelow| {
+        let root = convert::read_digest("presents", &it.root_sha256)?;
+        let until = Timestamp::from_unix(it.until.map_or(0, |it| it.seconds));
+        Ok((root, PresentedBelow { count: it.count, until }))
+    };
+    sent.into_iter().map(one).collect()
 }
 
 fn read_records(records: Vec<wire::LedgerRecord>) -> Result<Vec<Record>, ApiError> {
@@ -126,5 +172,7 @@ fn read_reported(request: wire::ReportRequest) -> Result<Reported, ApiError> {
         behind: request.behind,
         version: request.version,
         last_record: request.last_record,
+        presents: read_presents(request.presents)?,
+        presents_as_of: request.presents_as_of,
     })
 }

@@ -14,9 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rhizome_core::authority::{Authority, AuthorityKind};
 use rhizome_core::caller::{Principal, principal_of};
 use rhizome_core::clusters::AboveError;
 use rhizome_core::ports::{Clock, StoreError};
+use rhizome_core::state::State;
 use rhizome_id::{ClusterName, Digest, Timestamp, TrustDomain};
 use rhizome_proto::ca::v1 as ca;
 use rhizome_proto::node::v1 as node;
@@ -28,7 +30,8 @@ use rhizome_tls::{
     MAX_ISSUERS, StoredIdentity, TlsError, client_config, connect, discover,
 };
 use rhizome_x509::{
-    Bundle, KeyAlgorithm, PeerUsage, RequestError, RequestKey, TrustAnchors, create_csr, inspect, verify_peer,
+    Bundle, CaCertificate, Issuer, KeyAlgorithm, PeerUsage, RequestError, RequestKey, TrustAnchors,
+    create_csr, inspect, verify_peer,
 };
 use tonic::Request;
 use tonic::transport::Channel;
@@ -39,6 +42,8 @@ use crate::error::ApiError;
 use crate::settings::UpstreamSettings;
 use crate::status::{Refusal, heard};
 
+/// How soon an identity is renewed again because of the root it is below, in seconds.
+const RENEW_AGAIN_SECONDS: i64 = 10;
 /// For one answer of a server that may be recovering.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 /// Where the key waits, in PKCS #8 DER, between being made and being certified.
@@ -158,8 +163,26 @@ impl From<RequestError> for UpstreamError {
 struct Identity {
     presented: ClientIdentity,
     renew_at: Timestamp,
+    not_after: Timestamp,
+    /// When it was taken into use.
+    since: Timestamp,
+    /// What signed it, nearest first.
+    above: Vec<CaCertificate>,
     /// The roots that were believed when it was stored: for the first connection, before any bundle is taken over.
     trusted: Bundle,
+}
+
+impl Identity {
+    /// Which of `roots` it is below, without going round by a bridge to another one. `None`: nobody can say.
+    fn root_among<'r>(&self, roots: impl Iterator<Item = &'r CaCertificate>) -> Option<&'r CaCertificate> {
+        let reaches = |root: &CaCertificate| {
+            (1..=self.above.len()).find(|many| {
+                let between = self.above.get(..*many).unwrap_or_default().to_vec();
+                Issuer::new(between, root.clone()).is_ok()
+            })
+        };
+        roots.filter_map(|root| Some((reaches(root)?, root))).min_by_key(|(many, _)| *many).map(|(_, it)| it)
+    }
 }
 
 /// A connection, and the sequence of the bundle that its servers are verified by.
@@ -205,21 +228,30 @@ impl Link {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has an identity: joins where there is none, renews it at half of its life.
+    /// Has an identity: joins where there is none, renews it at half of its life, and when it is below another root than
+    /// `signing`, which signs now.
     pub(super) async fn keep_identity(
         &self,
         ours: &Ca,
         bundle: Option<&Bundle>,
+        signing: Option<&CaCertificate>,
     ) -> Result<(), UpstreamError> {
         let now = ours.ports.clock.now();
         if self.identity().is_none() {
             if !self.directory.exists() {
                 self.join(ours).await?;
             }
-            let loaded = self.load(&ours.settings.trust_domain).await?;
+            let loaded = self.load(&ours.settings.trust_domain, now).await?;
             *self.identity() = Some(Arc::new(loaded));
         }
-        let due = self.identity().as_ref().is_some_and(|it| now >= it.renew_at);
+        let anchors = bundle.map(Bundle::anchors).unwrap_or_default();
+        let is_due = |it: &Arc<Identity>| {
+            let below = it.root_among(anchors.iter());
+            // The servers above may still sign with what they had a moment ago: not at once again.
+            let elsewhere = below.zip(signing).is_some_and(|(below, signing)| below != signing);
+            now >= it.renew_at || elsewhere && now.since(it.since) >= RENEW_AGAIN_SECONDS
+        };
+        let due = self.identity().as_ref().is_some_and(is_due);
         if due && let Err(cause) = self.renew(ours, bundle).await {
             // It is valid for as long again.
             tracing::warn!(%cause, "the identity for the Rhizome above could not be renewed; trying again");
@@ -227,7 +259,20 @@ impl Link {
         Ok(())
     }
 
-    async fn load(&self, domain: &TrustDomain) -> Result<Identity, UpstreamError> {
+    /// Says below which root its identity is, and until when. One that nobody can place may be below any.
+    pub(super) fn presents(&self, state: &State, mut tell: impl FnMut(&Authority, Timestamp)) {
+        let Some(identity) = self.identity().clone() else { return };
+        let roots = || {
+            let records = state.authorities().values().map(|it| &*it.value);
+            records.filter(|it| it.kind == AuthorityKind::Root)
+        };
+        let below = identity.root_among(roots().map(|it| it.anchor()));
+        for root in roots().filter(|it| below.is_none_or(|below| it.anchor() == below)) {
+            tell(root, identity.not_after);
+        }
+    }
+
+    async fn load(&self, domain: &TrustDomain, now: Timestamp) -> Result<Identity, UpstreamError> {
         let directory = self.directory.clone();
         let stored = on_disk(move || directory.load()).await?;
         let StoredIdentity { identity: presented, bundle: trusted } = stored?;
@@ -243,7 +288,15 @@ impl Link {
             }
         }
         let life = facts.not_after.since(facts.not_before);
-        Ok(Identity { presented, renew_at: facts.not_before.plus(life / 2), trusted })
+        let above = presented.chain_der().iter().skip(1).filter_map(|der| CaCertificate::parse(der).ok());
+        Ok(Identity {
+            above: above.collect(),
+            presented,
+            renew_at: facts.not_before.plus(life / 2),
+            not_after: facts.not_after,
+            since: now,
+            trusted,
+        })
     }
 
     async fn join(&self, ours: &Ca) -> Result<(), UpstreamError> {
@@ -284,7 +337,7 @@ impl Link {
             answer.map_err(|status| self.refused(heard(&status)))?.into_inner().identity.unwrap_or_default();
         let trusted = bundle.map_or_else(|| identity.trusted.clone(), Clone::clone);
         self.keep(&issued, &key, trusted).await?;
-        let loaded = self.load(&ours.settings.trust_domain).await?;
+        let loaded = self.load(&ours.settings.trust_domain, ours.ports.clock.now()).await?;
         *self.identity() = Some(Arc::new(loaded));
         *self.open() = None;
         Ok(())

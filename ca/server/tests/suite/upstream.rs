@@ -200,8 +200,9 @@ async fn a_join_string_is_used_once_and_another_root_is_not_believed() {
     // Another issuer below the same root poses as the root's server: it gets no token.
     let domain = join.trust_domain().clone();
     let roots = join.root_sha256().to_vec();
-    let posing = JoinString::new(join.addresses().to_vec(), domain, roots, join.token().to_owned()).unwrap();
-    let posing = posing.for_cluster(cluster.clone(), vec![rhizome_id::Digest::from_bytes([7; 32])]);
+    let address = vec![below.address().to_string()];
+    let posing = JoinString::new(address, domain, roots, join.token().to_owned()).unwrap();
+    let posing = posing.for_cluster(cluster.clone(), join.issuer_sha256().to_vec());
     let posing =
         Above { join: Some((posing, cluster)), identity: scratch.path().join("posing"), ..above.clone() };
     let refused = root.try_below(&posing, &root.clock).await.err().unwrap().to_string();

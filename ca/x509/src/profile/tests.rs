@@ -163,6 +163,7 @@ fn roots_and_intermediates_have_subjects_of_their_own_and_the_right_path_lengths
 fn an_intermediate_needs_an_issuer_that_may_have_one_and_algorithms_that_fit() {
     let (authority, key) = (Authority::new(), TestKey::p256());
     let spec = IntermediateSpec {
+        role: IntermediateRole::Own,
         trust_domain: &domain(),
         generation: &"g2".parse().unwrap(),
         public_key: &key.public,
